@@ -1,0 +1,3 @@
+"""tagmask: tags in, masks out."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,120 @@
+"""The files of a run folder, read and written atomically: a file that exists is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_torch_file
+from safetensors.torch import save_file as save_torch_file
+from torch import Tensor
+
+from tagmask.errors import RunError
+
+UNSURE = 255  # the VOC convention: "void", a pixel of no known class
+
+
+@contextmanager
+def written_atomically(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure.
+
+    Raises:
+        RunError: the file cannot be written (disk full, no permission); nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name[-80:]}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise RunError(f"cannot write {path}: {reason}; free space or choose another folder.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with written_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises RunError if the file is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunError(f"{path} does not exist: is {path.parent} a tagmask folder?") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} is not JSON ({error}): remove it, then start the command again.") from error
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write named arrays as one safetensors file."""
+    with written_atomically(path) as temporary:
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    return load_file(path)
+
+
+def write_weights(path: Path, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Write a network: `path` (safetensors) and, beside it, `config.json` that says what the network is."""
+    write_json(path.with_name("config.json"), dict(config))
+    with written_atomically(path) as temporary:
+        save_torch_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, temporary)
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_weights` wrote. Raises RunError where either file is missing."""
+    config = read_json(path.with_name("config.json"))
+    if not path.exists():
+        raise RunError(f"{path} does not exist: the stage that makes it has not finished; run it again.")
+    return load_torch_file(path), config
+
+
+def voc_palette() -> list[int]:
+    """The VOC colour map, 256 × RGB flattened: bit i of the class id gives bits 7-i of R, G, B in turn."""
+    ids = np.arange(256)
+    palette = np.zeros((256, 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            palette[:, channel] |= (((ids >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
+    return palette.ravel().tolist()
+
+
+_PALETTE = voc_palette()
+
+
+def write_label_map(path: Path, labels: np.ndarray) -> None:
+    """Write a label map [H, W] uint8 (0 background, 1..K classes, 255 unsure) as a PNG with the VOC palette."""
+    image = Image.fromarray(np.ascontiguousarray(labels, dtype=np.uint8))
+    image.putpalette(_PALETTE)
+    with written_atomically(path) as temporary:
+        image.save(temporary, format="PNG", optimize=False)
+
+
+def read_label_map(path: Path) -> np.ndarray:
+    """Read an indexed or grey PNG as its ids, [H, W] uint8. Raises RunError for any other picture."""
+    with Image.open(path) as image:
+        if image.mode not in ("P", "L"):
+            raise RunError(f"{path} is a {image.mode} picture, not an indexed or grey label map: save it as ids.")
+        return np.array(image)
+
+
+def digest(value: Any) -> str:
+    """A short stable hash of any JSON-able value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]

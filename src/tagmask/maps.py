@@ -1,0 +1,108 @@
+"""`ResponseMaps`: one image's class activations, the currency between the stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from tagmask.artifacts import read_arrays, write_arrays
+
+STRIDE = 4  # maps are stored at a quarter of the image's size: IRN and AMN read them so
+
+
+@dataclass(frozen=True)
+class ResponseMaps:
+    """Activations of an image's tagged classes.
+
+    Attributes:
+        classes: [K] ids of the tagged classes, 1-based, ascending. K may be 0: an image of background only.
+        maps: [K, h, w] float, 0..1, with h = ceil(H / 4) and w = ceil(W / 4).
+        size: (H, W) of the image in pixels.
+        background: [h, w] float, 0..1, where a method gives a map of the background too (AMN).
+    """
+
+    classes: np.ndarray
+    maps: np.ndarray
+    size: tuple[int, int]
+    background: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        grid = grid_size(self.size)
+        if self.maps.shape != (len(self.classes), *grid):
+            raise ValueError(
+                f"maps are {list(self.maps.shape)}; {len(self.classes)} classes on an image of "
+                f"{self.size[0]}×{self.size[1]} need [{len(self.classes)}, {grid[0]}, {grid[1]}]"
+            )
+        if self.background is not None and self.background.shape != grid:
+            raise ValueError(f"background is {list(self.background.shape)}, not {list(grid)}")
+
+    def save(self, path: Path) -> None:
+        """Write as safetensors, the maps as float16."""
+        arrays = {
+            "maps": self.maps.astype(np.float16),
+            "classes": np.asarray(self.classes, np.int32),
+            "size": np.asarray(self.size, np.int32),
+        }
+        if self.background is not None:
+            arrays["background"] = self.background.astype(np.float16)
+        write_arrays(path, arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> ResponseMaps:
+        arrays = read_arrays(path)
+        height, width = arrays["size"].tolist()
+        return cls(arrays["classes"], arrays["maps"], (height, width), arrays.get("background"))
+
+    def full_size(self) -> np.ndarray:
+        """The maps at the image's size, [K, H, W] float32: bilinear ×4 (align_corners=False), cropped."""
+        return upsample(self.maps, self.size)
+
+    def label_map(self, threshold: float | None = None, *, alpha: float | None = None) -> np.ndarray:
+        """Each pixel's most active class, or background: [H, W] uint8 of 0 and class ids.
+
+        The background's own activation is one of: `threshold`, the same everywhere (CAM's usual rule);
+        `(1 − max map) ** alpha` (psa's rule); the stored `background` map, if neither is given.
+        Where classes and background tie, background wins.
+        """
+        if (threshold is None) == (alpha is None) and (threshold is not None or self.background is None):
+            raise ValueError("give one of threshold and alpha (or neither, where there is a background map)")
+        maps = self.full_size()
+        if threshold is not None:
+            background = np.full(self.size, threshold, np.float32)
+        elif alpha is not None:
+            background = (1 - maps.max(0, initial=0)) ** alpha
+        else:
+            background = upsample(self.background[None], self.size)[0]  # type: ignore[index]
+        scores = np.concatenate([background[None], maps])
+        return np.concatenate([[0], self.classes]).astype(np.uint8)[scores.argmax(0)]
+
+    def figure(self, image: np.ndarray) -> Image.Image:
+        """The strongest activation as a heat overlay on the image [H, W, 3] uint8."""
+        heat = self.full_size().max(0, initial=0)[..., None]
+        steps = np.linspace(0, 1, len(_HEAT))
+        colour = np.stack([np.interp(heat[..., 0], steps, _HEAT[:, c]) for c in range(3)], axis=-1)
+        opacity = 0.25 + 0.5 * heat
+        return Image.fromarray((image * (1 - opacity) + colour * opacity).astype(np.uint8))
+
+
+# Dark blue → teal → yellow → red, even steps in lightness up to yellow.
+_HEAT = np.array([[38, 20, 90], [45, 80, 150], [40, 150, 150], [120, 200, 110], [250, 220, 70], [230, 60, 40]])
+
+
+def grid_size(size: tuple[int, int]) -> tuple[int, int]:
+    """The stride-4 grid of an image (H, W): (ceil(H / 4), ceil(W / 4))."""
+    return -(-size[0] // STRIDE), -(-size[1] // STRIDE)
+
+
+def upsample(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bring maps [K, h, w] on the stride-4 grid of an image to its `size`: [K, H, W] float32."""
+    if not len(maps):
+        return np.zeros((0, *size), np.float32)
+    tensor = torch.from_numpy(np.asarray(maps, np.float32))[None]
+    full = F.interpolate(tensor, scale_factor=STRIDE, mode="bilinear", align_corners=False)[0]
+    return full[:, : size[0], : size[1]].numpy()

@@ -1,0 +1,147 @@
+"""CAM: class activation maps of a classifier trained on tags (Zhou et al., CVPR 2016), as IRN's code trains it.
+
+The ground that the other methods stand on: they import from here, and from no other method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from tagmask.data.loading import TrainingSet, whole_images
+from tagmask.data.transforms import RandomLongSide, normalised, training_transform
+from tagmask.maps import ResponseMaps, grid_size
+from tagmask.models.backbone import Backbone, scaled
+from tagmask.models.classifier import FILE, Classifier
+from tagmask.stage import Kind, Method, Work, batches
+from tagmask.training import Optimizer, Training, finish_training, fit
+
+SCALES = (1.0, 0.5, 1.5, 2.0)
+EPSILON = 1e-5  # each map is divided by (its maximum + this)
+
+Activations = Callable[[Tensor], Tensor]
+"""Normalised images [B, 3, H, W] → non-negative activations [B, K, h, w]."""
+
+
+class Cam(Method):
+    """Train a classifier on the tags and make its class activation maps (methods: CAM, section 1)."""
+
+    needs: ClassVar[tuple[Kind, ...]] = ()
+    makes: ClassVar[tuple[Kind, ...]] = ("classifier", "maps")
+
+    backbone: str = Field("resnet50", description="any timm CNN or ViT")
+    weights: str = Field("pretrained", description="pretrained (timm's hub), none, or a local file")
+    options: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
+    output_stride: int = Field(16, description="of the features, where the backbone can be dilated")
+    frozen_stride: int = Field(8, description="layers up to this stride stay as they are; 0: all learn")
+    frozen_norms: bool = Field(True, description="keep the norm layers' running statistics")
+    epochs: int = Field(5, ge=0)
+    batch_size: int = Field(16, ge=1)
+    crop: int = Field(512, ge=16, description="pixels")
+    long_side: tuple[int, int] = Field((320, 640), description="resize the long side to a random length in this range")
+    optimizer: Optimizer = "sgd"
+    lr: float = Field(0.1, gt=0, description="of the backbone")
+    head_lr: float = Field(1.0, gt=0, description="of the 1×1 convolution")
+    momentum: float = 0.0
+    weight_decay: float = 1e-4
+    scales: tuple[float, ...] = Field(
+        SCALES, min_length=1, description="of the response maps; each with its mirror image"
+    )
+    map_batch: int = Field(16, ge=1, description="images of one size that are mapped together")
+
+    def run(self, work: Work) -> None:
+        if not (work.folder / FILE).exists():
+            self.train(work)
+        work.compute.barrier()
+        classifier = Classifier.load(work.folder)
+        make_maps(classifier, work, scales=self.scales, batch_size=self.map_batch)
+
+    def train(self, work: Work) -> None:
+        """Train the classifier and write it to `work.folder`."""
+        torch.manual_seed(work.seed)
+        backbone = Backbone(self.backbone, self.weights, self.output_stride, self.options)
+        classifier = Classifier(backbone, work.images.classes)
+        backbone.freeze(self.frozen_stride, self.frozen_norms)
+        transform = training_transform(RandomLongSide(*self.long_side), self.crop, backbone.mean, backbone.std)
+        groups = [(backbone.parameters(), self.lr), ([classifier.weight], self.head_lr)]
+        module = CamTraining(
+            classifier,
+            groups,
+            optimizer=self.optimizer,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+        )
+        data = TrainingSet(work.images, transform, work.seed)
+        fit(module, data, work, epochs=self.epochs, batch_size=self.batch_size)
+        if work.compute.main:
+            classifier.save(work.folder, weights=self.weights)
+            finish_training(work.folder)
+
+
+class CamTraining(Training):
+    """Multi-label soft margin loss on W · GAP(f)."""
+
+    network: Classifier
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"loss": F.multilabel_soft_margin_loss(self.network(batch["image"]), batch["tags"])}
+
+
+def make_maps(classifier: Classifier, work: Work, *, scales: Sequence[float] = SCALES, batch_size: int = 16) -> None:
+    """Write the response maps of every image of the stage that has none yet."""
+    groups = work.missing(batches(work.images.samples, batch_size), work.maps_file)
+    classifier = classifier.to(work.compute.device).to(memory_format=torch.channels_last).eval()
+    backbone = classifier.backbone
+    with work.progress("response maps", sum(map(len, groups))) as advance, work.compute.autocast(classifier):
+        for samples, pixels in whole_images(groups, work.compute) if groups else ():
+            images = normalised(pixels.to(work.compute.device), backbone.mean, backbone.std)
+            tags = [sample.tags or () for sample in samples]
+            for sample, maps in zip(samples, response_maps(classifier.activations, images, tags, scales), strict=True):
+                maps.save(work.maps_file(sample))
+            advance(len(samples))
+
+
+@torch.inference_mode()
+def response_maps(
+    activations: Activations, images: Tensor, tags: Sequence[Sequence[int]], scales: Sequence[float] = SCALES
+) -> list[ResponseMaps]:
+    """Multi-scale, mirrored class activation maps of the tagged classes, at stride 4.
+
+    For each scale, the activations of the image and of its mirror image (mirrored back) are added, brought
+    bilinearly to the stride-4 grid and summed over scales; each map is divided by (its maximum + 1e-5).
+
+    Args:
+        activations: the network, e.g. `Classifier.activations`.
+        images: [B, 3, H, W] normalised, of one size.
+        tags: for each image its class ids (1-based).
+        scales: of the image.
+
+    Returns:
+        One `ResponseMaps` an image. An image without tags has none: maps [0, h, w].
+    """
+    size = (images.shape[2], images.shape[3])
+    grid = grid_size(size)
+    image_of = [i for i, ids in enumerate(tags) for _ in ids]
+    class_of = [id_ - 1 for ids in tags for id_ in ids]
+    summed = torch.zeros(len(image_of), *grid, device=images.device)
+    for scale in scales if image_of else ():
+        view = (
+            images if scale == 1 else F.interpolate(images, scaled(size, scale), mode="bilinear", antialias=scale < 1)
+        )
+        both = torch.cat([view, view.flip(3)]).contiguous(memory_format=torch.channels_last)
+        straight, mirrored = activations(both).float().chunk(2)
+        tagged = straight[image_of, class_of] + mirrored.flip(3)[image_of, class_of]
+        summed += F.interpolate(tagged[None], grid, mode="bilinear", align_corners=False)[0]
+    summed /= summed.amax((1, 2), keepdim=True) + EPSILON
+    parts = summed.cpu().numpy()
+    starts = np.cumsum([0, *map(len, tags)])
+    return [
+        ResponseMaps(np.array(sorted(ids), np.int64), parts[a:b][np.argsort(ids, kind="stable")], size)
+        for ids, a, b in zip(tags, starts[:-1], starts[1:], strict=True)
+    ]

@@ -1,0 +1,184 @@
+"""The segmentation network, trained on pseudo-masks as if they were true (methods, section 8)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from joblib import Parallel, delayed
+from pydantic import Field
+from torch import Tensor
+
+from tagmask.artifacts import UNSURE, read_label_map, read_weights, write_label_map
+from tagmask.data.loading import TrainingSet, whole_images
+from tagmask.data.samples import Sample
+from tagmask.data.transforms import RandomScale, normalised, training_transform
+from tagmask.models.backbone import Backbone, scaled
+from tagmask.models.classifier import FILE as CLASSIFIER_FILE
+from tagmask.models.classifier import Classifier
+from tagmask.models.segmenter import FILE, Segmenter
+from tagmask.refine.dense_crf import unary_from_probabilities
+from tagmask.refine.settings import NETWORK_CRF, CrfSettings
+from tagmask.stage import Kind, Method, Work, batches, mask_file
+from tagmask.training import Optimizer, Training, finish_training, fit
+
+TEST_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)
+
+
+class Segment(Method):
+    """Train a segmentation network on the pseudo-masks, and segment the training images with it."""
+
+    needs: ClassVar[tuple[Kind, ...]] = ("masks", "classifier")
+    makes: ClassVar[tuple[Kind, ...]] = ("segmenter", "masks")
+
+    architecture: str = Field("deeplabv2", description="deeplabv2, or any of segmentation_models_pytorch")
+    backbone: str | None = Field(None, description="any timm network; null: the classifier's")
+    weights: str = Field("classifier", description="start from: classifier (this run's), pretrained, none, or a file")
+    options: dict[str, Any] | None = Field(None, description="further arguments of timm.create_model")
+    output_stride: int = 8
+    steps: int = Field(20_000, ge=1, description="of training, rounded to whole epochs")
+    epochs: int | None = Field(None, ge=0, description="instead of steps")
+    batch_size: int = Field(10, ge=1)
+    crop: int = Field(321, ge=16, description="pixels")
+    scale: tuple[float, float] = Field((0.5, 1.5), description="images are resized by a random factor in this range")
+    frozen_norms: bool = True
+    optimizer: Optimizer = "sgd"
+    lr: float = Field(2.5e-4, gt=0, description="of the encoder")
+    head_factor: float = Field(10, gt=0, description="new layers learn this many times faster")
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    test_scales: tuple[float, ...] = Field(TEST_SCALES, min_length=1, description="each with its mirror image")
+    test_batch: int = Field(8, ge=1)
+    crf: CrfSettings | None = Field(NETWORK_CRF, description="after the network at test time; null: none")
+
+    def run(self, work: Work) -> None:
+        if not (work.folder / FILE).exists():
+            self.train(work)
+        work.compute.barrier()
+        network = Segmenter.load(work.folder)
+        write_masks(network, work, scales=self.test_scales, crf=self.crf, batch_size=self.test_batch)
+
+    def train(self, work: Work) -> None:
+        """Train the network and write it to `work.folder`."""
+        torch.manual_seed(work.seed)
+        network = self.untrained(work)
+        transform = training_transform(RandomScale(*self.scale), self.crop, network.mean, network.std)
+        masks = work.inputs["masks"]
+        data = TrainingSet(work.images, transform, work.seed, _PseudoMasks(masks))
+        new = network.new_parameters()
+        groups = [(network.timm_network().parameters(), self.lr), (new, self.lr * self.head_factor)]
+        module = SegmentTraining(
+            network, groups, optimizer=self.optimizer, momentum=self.momentum, weight_decay=self.weight_decay
+        )
+        network.frozen_statistics = self.frozen_norms
+        steps_an_epoch = max(1, len(work.images) // self.batch_size)
+        epochs = math.ceil(self.steps / steps_an_epoch) if self.epochs is None else self.epochs
+        fit(module, data, work, epochs=epochs, batch_size=self.batch_size)
+        if work.compute.main:
+            test = {"scales": self.test_scales, "crf": self.crf and self.crf.model_dump()}
+            network.save(work.folder, test=test)
+            finish_training(work.folder)
+
+    def untrained(self, work: Work) -> Segmenter:
+        """The network to begin with, its encoder from the weights that the settings name."""
+        _, config = read_weights(work.inputs["classifier"] / CLASSIFIER_FILE)
+        same = self.backbone in (None, config["backbone"]["name"])
+        backbone = self.backbone or config["backbone"]["name"]
+        options = config["backbone"]["options"] if self.options is None and same else self.options
+        network = Segmenter(self.architecture, backbone, work.images.classes, self.output_stride, options)
+        if self.weights == "classifier":
+            network.load_encoder(Classifier.load(work.inputs["classifier"]).backbone.net.state_dict())
+        elif self.weights != "none":
+            network.load_encoder(Backbone(backbone, self.weights, options=options).net.state_dict())
+        return network
+
+
+class SegmentTraining(Training):
+    """Per-pixel cross-entropy against the pseudo-mask; unsure pixels are left out."""
+
+    network: Segmenter
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        labels = batch["labels"].long()
+        logits = F.interpolate(self.network(batch["image"]).float(), labels.shape[1:], mode="bilinear")
+        known = (labels != UNSURE).sum().clamp(min=1)  # a batch of unsure pixels alone gives 0, not NaN
+        return {"loss": F.cross_entropy(logits, labels, ignore_index=UNSURE, reduction="sum") / known}
+
+
+@dataclass(frozen=True)
+class _PseudoMasks:
+    folder: Path
+
+    def __call__(self, sample: Sample) -> Mapping[str, np.ndarray]:
+        return {"labels": read_label_map(mask_file(self.folder, sample))}
+
+
+@torch.inference_mode()
+def probabilities(
+    network: Segmenter, images: Tensor, tags: Sequence[Sequence[int] | None], scales: Sequence[float] = (1.0,)
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Class probabilities, averaged over scales and mirror images.
+
+    Args:
+        images: [B, 3, H, W] normalised, of one size.
+        tags: for each image the class ids that may appear (background always may); None: any.
+
+    Returns:
+        For each image the channels' ids [L] uint8 (0 first) and the probabilities [L, H, W] float32.
+    """
+    size = (images.shape[2], images.shape[3])
+    n = len(network.classes) + 1
+    allowed = [list(range(n)) if ids is None else [0, *sorted(ids)] for ids in tags]
+    summed = [torch.zeros(len(ids), *size, device=images.device) for ids in allowed]
+    for scale in scales:
+        view = (
+            images if scale == 1 else F.interpolate(images, scaled(size, scale), mode="bilinear", antialias=scale < 1)
+        )
+        logits = network(torch.cat([view, view.flip(3)]).contiguous(memory_format=torch.channels_last)).float()
+        straight, mirrored = logits.chunk(2)
+        for i, ids in enumerate(allowed):
+            pair = torch.stack([straight[i, ids], mirrored[i, ids].flip(2)])
+            full = F.interpolate(pair, size, mode="bilinear", align_corners=False)
+            summed[i] += full.softmax(1).sum(0)
+    total = 2 * len(scales)
+    return [(np.array(ids, np.uint8), (s / total).cpu().numpy()) for ids, s in zip(allowed, summed, strict=True)]
+
+
+def decide(image: np.ndarray, ids: np.ndarray, probs: np.ndarray, crf: CrfSettings | None) -> np.ndarray:
+    """Each pixel's class: [H, W] uint8 from the image [H, W, 3] uint8 and `probabilities`' ids and values."""
+    if crf is not None and len(ids) > 1:
+        probs = crf.apply(image, unary_from_probabilities(probs))
+    return ids[probs.argmax(0)]
+
+
+def write_masks(
+    network: Segmenter, work: Work, *, scales: Sequence[float], crf: CrfSettings | None, batch_size: int
+) -> None:
+    """Write the network's label map of every image of the stage that has none yet."""
+    groups = work.missing(batches(work.images.samples, batch_size), work.mask_file)
+    network = network.to(work.compute.device).to(memory_format=torch.channels_last).eval()
+
+    def jobs() -> Iterator[Any]:
+        for samples, pixels in whole_images(groups, work.compute):
+            images = normalised(pixels.to(work.compute.device), network.mean, network.std)
+            with work.compute.autocast(network):  # here: joblib may run this generator in a thread of its own
+                found = probabilities(network, images, [s.tags for s in samples], scales)
+            for sample, rgb, (ids, probs) in zip(samples, pixels, found, strict=True):
+                image = rgb.permute(1, 2, 0).contiguous().numpy()
+                yield delayed(_write_mask)(work.mask_file(sample), image, ids, probs, crf)
+
+    with work.progress("masks from the network", sum(map(len, groups))) as advance:
+        for _ in Parallel(n_jobs=max(1, work.compute.workers), return_as="generator_unordered")(
+            jobs() if groups else ()
+        ):
+            advance(1)
+
+
+def _write_mask(path: Path, image: np.ndarray, ids: np.ndarray, probs: np.ndarray, crf: CrfSettings | None) -> None:
+    write_label_map(path, decide(image, ids, probs, crf))

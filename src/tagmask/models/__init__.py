@@ -1,0 +1,1 @@
+"""Networks without training code: images in, tensors out; they know nothing of files of a run."""

@@ -1,0 +1,162 @@
+"""Any timm network as a map of features."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Self
+
+import safetensors.torch
+import timm
+import torch
+from torch import Tensor, nn
+
+from tagmask.data.samples import did_you_mean
+from tagmask.errors import RecipeError
+
+
+class FrozenStatistics(nn.Module):
+    """A network whose batch norms may keep their running statistics while it trains (the papers' setting)."""
+
+    frozen_statistics = False
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.frozen_statistics:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+
+class Backbone(FrozenStatistics):
+    """A timm CNN or ViT without its head: images [B, 3, H, W] → features [B, D, h, w].
+
+    Args:
+        name: a timm model name.
+        weights: "pretrained" (timm's own loading from its hub), "none" (random), or a local file
+            (.safetensors, or a .pth state dict, loaded with weights_only=True).
+        output_stride: of the features, where the network can be dilated (CNNs); a ViT's is its patch size.
+        options: further arguments of `timm.create_model`, e.g. {"pad_type": "same"}.
+
+    Raises:
+        RecipeError: the name is not timm's, or the weights cannot be had or do not fit.
+    """
+
+    def __init__(
+        self, name: str, weights: str = "none", output_stride: int = 16, options: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.config = {"name": name, "output_stride": output_stride, "options": options or {}}
+        self.net = _create(name, weights == "pretrained", output_stride, options or {})
+        self.channels: int = self.net.num_features
+        data = timm.data.resolve_model_data_config(self.net)
+        self.mean: tuple[float, ...] = tuple(data["mean"])
+        self.std: tuple[float, ...] = tuple(data["std"])
+        if weights not in ("pretrained", "none"):
+            load_weights(self.net, Path(weights))
+
+    @property
+    def patch(self) -> int:
+        """Image sides must be a multiple of this (a ViT's patch; 1 for a CNN)."""
+        embed = getattr(self.net, "patch_embed", None)
+        size = getattr(embed, "patch_size", 1)
+        return int(size[0] if isinstance(size, tuple) else size) if _has_tokens(self.net) else 1
+
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        if self.patch > 1:
+            sides = [max(1, round(side / self.patch)) * self.patch for side in (height, width)]
+            if sides != [height, width]:
+                images = nn.functional.interpolate(images, sides, mode="bilinear", align_corners=False, antialias=True)
+        features = self.net.forward_features(images)
+        if features.ndim == 3:  # tokens [B, prefix + h·w, D]
+            features = features[:, getattr(self.net, "num_prefix_tokens", 0) :]
+            grid = [side // self.patch for side in images.shape[-2:]]
+            return features.transpose(1, 2).unflatten(2, grid)
+        if getattr(self.net, "output_fmt", "NCHW") == "NHWC":
+            return features.permute(0, 3, 1, 2).contiguous()
+        return features
+
+    def freeze(self, until_stride: int, norms: bool) -> None:
+        """Freeze the layers up to the last feature level whose stride is ≤ `until_stride` (0: none).
+
+        Args:
+            until_stride: 8 is the papers' setting for ResNets: stem and the first two stages.
+            norms: also keep every norm layer's running statistics (the papers' setting with pre-trained weights).
+        """
+        self.frozen_statistics = norms
+        levels = [info["module"] for info in _feature_levels(self.net) if info["reduction"] <= until_stride]
+        named = list(self.net.named_parameters())
+        for level in levels:
+            last = max((i for i, (n, _) in enumerate(named) if n.startswith(level + ".")), default=-1)
+            for _, parameter in named[: last + 1]:
+                parameter.requires_grad_(False)
+
+
+def _create(name: str, pretrained: bool, output_stride: int, options: dict[str, Any]) -> nn.Module:
+    if not timm.is_model(name.removeprefix("hf-hub:")) and not name.startswith(("hf-hub:", "hf_hub:")):
+        raise RecipeError(f"backbone {name!r} is not a timm model{did_you_mean(name, timm.list_models())}")
+    arguments: dict[str, Any] = {"pretrained": pretrained, "num_classes": 0, "global_pool": "", **options}
+    # Not every network can be dilated, or take images of any size: ask for what it has.
+    for extra in ({"output_stride": output_stride}, {"dynamic_img_size": True}, {}):
+        try:
+            return timm.create_model(name, **arguments, **extra)
+        except (TypeError, NotImplementedError, AssertionError):
+            if not extra:
+                raise
+        except (OSError, RuntimeError) as error:
+            if not pretrained:
+                raise
+            raise RecipeError(
+                f"the pretrained weights of {name!r} could not be loaded ({_first_line(error)}); connect to the "
+                "network, or name a local file (weights=FILE.safetensors), or train from scratch (--recipe scratch)."
+            ) from error
+    raise RecipeError(f"backbone {name!r} cannot be created")
+
+
+def load_weights(net: nn.Module, path: Path) -> None:
+    """Load a state dict from a local file into a network; the head's own entries may be absent or extra.
+
+    Raises RecipeError if the file is missing, is not a state dict, or does not fit.
+    """
+    if not path.exists():
+        raise RecipeError(f"weights file {path} does not exist; correct the path, or use pretrained or none.")
+    try:
+        if path.suffix == ".safetensors":
+            state = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and safetensors raise many kinds for a file that is not theirs
+        raise RecipeError(f"weights file {path} cannot be read ({_first_line(error)}).") from error
+    if "state_dict" in state and isinstance(state["state_dict"], dict):
+        state = state["state_dict"]
+    own = net.state_dict()
+    if not isinstance(state, dict) or not any(key in own for key in state):
+        raise RecipeError(f"weights file {path} holds no layer of this backbone: is it for another network?")
+    wrong = [k for k, v in state.items() if k in own and own[k].shape != v.shape]
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    if wrong or missing:
+        raise RecipeError(
+            f"weights file {path} does not fit this backbone: {len(missing)} layers missing, {len(wrong)} of another "
+            f"shape (first: {(wrong + missing)[0]})."
+        )
+    net.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
+
+
+def _feature_levels(net: nn.Module) -> list[dict[str, Any]]:
+    info = getattr(net, "feature_info", [])
+    return list(info.info if hasattr(info, "info") else info)
+
+
+def _has_tokens(net: nn.Module) -> bool:
+    return hasattr(net, "num_prefix_tokens")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """An image size times a scale, at least one pixel a side."""
+    return max(1, math.floor(size[0] * scale + 0.5)), max(1, math.floor(size[1] * scale + 0.5))

@@ -1,0 +1,72 @@
+"""The CAM classifier: a backbone, global average pooling, a 1×1 convolution without bias."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tagmask.artifacts import read_weights, write_weights
+from tagmask.errors import RunError
+from tagmask.models.backbone import Backbone
+
+FILE = "classifier.safetensors"
+
+
+class Classifier(nn.Module):
+    """Images [B, 3, H, W] → logits [B, K], and the activations that they are the mean of.
+
+    Attributes:
+        backbone: gives features f [B, D, h, w].
+        weight: W [K, D]; logits = W · GAP(f).
+        map_weight: [K, D] the weights that response maps are made with; W itself, unless a method
+            (ReCAM) set others.
+    """
+
+    def __init__(self, backbone: Backbone, classes: tuple[str, ...]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.classes = classes
+        self.weight = nn.Parameter(torch.empty(len(classes), backbone.channels))
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)  # as nn.Conv2d's own
+        self.register_buffer("_map_weight", None)
+        self._map_weight: Tensor | None
+
+    @property
+    def map_weight(self) -> Tensor:
+        return self.weight if self._map_weight is None else self._map_weight
+
+    @map_weight.setter
+    def map_weight(self, weight: Tensor) -> None:
+        self._map_weight = weight.detach().clone()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits(self.backbone(images))
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Features [B, D, h, w] → logits [B, K]."""
+        return features.mean((2, 3)) @ self.weight.T
+
+    def activations(self, images: Tensor) -> Tensor:
+        """ReLU of the class activations: [B, 3, H, W] → [B, K, h, w]."""
+        features = self.backbone(images)
+        return torch.relu(nn.functional.conv2d(features, self.map_weight[:, :, None, None].to(features.dtype)))
+
+    def save(self, folder: Path, **notes: Any) -> None:
+        """Write classifier.safetensors and config.json; `notes` are added to the latter."""
+        config = {"kind": "classifier", "backbone": self.backbone.config, "classes": self.classes, **notes}
+        write_weights(folder / FILE, self.state_dict(), config)
+
+    @classmethod
+    def load(cls, folder: Path) -> Classifier:
+        """Load what `save` wrote. Raises RunError if it is not there."""
+        weights, config = read_weights(folder / FILE)
+        if config.get("kind") != "classifier":
+            raise RunError(f"{folder} does not hold a classifier but a {config.get('kind')}.")
+        network = cls(Backbone(**config["backbone"]), tuple(config["classes"]))
+        if "_map_weight" in weights:
+            network.map_weight = weights["_map_weight"]
+        network.load_state_dict(weights)
+        return network.eval()

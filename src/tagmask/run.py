@@ -1,0 +1,137 @@
+"""Carries a recipe out in a run folder, stage by stage; knows no method by name."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import tagmask
+from tagmask.artifacts import digest, read_json, write_json, write_text
+from tagmask.compute import Compute
+from tagmask.data.samples import TaggedImages
+from tagmask.errors import DataError, RunError
+from tagmask.progress import Shown
+from tagmask.recipe import Recipe
+from tagmask.stage import Kind, Method, Work
+
+RECORD = "stage.json"
+RUN = "run.json"
+
+
+def carry_out(
+    recipe: Recipe, images: TaggedImages, folder: Path, *, compute: Compute, shown: Shown, redo: bool = False
+) -> dict[str, Path]:
+    """Run every stage that is not done yet; returns each stage's folder by name.
+
+    A stage whose record matches (same settings, same inputs) is skipped; one that was cut off goes on.
+
+    Args:
+        images: the training images, verified.
+        redo: make stages anew whose settings or inputs are no longer those of their record.
+
+    Raises:
+        RunError: a stage was made with other settings or data, and `redo` was not said.
+    """
+    _check_tags(images)
+    inputs: dict[Kind, Path] = {}
+    keys: dict[Kind, str] = {}
+    folders = {}
+    for number, (name, method) in enumerate(recipe.stages.items(), 1):
+        stage = folders[name] = folder / name
+        key = {
+            "method": type(method).__module__,
+            "settings": method.model_dump(mode="json"),
+            "seed": recipe.seed,
+            "images": fingerprint(images),
+            "inputs": {kind: keys[kind] for kind in method.needs},
+        }
+        work = Work(
+            stage,
+            images,
+            {kind: inputs[kind] for kind in method.needs},
+            recipe.seed,
+            compute,
+            shown.progress,
+            shown.say,
+        )
+        done = _claim(stage, key, compute, redo)
+        title = f"[{number}/{len(recipe.stages)}] {name}"
+        shown.say(f"{title}: done before" if done else title)
+        if not done:
+            _run_stage(method, work, key)
+        for kind in method.makes:
+            inputs[kind], keys[kind] = stage, digest(key)
+    return folders
+
+
+def fingerprint(images: TaggedImages) -> str:
+    """A hash of what the stages read of a data set: classes, ids, tags, sizes."""
+    return digest([images.classes, [(s.id, s.tags, s.size) for s in images.samples]])
+
+
+def _run_stage(method: Method, work: Work, key: dict[str, Any]) -> None:
+    started = time.time()
+    method.run(work)
+    work.compute.barrier()
+    if work.compute.main:
+        record = read_json(work.folder / RECORD)
+        seconds = round(record.get("seconds", 0) + time.time() - started, 1)
+        counts = {"images": len(work.images), "classes": len(work.images.classes)}
+        write_json(work.folder / RECORD, {**record, "status": "done", "seconds": seconds, "counts": counts})
+    work.compute.barrier()
+
+
+def _claim(stage: Path, key: dict[str, Any], compute: Compute, redo: bool) -> bool:
+    """Whether the stage is done already; if not, its folder is made ready to begin or to go on in."""
+    file = stage / RECORD
+    record = read_json(file) if file.exists() else None
+    if record and record["key"] != key:
+        if not redo:
+            raise RunError(
+                f"{stage} was made with other settings ({_difference(record['key'], key)}); "
+                "choose another --out, or say --redo to make this stage and those after it anew."
+            )
+        record = None
+        compute.barrier()
+        if compute.main:
+            shutil.rmtree(stage)
+    compute.barrier()  # every process has read the record before the first one writes it
+    if record is None and compute.main:
+        versions = {name: version(name) for name in ("torch", "timm", "lightning", "numpy")}
+        record = {"status": "running", "key": key, "versions": {"tagmask": tagmask.__version__, **versions}}
+        write_json(file, record)
+    compute.barrier()
+    return bool(record and record.get("status") == "done")
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    for part, name in (("method", "method"), ("seed", "seed"), ("images", "images or tags"), ("inputs", "its input")):
+        if old.get(part) != new[part]:
+            return f"another {name}"
+    before, now = old.get("settings", {}), new["settings"]
+    changed = [f"{k} {before.get(k)!r} → {now[k]!r}" for k in now if before.get(k) != now[k]]
+    return ", ".join(changed[:3]) or "a setting that no longer exists"
+
+
+def _check_tags(images: TaggedImages) -> None:
+    unknown = [sample.id for sample in images.samples if sample.tags is None]
+    if unknown:
+        raise DataError(
+            f"{len(unknown)} training images have no tags known (first: {unknown[0]}); add them to the table."
+        )
+    if not any(sample.tags for sample in images.samples):
+        raise DataError(f"no image of {images.name} has a tag: there is nothing to learn from.")
+
+
+def write_run_record(folder: Path, recipe: Recipe, sources: dict[str, Any]) -> None:
+    """Claim a run folder: `recipe.yaml` with every setting, and `run.json` with where the data came from.
+
+    Raises RunError if the folder holds something that is not a run.
+    """
+    if folder.exists() and not (folder / RUN).exists() and any(folder.iterdir()):
+        raise RunError(f"{folder} is not empty and holds no tagmask run: choose another --out.")
+    write_text(folder / "recipe.yaml", recipe.to_yaml())
+    write_json(folder / RUN, {"tagmask": tagmask.__version__, "sources": sources})

@@ -1,0 +1,102 @@
+"""What a method is: a set of settings that does one stage of a run."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from tagmask.compute import Compute
+from tagmask.data.samples import Sample, TaggedImages
+
+Kind = Literal["classifier", "maps", "masks", "segmenter"]
+"""What a stage makes, and the next ones may need:
+`classifier`  classifier.safetensors + config.json
+`maps`        maps/<id>.safetensors, one `ResponseMaps` an image
+`masks`       masks/<id>.png, one label map an image
+`segmenter`   segmenter.safetensors + config.json
+"""
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""`with progress("maps", total) as advance: ... advance(1)`"""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a method is given to work with.
+
+    Attributes:
+        folder: this stage's own folder; everything it makes goes here.
+        images: the training images with their tags.
+        inputs: for each kind in the method's `needs`, the folder of the latest stage that made it.
+        seed: of everything random.
+        compute: device and processes.
+        progress: shows how far a long loop has come.
+        say: prints one line for the user.
+    """
+
+    folder: Path
+    images: TaggedImages
+    inputs: Mapping[Kind, Path]
+    seed: int
+    compute: Compute
+    progress: Progress
+    say: Callable[[str], None]
+
+    def maps_file(self, sample: Sample) -> Path:
+        """Where this stage writes a sample's response maps."""
+        return maps_file(self.folder, sample)
+
+    def mask_file(self, sample: Sample) -> Path:
+        """Where this stage writes a sample's label map."""
+        return mask_file(self.folder, sample)
+
+    def missing(self, groups: Sequence[Sequence[Sample]], file: Callable[[Sample], Path]) -> Sequence[Sequence[Sample]]:
+        """This process's groups in which some sample has no file yet.
+
+        Groups are never regrouped after an interruption, so that a network sees the same batches, bit by bit.
+        """
+        return [g for g in self.compute.share(groups) if not all(file(sample).exists() for sample in g)]
+
+
+class Method(BaseModel):
+    """One stage of a run: its fields are its settings, `run` does the work.
+
+    A module in `tagmask.methods` (or anywhere: recipes take a dotted name) defines one subclass; the fields'
+    defaults are its paper's. `run` reads `work.inputs`, writes under `work.folder`, skips what exists there
+    already, and in a run of many processes does its share (`work.missing`, `work.compute`).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    needs: ClassVar[tuple[Kind, ...]] = ()
+    makes: ClassVar[tuple[Kind, ...]] = ()
+
+    @abstractmethod
+    def run(self, work: Work) -> None: ...
+
+
+def maps_file(folder: Path, sample: Sample) -> Path:
+    return folder / "maps" / f"{sample.id}.safetensors"
+
+
+def mask_file(folder: Path, sample: Sample) -> Path:
+    return folder / "masks" / f"{sample.id}.png"
+
+
+def batches(samples: Sequence[Sample], batch_size: int) -> list[list[Sample]]:
+    """Group samples of equal image size into batches of at most `batch_size`, in a fixed order."""
+    by_size: dict[tuple[int, int] | None, list[Sample]] = {}
+    for sample in samples:
+        by_size.setdefault(sample.size, []).append(sample)
+    return [group[i : i + batch_size] for group in by_size.values() for i in range(0, len(group), batch_size)]
+
+
+def no_progress(what: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+    """A `Progress` that shows nothing."""
+    return nullcontext(lambda step: None)

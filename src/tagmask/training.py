@@ -1,0 +1,195 @@
+"""Training a network in a stage: Lightning's loop, one checkpoint an epoch, and going on from it."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from tagmask.artifacts import read_json, write_json
+from tagmask.data.loading import TrainingSet, training_loader
+from tagmask.errors import RunError
+from tagmask.stage import Work
+
+Optimizer = Literal["sgd", "adam", "adamw"]
+
+
+class Training(L.LightningModule):
+    """A network and its loss. Subclasses give `network` and `loss(batch)`.
+
+    Args:
+        network: what learns.
+        groups: (parameters, learning rate) pairs, as each paper splits backbone and new layers.
+        optimizer, momentum, weight_decay: as usual; the learning rates fall as (1 − step / steps) ** power.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        groups: Iterable[tuple[Iterable[nn.Parameter], float]],
+        *,
+        optimizer: Optimizer = "sgd",
+        momentum: float = 0.0,
+        weight_decay: float = 1e-4,
+        power: float = 0.9,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        learning = [([p for p in parameters if p.requires_grad], rate) for parameters, rate in groups]
+        self._groups: list[dict[str, Any]] = [{"params": p, "lr": rate} for p, rate in learning if p]
+        self._optimizer, self._momentum = optimizer, momentum
+        self._weight_decay, self._power = weight_decay, power
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The loss ("loss") and whatever else should be in the training curves; scalars."""
+        raise NotImplementedError
+
+    def on_train_epoch_start(self) -> None:
+        self.train()
+
+    def training_step(self, batch: dict[str, Tensor], index: int) -> dict[str, Tensor]:
+        batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last)
+        return self.loss(batch)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        chosen: torch.optim.Optimizer
+        if self._optimizer == "sgd":
+            chosen = torch.optim.SGD(self._groups, momentum=self._momentum, weight_decay=self._weight_decay)
+        else:
+            kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self._optimizer]
+            chosen = kind(self._groups, weight_decay=self._weight_decay)
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        schedule = torch.optim.lr_scheduler.LambdaLR(chosen, lambda step: max(0.0, 1 - step / steps) ** self._power)
+        return {"optimizer": chosen, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def fit(module: Training, data: TrainingSet, work: Work, *, epochs: int, batch_size: int) -> None:
+    """Train, or go on with a training that was cut off; `history.json` gets a line an epoch.
+
+    An epoch is the unit that survives: one that was cut off is begun again with the same random numbers,
+    so the result is that of an undisturbed training.
+
+    Raises:
+        RunError: the loss is no longer a number.
+    """
+    loader = training_loader(data, batch_size, work.compute)
+    checkpoint = work.folder / "training" / "last.ckpt"
+    with work.progress(f"training {epochs} epochs", epochs * len(loader)) as advance:
+        trainer = L.Trainer(
+            max_epochs=epochs,
+            callbacks=[
+                _EpochSeeds(data.seed),
+                _Curves(work, advance, len(loader)),
+                ModelCheckpoint(
+                    dirpath=checkpoint.parent,
+                    filename="last",
+                    every_n_epochs=1,
+                    save_on_train_epoch_end=True,
+                    enable_version_counter=False,
+                ),
+            ],
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,  # ours splits each batch, so that many processes equal one
+            deterministic="warn",
+            default_root_dir=work.folder,
+            **work.compute.trainer_arguments(module.network),
+        )
+        module.network.to(memory_format=torch.channels_last)
+        with _quiet():
+            trainer.fit(module, loader, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
+    module.network.to(work.compute.device)
+
+
+def finish_training(folder: Path) -> None:
+    """Remove the resume checkpoint, once the weights are written."""
+    checkpoint = folder / "training" / "last.ckpt"
+    checkpoint.unlink(missing_ok=True)
+    if checkpoint.parent.exists():
+        checkpoint.parent.rmdir()
+
+
+class _EpochSeeds(Callback):
+    """What is random in the network (dropout) depends on seed, epoch and process alone."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        torch.manual_seed((self.seed * 1_000_003 + trainer.current_epoch) * 1009 + trainer.global_rank)
+
+
+class _Curves(Callback):
+    """Means of the losses of each epoch, into `history.json`."""
+
+    def __init__(self, work: Work, advance: Callable[[int], None], steps: int) -> None:
+        self.work, self.advance, self.steps = work, advance, steps
+        self.file = work.folder / "history.json"
+        self.sums: dict[str, Tensor] = {}
+        self.waited = 0.0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.current_epoch and not self.sums:  # resumed
+            self.advance(trainer.current_epoch * self.steps)
+        self.sums, self.waited = {}, 0.0
+        self.started = self.idle_since = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.waited += time.perf_counter() - self.idle_since
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        for name, value in outputs.items():
+            self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value.detach()
+        self.advance(1)
+        self.idle_since = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        means = {name: float(trainer.strategy.reduce(total / self.steps)) for name, total in self.sums.items()}
+        if not all(torch.isfinite(torch.tensor(list(means.values())))):
+            raise RunError(
+                f"the training loss is no longer a number in epoch {trainer.current_epoch + 1}: "
+                "lower the learning rate, or set --precision float32."
+            )
+        if not self.work.compute.main:
+            return
+        seconds = time.perf_counter() - self.started
+        history = [e for e in read_history(self.work.folder) if e["epoch"] <= trainer.current_epoch]
+        rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
+        entry = {"epoch": trainer.current_epoch + 1, **means, "lr": rates[0], "seconds": round(seconds, 2)}
+        write_json(self.file, [*history, {**entry, "data_wait": round(self.waited / seconds, 4)}])
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The training curves that `fit` wrote: one dict an epoch."""
+    file = folder / "history.json"
+    return read_json(file) if file.exists() else []
+
+
+class _quiet:
+    """Lightning's remarks on our own choices, kept from the user."""
+
+    def __enter__(self) -> None:
+        self.level = logging.getLogger("lightning.pytorch").level
+        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+        self.caught = warnings.catch_warnings()
+        self.caught.__enter__()
+        warnings.filterwarnings("ignore", module="lightning.*")
+        warnings.filterwarnings("ignore", message=".*deterministic.*")
+
+    def __exit__(self, *error: object) -> None:
+        self.caught.__exit__(*error)
+        logging.getLogger("lightning.pytorch").setLevel(self.level)
