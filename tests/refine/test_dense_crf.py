@@ -1,0 +1,207 @@
+"""The dense CRF against the reference implementation, an exact mean field over all pairs, and its own promises."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tagmask.refine
+from tagmask.refine.dense_crf import dense_crf, needs_compiling, unary_from_labels, unary_from_probabilities
+
+GOLDENS = np.load(Path(__file__).parents[1] / "goldens" / "dense_crf.npz")
+NETWORK = {"gaussian_sxy": 1, "gaussian_weight": 3, "bilateral_sxy": 67, "bilateral_srgb": 3, "bilateral_weight": 4}
+
+
+def noise_image(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+def noise_unary(n_labels: int, height: int, width: int, seed: int = 0) -> np.ndarray:
+    scores = np.random.default_rng(seed).normal(size=(n_labels, height, width)) * 2
+    return unary_from_probabilities(np.exp(scores) / np.exp(scores).sum(0))
+
+
+@pytest.mark.parametrize("photograph", ["cat", "cup"])
+@pytest.mark.parametrize("mode", ["label", "probability"])
+def test_agrees_with_the_reference(photograph: str, mode: str) -> None:
+    if mode == "label":
+        unary = unary_from_labels(GOLDENS[f"{photograph}_labels"], 4)
+        marginals = dense_crf(GOLDENS[f"{photograph}_image"], unary)
+    else:
+        unary = unary_from_probabilities(GOLDENS[f"{photograph}_probabilities"])
+        marginals = dense_crf(GOLDENS[f"{photograph}_image"], unary, **NETWORK)
+    np.testing.assert_array_equal(marginals.argmax(0), GOLDENS[f"{photograph}_{mode}_mode_map"])
+    difference = np.abs(marginals - GOLDENS[f"{photograph}_{mode}_mode_marginals"])
+    assert difference.mean() < 1e-6
+    assert difference.max() < 1e-3
+
+
+def exact_mean_field(image: np.ndarray, unary: np.ndarray, steps: int, sxy: float, srgb: float) -> np.ndarray:
+    """Krähenbühl and Koltun, equations 3 and 4 and Algorithm 1, all pairs of pixels."""
+    n_labels, height, width = unary.shape
+    place = np.stack(np.indices((height, width)), -1).reshape(-1, 2).astype(float)
+    colour = image.reshape(-1, 3).astype(float)
+
+    def kernel(features: np.ndarray) -> np.ndarray:
+        k = np.exp(-0.5 * ((features[:, None] - features[None]) ** 2).sum(-1))
+        return k / np.sqrt(np.outer(k.sum(0), k.sum(1)))
+
+    pairwise = 3 * kernel(place / 3) + 10 * kernel(np.concatenate([place / sxy, colour / srgb], 1))
+    energy = unary.reshape(n_labels, -1).astype(float)
+    q = np.exp(-energy) / np.exp(-energy).sum(0)
+    for _ in range(steps):
+        logits = q @ pairwise - energy
+        q = np.exp(logits - logits.max(0))
+        q /= q.sum(0)
+    return q.reshape(unary.shape)
+
+
+def test_approximates_the_exact_mean_field() -> None:
+    labels = np.zeros((24, 32), np.uint8)
+    labels[6:18, 8:24] = 1
+    image = np.where(labels[..., None] == 1, [180, 90, 60], [60, 120, 90])
+    image = (image + np.random.default_rng(0).normal(0, 6, image.shape)).clip(0, 255).astype(np.uint8)
+    wrong = np.random.default_rng(1).random(labels.shape) < 0.25
+    unary = unary_from_labels(np.where(wrong, 1 - labels, labels).astype(np.uint8), 2)
+    ours = dense_crf(image, unary, bilateral_sxy=20, bilateral_srgb=20)
+    exact = exact_mean_field(image, unary, 10, 20, 20)
+    assert np.abs(ours - exact).mean() < 0.01
+    np.testing.assert_array_equal(ours.argmax(0), labels)
+    one_step = dense_crf(image, unary, bilateral_sxy=20, bilateral_srgb=20, steps=1)
+    assert np.corrcoef(one_step[1].ravel(), exact_mean_field(image, unary, 1, 20, 20)[1].ravel())[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("n_labels", [2, 4, 5, 21])
+def test_a_distribution_that_follows_its_labels_names(n_labels: int) -> None:
+    image, unary = noise_image(23, 31), noise_unary(n_labels, 23, 31)
+    marginals = dense_crf(image, unary, bilateral_srgb=40)
+    assert marginals.dtype == np.float32
+    assert marginals.min() >= 0
+    np.testing.assert_allclose(marginals.sum(0), 1, atol=1e-5)
+    order = np.random.default_rng(2).permutation(n_labels)
+    np.testing.assert_allclose(dense_crf(image, unary[order], bilateral_srgb=40), marginals[order], atol=1e-4)
+
+
+@pytest.mark.parametrize("n_labels", [3, 21])
+def test_same_bits_for_any_number_of_threads(n_labels: int) -> None:
+    image, unary = noise_image(37, 53), noise_unary(n_labels, 37, 53)
+    alone = dense_crf(image, unary, threads=1)
+    for threads in (2, 3, 7):
+        np.testing.assert_array_equal(dense_crf(image, unary, threads=threads), alone)
+    with ThreadPoolExecutor(4) as pool:
+        for together in pool.map(lambda _: dense_crf(image, unary, threads=2), range(8)):
+            np.testing.assert_array_equal(together, alone)
+
+
+def test_many_labels_are_filtered_like_few() -> None:
+    """More than four labels take another loop: labels that nobody has change nothing."""
+    image, unary = noise_image(20, 30), noise_unary(4, 20, 30)
+    absent = np.full((7, 20, 30), 200, np.float32)
+    marginals = dense_crf(image, np.concatenate([unary, absent]))
+    np.testing.assert_allclose(marginals[:4], dense_crf(image, unary), atol=1e-4)
+    assert marginals[4:].max() == 0
+
+
+def test_kernels_can_be_left_out() -> None:
+    image, unary = noise_image(9, 11), noise_unary(3, 9, 11)
+    softmax = np.exp(-unary) / np.exp(-unary).sum(0)
+    np.testing.assert_allclose(dense_crf(image, unary, gaussian_weight=0, bilateral_weight=0), softmax, atol=1e-6)
+    np.testing.assert_allclose(dense_crf(image, unary, steps=0), softmax, atol=1e-6)
+    smooth = dense_crf(image, unary, bilateral_weight=0)
+    np.testing.assert_array_equal(dense_crf(255 - image, unary, bilateral_weight=0), smooth)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1), (2, 2), (30, 40)])
+@pytest.mark.parametrize("n_labels", [1, 2, 6])
+def test_any_shape(shape: tuple[int, int], n_labels: int) -> None:
+    flat = np.full((*shape, 3), 255, np.uint8)
+    for image in (flat, noise_image(*shape)):
+        marginals = dense_crf(image, noise_unary(n_labels, *shape))
+        assert marginals.shape == (n_labels, *shape)
+        np.testing.assert_allclose(marginals.sum(0), 1, atol=1e-5)
+        if n_labels == 1:
+            assert (marginals == 1).all()
+
+
+def test_unsure_everywhere_stays_unsure() -> None:
+    unary = unary_from_labels(np.full((12, 15), 255, np.uint8), 4)
+    np.testing.assert_allclose(dense_crf(noise_image(12, 15), unary), 0.25, atol=1e-6)
+
+
+def test_255_labels_and_a_lattice_of_single_pixels() -> None:
+    labels = (np.arange(40 * 50, dtype=np.int64).reshape(40, 50) % 256).astype(np.uint8)
+    marginals = dense_crf(noise_image(40, 50), unary_from_labels(labels, 255), bilateral_srgb=0.5, steps=2)
+    assert np.isfinite(marginals).all()
+    np.testing.assert_allclose(marginals.sum(0), 1, atol=1e-4)  # 255 float32 roundings
+
+
+def test_unaries_by_hand() -> None:
+    unary = unary_from_labels(np.array([[0, 2, 255]], np.uint8), 3, gt_prob=0.7)
+    probabilities = np.array([[0.7, 0.15, 1 / 3], [0.15, 0.15, 1 / 3], [0.15, 0.7, 1 / 3]])
+    np.testing.assert_allclose(unary[:, 0], -np.log(probabilities), rtol=1e-6)
+    assert unary.dtype == np.float32
+    unary = unary_from_probabilities(np.array([0, 1e-7, 0.5, 1]).reshape(4, 1, 1))
+    np.testing.assert_allclose(unary.ravel(), -np.log([1e-5, 1e-5, 0.5, 1]), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("image", "unary", "options", "message"),
+    [
+        (np.zeros((4, 5), np.uint8), np.zeros((2, 4, 5)), {}, r"\[4, 5\] uint8"),
+        (np.zeros((4, 5, 3)), np.zeros((2, 4, 5)), {}, "float64"),
+        (np.zeros((4, 5, 3), np.uint8), np.zeros((2, 5, 4)), {}, r"\[4, 5, 3\].*\[2, 5, 4\]"),
+        (np.zeros((0, 5, 3), np.uint8), np.zeros((2, 0, 5)), {}, r"\[2, 0, 5\]"),
+        (np.zeros((4, 5, 3), np.uint8), np.full((2, 4, 5), np.nan), {}, "NaN"),
+        (np.zeros((4, 5, 3), np.uint8), np.zeros((2, 4, 5)), {"gaussian_sxy": 0}, "above 0"),
+        (np.zeros((4, 5, 3), np.uint8), np.zeros((2, 4, 5)), {"steps": -1}, "steps"),
+        (np.zeros((4, 5, 3), np.uint8), np.zeros((2, 4, 5)), {"threads": 0}, "threads"),
+        (noise_image(4, 5), np.zeros((2, 4, 5)), {"bilateral_srgb": 1e-6}, "larger standard deviations"),
+    ],
+)
+def test_refuses(image: np.ndarray, unary: np.ndarray, options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dense_crf(image, unary, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("labels", "n_labels", "gt_prob"),
+    [
+        (np.zeros((3, 3)), 2, 0.7),
+        (np.zeros(3, np.uint8), 2, 0.7),
+        (np.full((3, 3), 2, np.uint8), 2, 0.7),
+        (np.zeros((3, 3), np.uint8), 256, 0.7),
+        (np.zeros((3, 3), np.uint8), 2, 1.0),
+    ],
+)
+def test_refuses_labels(labels: np.ndarray, n_labels: int, gt_prob: float) -> None:
+    with pytest.raises(ValueError, match=r"labels|gt_prob"):
+        unary_from_labels(labels, n_labels, gt_prob)
+
+
+def test_refuses_probabilities() -> None:
+    with pytest.raises(ValueError, match=r"\[3, 4\]"):
+        unary_from_probabilities(np.zeros((3, 4)))
+    with pytest.raises(ValueError, match="NaN"):
+        unary_from_probabilities(np.full((1, 3, 4), np.nan))
+
+
+def test_importing_is_cheap() -> None:
+    code = "import sys, tagmask.refine.dense_crf; sys.exit('numba' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": _src()})
+
+
+def test_says_when_it_compiles(tmp_path: Path) -> None:
+    dense_crf(noise_image(4, 4), noise_unary(2, 4, 4))
+    assert not needs_compiling()
+    code = "from tagmask.refine.dense_crf import needs_compiling; print(needs_compiling())"
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": _src()}
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
+    assert done.stdout.strip() == "True"
+
+
+def _src() -> str:
+    return str(Path(tagmask.refine.__file__).parents[2])

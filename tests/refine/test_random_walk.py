@@ -1,0 +1,119 @@
+"""The random walk against IRN's own code, an exact dense transition matrix in float64, and its promises."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tagmask.refine import random_walk
+from tagmask.refine.random_walk import propagate
+
+GOLDENS = np.load(Path(__file__).parents[1] / "goldens" / "irn.npz")
+
+
+def example(n_maps: int, height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    maps = random.random((n_maps, height, width)).astype(np.float32)
+    return maps, (random.random((height, width)) ** 2).astype(np.float32)
+
+
+def exact(maps: np.ndarray, boundary: np.ndarray, radius: int, beta: float, steps: int) -> np.ndarray:
+    """The definition in float64: T written out, x T^steps; a path is the cells less than 1 off the straight line."""
+    height, width = boundary.shape
+    cells = np.stack(np.indices((height, width)), -1).reshape(-1, 2)
+    affinity = np.eye(len(cells))
+    for i, (y, x) in enumerate(cells):
+        for j, (v, u) in enumerate(cells):
+            dy, dx = v - y, u - x
+            if i == j or dy * dy + dx * dx >= radius * radius:
+                continue
+            within = (cells >= np.minimum([y, x], [v, u])) & (cells <= np.maximum([y, x], [v, u]))
+            off = np.abs(dy * (cells[:, 1] - x) - dx * (cells[:, 0] - y)) / np.hypot(dy, dx)
+            affinity[i, j] = 1 - boundary.ravel()[within.all(1) & (off < 1)].max().astype(float)
+    transition = affinity**beta
+    transition /= transition.sum(0)
+    start = (maps.astype(float) * (1 - boundary.astype(float))).reshape(len(maps), -1)
+    return (start @ np.linalg.matrix_power(transition, steps)).reshape(maps.shape)
+
+
+@pytest.mark.parametrize(("beta", "steps"), [(10, 256), (8, 16)])
+def test_agrees_with_the_reference(beta: int, steps: int) -> None:
+    ours = propagate(GOLDENS["maps"], GOLDENS["boundary"], beta=beta, steps=steps)
+    theirs = GOLDENS[f"propagated_beta{beta}_steps{steps}"]
+    # the reference squares in float32: its own distance from the exact result is 1.45e-5 after 256 steps
+    np.testing.assert_allclose(ours, theirs, rtol=2e-5 if steps == 256 else 1e-5)
+    np.testing.assert_allclose(ours, exact(GOLDENS["maps"], GOLDENS["boundary"], 5, beta, steps), rtol=2e-6)
+
+
+@pytest.mark.parametrize("radius", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (6, 8)])
+def test_any_radius_and_shape(radius: int, shape: tuple[int, int]) -> None:
+    maps, boundary = example(2, *shape)
+    ours = propagate(maps, boundary, radius=radius, beta=3, steps=20)
+    np.testing.assert_allclose(ours, exact(maps, boundary, radius, 3, 20), rtol=2e-6)
+
+
+def test_closed_boundaries_hold_and_open_ground_evens_out() -> None:
+    boundary = np.zeros((12, 21), np.float32)
+    boundary[:, 10] = 1
+    maps = np.zeros((1, 12, 21), np.float32)
+    maps[0, :, :10] = 1
+    walked = propagate(maps, boundary)[0]
+    np.testing.assert_allclose(walked[:, :10], 1, atol=1e-5)
+    assert walked[:, 10:].max() == 0
+    maps[0, :, :10] = 0
+    maps[0, 6, 3] = 1
+    walked = propagate(maps, boundary, steps=2000)[0]
+    assert walked[:, :10].min() > 0
+    assert walked[:, :10].std() < 1e-3
+
+
+def test_each_map_on_its_own() -> None:
+    maps, boundary = example(5, 20, 30)
+    together = propagate(maps, boundary, threads=1)
+    for threads in (2, 3, 8):
+        np.testing.assert_array_equal(propagate(maps, boundary, threads=threads), together)
+    np.testing.assert_array_equal(propagate(maps[3:4], boundary), together[3:4])
+    assert propagate(maps[:0], boundary).shape == (0, 20, 30)
+    np.testing.assert_array_equal(propagate(maps, boundary, steps=0), maps * (1 - boundary))
+
+
+def test_large_grids_are_coarsened(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, columns = np.mgrid[:61, :83]
+    maps = np.exp(-((rows - 20) ** 2 + (columns - 30) ** 2) / 300)[None].astype(np.float32)
+    boundary = np.zeros((61, 83), np.float32)
+    boundary[:, 50:52] = 1
+    maps[0, :, 50:] = 0
+    fine = propagate(maps, boundary, steps=64)
+    monkeypatch.setattr(random_walk, "MAX_CELLS", 61 * 83 // 3)
+    coarse = propagate(maps, boundary, steps=64)
+    assert coarse.shape == fine.shape
+    assert coarse.dtype == np.float32
+    assert np.abs(fine - coarse).mean() < 0.02
+    assert coarse[0, :, 54:].max() < 1e-3
+
+
+def test_fast_enough() -> None:
+    maps, boundary = example(2, 94, 125)
+    propagate(maps, boundary)
+    begin = time.perf_counter()
+    propagate(maps, boundary, threads=2)
+    assert time.perf_counter() - begin < 1
+
+
+@pytest.mark.parametrize(
+    ("maps", "boundary", "options", "message"),
+    [
+        (np.zeros((2, 4, 5)), np.zeros((5, 4)), {}, r"\[5, 4\].*\[2, 4, 5\]"),
+        (np.zeros((4, 5)), np.zeros((4, 5)), {}, r"\[4, 5\]"),
+        (np.zeros((2, 0, 5)), np.zeros((0, 5)), {}, r"\[0, 5\]"),
+        (np.zeros((2, 4, 5)), np.full((4, 5), 1.5), {}, "probabilities"),
+        (np.zeros((2, 4, 5)), np.full((4, 5), np.nan), {}, "probabilities"),
+        (np.full((2, 4, 5), np.nan), np.zeros((4, 5)), {}, "NaN"),
+        (np.zeros((2, 4, 5)), np.zeros((4, 5)), {"radius": 0}, "radius"),
+    ],
+)
+def test_refuses(maps: np.ndarray, boundary: np.ndarray, options: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        propagate(maps, boundary, **options)
