@@ -58,6 +58,8 @@ def read_image(path: str | Path) -> np.ndarray:
 def image_size(path: str | Path) -> tuple[int, int]:
     """(H, W) after EXIF rotation, from the header where the format has it there. Raises DataError as `read_image`."""
     with _opened(path, load=False) as image:
+        if image.format == "TIFF":  # which Pillow turns upright itself, as it loads it
+            image.load()
         width, height = image.size
         return (width, height) if _orientation(image) >= 5 else (height, width)
 

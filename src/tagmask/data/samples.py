@@ -91,7 +91,7 @@ class Problem:
         return cls(where, what or fix, fix if what else "correct or remove it")
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}; {self.fix}."
+        return f"{self.where}: {self.what}; {self.fix}" + ("" if self.fix.endswith("?") else ".")
 
 
 @dataclass(frozen=True)

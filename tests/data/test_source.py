@@ -1,0 +1,105 @@
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from tagmask.data.source import DataSource
+from tagmask.errors import DataError
+
+
+def picture(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (2, 2)).save(path)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    picture(tmp_path / "cat" / "1.jpg")
+    picture(tmp_path / "dog" / "1.jpg")
+    return tmp_path
+
+
+def test_folders(folders: Path) -> None:
+    source = DataSource(root=str(folders))
+    assert source.layout() == "folders"
+    assert source.read().classes == ("cat", "dog")
+
+
+def test_table_named_or_in_place(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folders / "tags.csv").write_text("image,tags\ncat/1,zebra\ndog/1,\n")
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    (other / "tags.csv").write_text("image,tags\ncat/1,wrong\n")
+    monkeypatch.chdir(other)
+    in_place = DataSource(root=str(folders))
+    assert in_place.layout() == "table"
+    assert in_place.read().classes == ("zebra",)  # not the table of the folder the command is typed in
+    assert DataSource(root=str(folders), tags="tags.csv").read().classes == ("wrong",)  # which can be named
+
+
+def test_voc(folders: Path) -> None:
+    picture(folders / "JPEGImages" / "1.jpg")
+    (folders / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (folders / "ImageSets" / "Segmentation" / "val.txt").write_text("1\n")
+    (folders / "Annotations").mkdir()
+    (folders / "Annotations" / "1.xml").write_text("<annotation><object><name>cow</name></object></annotation>")
+    source = DataSource(root=str(folders), split="val", classes=("horse", "cow"))
+    assert source.layout() == "voc"
+    assert source.read().samples[0].tags == (2,)
+    (folders / "own.csv").write_text("image,tags\n1,horse\n")
+    for tags, expected in (("xml", (2,)), ("own.csv", (1,)), (str(folders / "own.csv"), (1,))):
+        assert source.model_copy(update={"tags": tags}).read().samples[0].tags == expected
+
+
+def test_coco(folders: Path) -> None:
+    content = {"images": [{"id": 1, "file_name": "cat/1.jpg", "height": 2, "width": 2}], "annotations": []}
+    (folders / "instances.json").write_text(json.dumps(content | {"categories": [{"id": 5, "name": "cat"}]}))
+    source = DataSource(root=str(folders), annotations="instances.json")
+    assert source.layout() == "coco"
+    assert source.read().classes == ("cat",)
+    with pytest.raises(DataError, match=r"'split' means nothing for .*, read as coco; leave it out"):
+        DataSource(root=str(folders), annotations="instances.json", split="train").read()
+    with pytest.raises(DataError, match="no JSON file is named"):
+        DataSource(root=str(folders), format="coco").read()
+
+
+def test_nothing_fits(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds no tags.*image,tags.*cat/1\.jpg.*JPEGImages.*COCO"):
+        DataSource(root=str(tmp_path)).read()
+    with pytest.raises(DataError, match=r"the folder .*nowhere does not exist"):
+        DataSource(root=str(tmp_path / "nowhere")).read()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="is a file, not a folder"):
+        DataSource(root=str(tmp_path / "file")).read()
+    with pytest.raises(DataError, match="s3://bucket cannot be listed; name a table of its tags"):
+        DataSource(root="s3://bucket").read()
+
+
+def test_unknown_setting_and_class(folders: Path) -> None:
+    with pytest.raises(ValidationError):
+        DataSource(root="x", tag="y")  # type: ignore[call-arg]
+    with pytest.raises(DataError, match="'dgo' is not one of the classes: did you mean 'dog'"):
+        DataSource(root=str(folders), classes=("dgo",)).read()
+
+
+def test_too_many_classes_unless_restricted(folders: Path) -> None:
+    def write(n: int) -> None:
+        (folders / "tags.csv").write_text(
+            "image," + ",".join(f"c{i:03}" for i in range(n)) + "\ncat/1" + ",1" * n + "\n"
+        )
+
+    write(254)
+    assert DataSource(root=str(folders)).read().samples[0].tags == tuple(range(1, 255))
+    write(255)
+    with pytest.raises(DataError, match="has 255 classes, and a mask holds at most 254; name the ones to keep"):
+        DataSource(root=str(folders)).read()
+    assert DataSource(root=str(folders), classes=("c254", "c000")).read().samples[0].tags == (1, 2)
+
+
+def test_masks_relative_to_the_root(folders: Path) -> None:
+    picture(folders / "masks" / "cat" / "1.png")
+    images = DataSource(root=str(folders), masks="masks").read()
+    assert [s.mask is not None for s in images.samples] == [True, False]
+    assert images.classes == ("cat", "dog")
