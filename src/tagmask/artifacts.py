@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch_file
 from safetensors.torch import save_file as save_torch_file
@@ -21,6 +23,7 @@ from torch import Tensor
 from tagmask.errors import RunError
 
 UNSURE = 255  # the VOC convention: "void", a pixel of no known class
+TEMPORARY = ".tmp"  # how the names of files end that are being written
 
 
 @contextmanager
@@ -30,16 +33,25 @@ def written_atomically(path: Path) -> Iterator[Path]:
     Raises:
         RunError: the file cannot be written (disk full, no permission); nothing is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name[-80:]}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = path.with_name(f".{uuid.uuid4().hex}{TEMPORARY}")  # no longer than `path`'s own name may be
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise RunError(f"cannot write {path}: {reason}; free space or choose another folder.") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error).removeprefix("Error while serializing: ")
+        too_long = getattr(error, "errno", None) == errno.ENAMETOOLONG
+        remedy = "shorten the image's name" if too_long else "free space or choose another folder"
+        raise RunError(f"cannot write {path}: {reason}; {remedy}.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the temporary files that a killed process left under a folder."""
+    for file in folder.rglob(f".*{TEMPORARY}"):
+        file.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -68,7 +80,8 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    return load_file(path)
+    """Read what `write_arrays` wrote. Raises RunError if the file is missing or damaged."""
+    return _read_safetensors(load_file, path)
 
 
 def write_weights(path: Path, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
@@ -79,11 +92,17 @@ def write_weights(path: Path, weights: Mapping[str, Tensor], config: Mapping[str
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `write_weights` wrote. Raises RunError where either file is missing."""
-    config = read_json(path.with_name("config.json"))
-    if not path.exists():
-        raise RunError(f"{path} does not exist: the stage that makes it has not finished; run it again.")
-    return load_torch_file(path), config
+    """Read what `write_weights` wrote. Raises RunError where either file is missing or damaged."""
+    return _read_safetensors(load_torch_file, path), read_json(path.with_name("config.json"))
+
+
+def _read_safetensors(load: Callable[[Path], dict[str, Any]], path: Path) -> dict[str, Any]:
+    try:
+        return load(path)
+    except FileNotFoundError as error:
+        raise RunError(f"{path} does not exist: the stage that makes it has not finished; run it again.") from error
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path} is damaged ({error}): remove it, then start the command again.") from error
 
 
 def voc_palette() -> list[int]:
@@ -108,11 +127,16 @@ def write_label_map(path: Path, labels: np.ndarray) -> None:
 
 
 def read_label_map(path: Path) -> np.ndarray:
-    """Read an indexed or grey PNG as its ids, [H, W] uint8. Raises RunError for any other picture."""
-    with Image.open(path) as image:
-        if image.mode not in ("P", "L"):
+    """Read an indexed or grey PNG as its ids, [H, W] uint8. Raises RunError for any other picture, or none."""
+    try:
+        with Image.open(path) as image:
+            if image.mode in ("P", "L"):
+                return np.array(image)
             raise RunError(f"{path} is a {image.mode} picture, not an indexed or grey label map: save it as ids.")
-        return np.array(image)
+    except FileNotFoundError as error:
+        raise RunError(f"{path} does not exist: finish the run first (start it again).") from error
+    except (OSError, SyntaxError) as error:  # what Pillow raises on a broken PNG
+        raise RunError(f"{path} is no picture that can be read ({error}): remove it, then make it again.") from error
 
 
 def digest(value: Any) -> str:

@@ -20,6 +20,10 @@ from torch import nn
 
 from tagmask.errors import RecipeError
 
+# Large tensors in 2 MB pages: without it Linux hands out, clears and takes back 4 KB pages for every activation,
+# which on CPUs costs more than the convolutions (benchmarks/maps.py). PyTorch reads this at its first allocation.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
 Precision = Literal["auto", "float32", "bfloat16"]
 T = TypeVar("T")
 

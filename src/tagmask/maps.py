@@ -43,7 +43,7 @@ class ResponseMaps:
 
     def save(self, path: Path) -> None:
         """Write as safetensors, the maps as float16."""
-        arrays = {
+        arrays: dict[str, np.ndarray] = {
             "maps": self.maps.astype(np.float16),
             "classes": np.asarray(self.classes, np.int32),
             "size": np.asarray(self.size, np.int32),

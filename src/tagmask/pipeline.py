@@ -15,7 +15,7 @@ from tagmask.data.samples import TaggedImages
 from tagmask.errors import DataError, RunError
 from tagmask.progress import Shown
 from tagmask.recipe import Recipe
-from tagmask.stage import Kind, Method, Work
+from tagmask.stage import Kind, Work
 
 RECORD = "stage.json"
 RUN = "run.json"
@@ -57,11 +57,13 @@ def carry_out(
             shown.progress,
             shown.say,
         )
-        done = _claim(stage, key, compute, redo)
+        done = claim(stage, key, compute, redo)
         title = f"[{number}/{len(recipe.stages)}] {name}"
         shown.say(f"{title}: done before" if done else title)
         if not done:
-            _run_stage(method, work, key)
+            started = time.time()
+            method.run(work)
+            finish(stage, compute, time.time() - started, len(images))
         for kind in method.makes:
             inputs[kind], keys[kind] = stage, digest(key)
     return folders
@@ -72,20 +74,22 @@ def fingerprint(images: TaggedImages) -> str:
     return digest([images.classes, [(s.id, s.tags, s.size) for s in images.samples]])
 
 
-def _run_stage(method: Method, work: Work, key: dict[str, Any]) -> None:
-    started = time.time()
-    method.run(work)
-    work.compute.barrier()
-    if work.compute.main:
-        record = read_json(work.folder / RECORD)
-        seconds = round(record.get("seconds", 0) + time.time() - started, 1)
-        counts = {"images": len(work.images), "classes": len(work.images.classes)}
-        write_json(work.folder / RECORD, {**record, "status": "done", "seconds": seconds, "counts": counts})
-    work.compute.barrier()
+def finish(stage: Path, compute: Compute, seconds: float, n_images: int) -> None:
+    """Say in a stage's record that all processes are done with it."""
+    compute.barrier()
+    if compute.main:
+        record = read_json(stage / RECORD)
+        total = round(record.get("seconds", 0) + seconds, 1)
+        write_json(stage / RECORD, {**record, "status": "done", "seconds": total, "images": n_images})
+    compute.barrier()
 
 
-def _claim(stage: Path, key: dict[str, Any], compute: Compute, redo: bool) -> bool:
-    """Whether the stage is done already; if not, its folder is made ready to begin or to go on in."""
+def claim(stage: Path, key: dict[str, Any], compute: Compute, redo: bool) -> bool:
+    """Whether the stage is done already; if not, its folder is made ready to begin or to go on in.
+
+    Raises:
+        RunError: the folder holds the same stage made from something else than `key`, and `redo` was not said.
+    """
     file = stage / RECORD
     record = read_json(file) if file.exists() else None
     if record and record["key"] != key:
@@ -97,6 +101,7 @@ def _claim(stage: Path, key: dict[str, Any], compute: Compute, redo: bool) -> bo
         record = None
         compute.barrier()
         if compute.main:
+            file.unlink()  # last seen, first gone: a folder half removed is nobody's
             shutil.rmtree(stage)
     compute.barrier()  # every process has read the record before the first one writes it
     if record is None and compute.main:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,20 +84,17 @@ def fit(module: Training, data: TrainingSet, work: Work, *, epochs: int, batch_s
     """
     loader = training_loader(data, batch_size, work.compute)
     checkpoint = work.folder / "training" / "last.ckpt"
-    with work.progress(f"training {epochs} epochs", epochs * len(loader)) as advance:
+    module.network.to(memory_format=torch.channels_last)
+    with work.progress(f"training {epochs} epochs", epochs * len(loader)) as advance, _quiet():
+        keep = ModelCheckpoint(
+            dirpath=checkpoint.parent,
+            filename=checkpoint.stem,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
         trainer = L.Trainer(
             max_epochs=epochs,
-            callbacks=[
-                _EpochSeeds(data.seed),
-                _Curves(work, advance, len(loader)),
-                ModelCheckpoint(
-                    dirpath=checkpoint.parent,
-                    filename="last",
-                    every_n_epochs=1,
-                    save_on_train_epoch_end=True,
-                    enable_version_counter=False,
-                ),
-            ],
+            callbacks=[_EpochSeeds(data.seed), _Curves(work, advance, len(loader)), keep],
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -105,9 +103,7 @@ def fit(module: Training, data: TrainingSet, work: Work, *, epochs: int, batch_s
             default_root_dir=work.folder,
             **work.compute.trainer_arguments(module.network),
         )
-        module.network.to(memory_format=torch.channels_last)
-        with _quiet():
-            trainer.fit(module, loader, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
+        trainer.fit(module, loader, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
     module.network.to(work.compute.device)
 
 
@@ -179,17 +175,16 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     return read_json(file) if file.exists() else []
 
 
-class _quiet:
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Lightning's remarks on our own choices, kept from the user."""
-
-    def __enter__(self) -> None:
-        self.level = logging.getLogger("lightning.pytorch").level
-        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-        self.caught = warnings.catch_warnings()
-        self.caught.__enter__()
-        warnings.filterwarnings("ignore", module="lightning.*")
-        warnings.filterwarnings("ignore", message=".*deterministic.*")
-
-    def __exit__(self, *error: object) -> None:
-        self.caught.__exit__(*error)
-        logging.getLogger("lightning.pytorch").setLevel(self.level)
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning.*")
+            warnings.filterwarnings("ignore", message=".*deterministic.*")
+            yield
+    finally:
+        log.setLevel(level)

@@ -77,13 +77,15 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n)
         for i in range(len(self)):
-            batch = order[i * self.batch_size : (i + 1) * self.batch_size]
-            yield [(self.epoch, int(index)) for index in self.compute.share(batch)]
+            batch = order[i * self.batch_size : (i + 1) * self.batch_size].tolist()
+            yield [(self.epoch, index) for index in self.compute.share(batch)]
 
 
 def training_loader(data: TrainingSet, batch_size: int, compute: Compute) -> DataLoader[dict[str, Any]]:
     sampler = ShuffledBatches(len(data.images), batch_size, data.seed, compute)
-    return DataLoader(data, batch_sampler=sampler, num_workers=compute.workers, pin_memory=compute.device.type == "cuda")
+    return DataLoader(
+        data, batch_sampler=sampler, num_workers=compute.workers, pin_memory=compute.device.type == "cuda"
+    )
 
 
 class _WholeImages(Dataset[tuple[list[Sample], Tensor]]):

@@ -14,7 +14,7 @@ from tagmask.data.images import read_image
 from tagmask.data.samples import Sample
 from tagmask.maps import ResponseMaps
 from tagmask.measure import ActivationHistogram
-from tagmask.refine.dense_crf import needs_compiling, unary_from_labels
+from tagmask.refine.seeds import crf_label_map
 from tagmask.refine.settings import CrfSettings
 from tagmask.stage import Kind, Method, Work, maps_file
 
@@ -37,9 +37,8 @@ class Crf(Method):
     def run(self, work: Work) -> None:
         threshold = self.choose_threshold(work)
         groups = work.missing([[sample] for sample in work.images.samples], work.mask_file)
-        if groups and self.crf and needs_compiling():
-            work.say("compiling the CRF's kernels (once on this machine, about 20 s)")
-            self.crf.apply(np.zeros((8, 8, 3), np.uint8), unary_from_labels(np.zeros((8, 8), np.uint8), 2))
+        if groups and self.crf:
+            self.crf.compile(work.say)
         jobs = (
             delayed(self.write_mask)(sample, maps_file(work.inputs["maps"], sample), work.mask_file(sample), threshold)
             for (sample,) in groups
@@ -72,9 +71,4 @@ class Crf(Method):
 
     def mask(self, image: np.ndarray, maps: ResponseMaps, threshold: float) -> np.ndarray:
         """Image [H, W, 3] uint8 and its maps → label map [H, W] uint8."""
-        labels = maps.label_map(threshold)
-        ids = np.concatenate([[0], maps.classes]).astype(np.uint8)
-        if self.crf is None or len(ids) == 1:
-            return labels
-        unary = unary_from_labels(np.searchsorted(ids, labels).astype(np.uint8), len(ids), self.gt_prob)
-        return ids[self.crf.apply(image, unary).argmax(0)]
+        return crf_label_map(image, maps, threshold, self.crf, self.gt_prob)

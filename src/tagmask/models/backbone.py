@@ -9,6 +9,7 @@ from typing import Any, Self
 import safetensors.torch
 import timm
 import torch
+from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from tagmask.data.samples import did_you_mean
@@ -48,9 +49,9 @@ class Backbone(FrozenStatistics):
     ) -> None:
         super().__init__()
         self.config = {"name": name, "output_stride": output_stride, "options": options or {}}
-        self.net = _create(name, weights == "pretrained", output_stride, options or {})
-        self.channels: int = self.net.num_features
-        data = timm.data.resolve_model_data_config(self.net)
+        net: Any = _create(name, weights == "pretrained", output_stride, options or {})
+        self.net, self.channels = net, int(net.num_features)
+        data = resolve_model_data_config(self.net)
         self.mean: tuple[float, ...] = tuple(data["mean"])
         self.std: tuple[float, ...] = tuple(data["std"])
         if weights not in ("pretrained", "none"):
@@ -69,7 +70,7 @@ class Backbone(FrozenStatistics):
             sides = [max(1, round(side / self.patch)) * self.patch for side in (height, width)]
             if sides != [height, width]:
                 images = nn.functional.interpolate(images, sides, mode="bilinear", align_corners=False, antialias=True)
-        features = self.net.forward_features(images)
+        features: Tensor = self.net.forward_features(images)
         if features.ndim == 3:  # tokens [B, prefix + h·w, D]
             features = features[:, getattr(self.net, "num_prefix_tokens", 0) :]
             grid = [side // self.patch for side in images.shape[-2:]]

@@ -29,9 +29,8 @@ class DilatedHead(nn.Module):
         self.branches = nn.ModuleList(
             nn.Conv2d(channels, n_outputs, 3, padding=dilation, dilation=dilation) for dilation in dilations
         )
-        for branch in self.branches:
-            nn.init.normal_(branch.weight, std=0.01)
-            nn.init.zeros_(branch.bias)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.01) if parameter.ndim == 4 else nn.init.zeros_(parameter)
 
     def forward(self, features: Tensor) -> Tensor:
         return sum((branch(features) for branch in self.branches[1:]), self.branches[0](features))
@@ -70,7 +69,7 @@ class Segmenter(FrozenStatistics):
         base = Backbone(backbone, output_stride=output_stride, options=options)
         self.mean, self.std = base.mean, base.std
         if architecture == "deeplabv2":
-            self.net: nn.Module = nn.Sequential(base, DilatedHead(base.channels, len(classes) + 1))
+            self.net: Any = nn.Sequential(base, DilatedHead(base.channels, len(classes) + 1))
         else:
             self.net = _smp_model(architecture, backbone, len(classes) + 1, output_stride, options or {})
         self.multiple = 1 if architecture == "deeplabv2" else 32  # decoders join levels of every stride
@@ -84,10 +83,9 @@ class Segmenter(FrozenStatistics):
         columns = round(logits.shape[3] * width / (width + right))
         return logits[:, :, : max(1, rows), : max(1, columns)]
 
-    def timm_network(self) -> nn.Module:
+    def timm_network(self) -> Any:
         """The encoder's own timm network, whose layers have timm's names."""
-        net: Any = self.net
-        return net[0].net if isinstance(net, nn.Sequential) else net.encoder.model
+        return self.net[0].net if isinstance(self.net, nn.Sequential) else self.net.encoder.model
 
     def new_parameters(self) -> list[nn.Parameter]:
         """Everything that is not the encoder's: what learns ten times faster."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from tagmask.refine.dense_crf import dense_crf
+from tagmask.refine.dense_crf import dense_crf, needs_compiling, unary_from_labels
 
 
 class CrfSettings(BaseModel):
@@ -23,6 +25,12 @@ class CrfSettings(BaseModel):
     def apply(self, image: np.ndarray, unary: np.ndarray) -> np.ndarray:
         """Image [H, W, 3] uint8 and unary [L, H, W] → marginals [L, H, W]."""
         return dense_crf(image, unary, **self.model_dump())
+
+    def compile(self, say: Callable[[str], None]) -> None:
+        """Compile the kernels where this machine has not yet, before several processes do so at once."""
+        if needs_compiling():
+            say("compiling the CRF's kernels (once on this machine, about 20 s)")
+            self.apply(np.zeros((8, 8, 3), np.uint8), unary_from_labels(np.zeros((8, 8), np.uint8), 2))
 
 
 # At the segmentation network's test time (DeepLab's public settings, golden "probability mode")

@@ -1,0 +1,5 @@
+"""`python -m tagmask` is the command line."""
+
+from tagmask.cli import main
+
+main()

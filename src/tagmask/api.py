@@ -1,0 +1,263 @@
+"""The Python API: `tagmask.run` and `tagmask.load`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from tagmask.artifacts import digest, read_json, write_json
+from tagmask.compute import Compute, Precision
+from tagmask.data.check import verified
+from tagmask.data.samples import Sample, TaggedImages, did_you_mean
+from tagmask.data.source import DataSource
+from tagmask.data.unlabelled import unlabelled_images
+from tagmask.errors import DataError, RunError
+from tagmask.evaluate import Evaluation, evaluate_run, latest, score_masks, segment_held_out
+from tagmask.maps import ResponseMaps
+from tagmask.measure import SegmentationReport
+from tagmask.outputs.folder import write_outputs
+from tagmask.pipeline import RECORD, RUN, carry_out, write_run_record
+from tagmask.predict import Predictor, predict_folder
+from tagmask.progress import Shown
+from tagmask.recipe import Recipe, load_recipe
+from tagmask.report.gather import gather
+from tagmask.report.page import write_report
+from tagmask.stage import maps_file, mask_file
+
+EVALUATION = "evaluation.json"
+REPORT = "report.html"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder: what a recipe made of a set of tagged images.
+
+    Attributes:
+        folder: where it is.
+        recipe: the stages it went through.
+        images, held_out: where the data came from.
+    """
+
+    folder: Path
+    recipe: Recipe
+    images: DataSource
+    held_out: DataSource | None
+    compute: Compute
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.folder / REPORT
+
+    @property
+    def masks(self) -> Path:
+        """The folder of the final masks of the training images, one indexed PNG each."""
+        return self._stage("masks") / "masks"
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """The final network. Raises RunError if the recipe trains none or the run has not come so far."""
+        return Predictor.load(self._stage("segmenter"), self.compute)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.predictor.classes
+
+    def predict(self, image: np.ndarray, tags: Sequence[str] | None = None) -> np.ndarray:
+        """Segment one image [H, W, 3] uint8: a label map [H, W] uint8. See `Predictor.predict`."""
+        return self.predictor.predict(image, tags)
+
+    def maps(self, id: str) -> ResponseMaps:
+        """The response maps of a training image, as the last stage that makes maps left them."""
+        return ResponseMaps.load(maps_file(self._stage("maps"), Sample(id, "", None)))
+
+    def mask_of(self, id: str) -> Path:
+        """The final mask's file of a training image."""
+        return mask_file(self._stage("masks"), Sample(id, "", None))
+
+    def evaluate(self, *, quiet: bool = False) -> Evaluation:
+        """Measure the run where truth is known; writes evaluation.json and the report anew."""
+        shown = _shown(self.compute, quiet)
+        skip_bad = read_json(self.folder / RUN)["sources"]["skip_bad"]
+        return _measure_and_report(self, *_read(self, skip_bad, shown), shown)
+
+    def export(self, out: str | Path, form: str = "png", *, stage: str | None = None, quiet: bool = False) -> Path:
+        """Write the masks of the training images for other tools.
+
+        Args:
+            form: "png" (indexed, with a legend), "coco" (RLE), "coco-polygons" or "overlays".
+            stage: whose masks; None: the last stage's.
+
+        Returns:
+            The file or folder written.
+        """
+        if stage is not None and "masks" not in getattr(self.recipe.stages.get(stage), "makes", ()):
+            makers = [name for name, method in self.recipe.stages.items() if "masks" in method.makes]
+            raise RunError(f"stage {stage!r} of {self.folder} makes no masks{did_you_mean(stage, makers)}")
+        folder = self.folder / stage if stage else self._stage("masks")
+        images = self.images.read()
+        samples = [s for s in images.samples if mask_file(folder, s).exists()]
+        with _shown(self.compute, quiet).progress(f"writing {form}", len(samples)) as advance:
+            return write_outputs(samples, lambda s: mask_file(folder, s), images.classes, Path(out), form, advance)
+
+    def predict_files(
+        self,
+        paths: Sequence[str | Path],
+        out: str | Path,
+        *,
+        tags: str | Path | None = None,
+        also: Iterable[str] = (),
+        skip_bad: bool = False,
+        redo: bool = False,
+        quiet: bool = False,
+    ) -> dict[str, Path]:
+        """Segment images and folders of images: `out`/masks/<id>.png, and `also` in other forms (see `export`)."""
+        shown = _shown(self.compute, quiet)
+        found = unlabelled_images([str(path) for path in paths], self.classes, None if tags is None else str(tags))
+        images = verified(found, skip_bad=skip_bad, workers=self.compute.workers, progress=shown.progress)
+        made = digest(read_json(self._stage("segmenter") / RECORD)["key"])
+        masks = predict_folder(self.predictor, images, made, Path(out), shown=shown, redo=redo)
+        for form in also if self.compute.main else ():
+            write_outputs(images.samples, lambda s: masks[s.id], self.classes, Path(out), form)
+        return masks
+
+    def _stage(self, kind: str) -> Path:
+        stage = latest(self.recipe, kind)
+        if stage is None:
+            raise RunError(f"the recipe of {self.folder} has no stage that makes {kind}: add one and run it again.")
+        return self.folder / stage
+
+
+def run(
+    images: str | Path | DataSource,
+    out: str | Path,
+    *,
+    tags: str | Path | None = None,
+    held_out: DataSource | None = None,
+    recipe: str | Path | Recipe = "auto",
+    settings: Iterable[str] = (),
+    seed: int | None = None,
+    device: str = "auto",
+    precision: Precision = "auto",
+    workers: int | None = None,
+    skip_bad: bool = False,
+    redo: bool = False,
+    quiet: bool = False,
+) -> Run:
+    """Make masks and a segmentation network from tagged images.
+
+    Called again with the same arguments it goes on where it stopped, or returns at once.
+
+    Args:
+        images: a folder (its layout is found out), or a `DataSource` that says more.
+        out: the run folder to make or to go on with.
+        tags: a table `image,tags` (CSV, TSV, JSON Lines).
+        held_out: images with truth on which the final network is measured.
+        recipe: a shipped recipe's name, a YAML file, a `Recipe`; "auto": "cam" with a GPU, else "small".
+        settings: changes of single settings, "stage.setting=value".
+        seed: instead of the recipe's.
+        device: auto, cpu, cuda, cuda:1, mps.
+        workers: processes that load images and compute CRFs; None: one a core.
+        skip_bad: leave out images that cannot be used, instead of stopping.
+        redo: make stages anew whose settings or inputs changed.
+        quiet: print nothing.
+
+    Raises:
+        DataError, RecipeError, RunError: with one sentence that says what to do.
+    """
+    source = images if isinstance(images, DataSource) else DataSource(root=str(images), tags=tags and str(tags))
+    compute = Compute.detect(device, precision, workers)
+    chosen = resolve_recipe(recipe, settings, seed, compute)
+    shown = _shown(compute, quiet)
+    folder = Path(out)
+    compute.barrier()
+    if compute.main:
+        sources = {"images": source, "held_out": held_out}
+        dumped = {name: s.model_dump(mode="json") if s else None for name, s in sources.items()}
+        write_run_record(folder, chosen, {**dumped, "skip_bad": skip_bad})
+    result = Run(folder, chosen, source, held_out, compute)
+    read = _read(result, skip_bad, shown)
+    shown.say(f"{len(read[0])} images, {len(read[0].classes)} classes → {folder}")
+    carry_out(chosen, read[0], folder, compute=compute, shown=shown, redo=redo)
+    _measure_and_report(result, *read, shown)
+    return result
+
+
+def load(folder: str | Path, *, device: str = "auto", precision: Precision = "auto", workers: int | None = None) -> Run:
+    """Open a run folder. Raises RunError if it is none."""
+    path = Path(folder)
+    if not (path / RUN).exists():
+        raise RunError(f"{path} is not a tagmask run (it has no {RUN}): give the folder that `tagmask run --out` made.")
+    sources = read_json(path / RUN)["sources"]
+    held_out = DataSource(**sources["held_out"]) if sources["held_out"] else None
+    recipe = load_recipe(str(path / "recipe.yaml"))
+    return Run(path, recipe, DataSource(**sources["images"]), held_out, Compute.detect(device, precision, workers))
+
+
+def resolve_recipe(recipe: str | Path | Recipe, settings: Iterable[str], seed: int | None, compute: Compute) -> Recipe:
+    """The recipe that the arguments of `run` mean."""
+    if recipe == "auto":
+        recipe = "small" if compute.device.type == "cpu" else "cam"
+    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe), settings)
+    return chosen if seed is None else chosen.model_copy(update={"seed": seed})
+
+
+def score(
+    run_or_masks: str | Path, data: DataSource, *, device: str = "auto", workers: int | None = None, quiet: bool = False
+) -> tuple[tuple[str, ...], SegmentationReport]:
+    """Measure against the truth of `data` a run's network, or a folder of label maps `<id>.png` of any tool.
+
+    The network sees the images as if nothing were known of them. Images without truth are left out.
+
+    Returns:
+        The class names, and the scores.
+
+    Raises:
+        DataError: no truth is known. RunError: neither a run, nor masks of these images.
+    """
+    folder = Path(run_or_masks)
+    opened = load(folder, device=device, workers=workers) if (folder / RUN).exists() else None
+    compute = opened.compute if opened else Compute.detect(device, workers=workers)
+    shown = _shown(compute, quiet)
+    images = _verified(data, False, compute, shown)
+    if opened and images.classes != opened.classes:
+        images = images.restrict(opened.classes)
+    known = images.select(lambda sample: sample.mask is not None)
+    if not len(known):
+        raise DataError(f"no image of {images.name} has a true mask to measure against: give --masks FOLDER.")
+    if opened:
+        stage = opened._stage("segmenter").name
+        folder = segment_held_out(opened.recipe, folder, stage, known, compute, shown) / "masks"
+    elif not any((folder / f"{sample.id}.png").exists() for sample in known.samples):
+        raise RunError(f"{folder} holds neither a run nor a mask named after any of the images (<id>.png).")
+    return known.classes, score_masks(known, lambda sample: folder / f"{sample.id}.png", compute, shown)
+
+
+def _shown(compute: Compute, quiet: bool) -> Shown:
+    return Shown(None if quiet or not compute.main else Console())
+
+
+def _verified(source: DataSource, skip_bad: bool, compute: Compute, shown: Shown) -> TaggedImages:
+    return verified(source.read(), skip_bad=skip_bad, workers=compute.workers, progress=shown.progress)
+
+
+def _read(run: Run, skip_bad: bool, shown: Shown) -> tuple[TaggedImages, TaggedImages | None]:
+    images = _verified(run.images, skip_bad, run.compute, shown)
+    held_out = _verified(run.held_out, skip_bad, run.compute, shown) if run.held_out else None
+    if held_out is not None and held_out.classes != images.classes:
+        held_out = held_out.restrict(images.classes)
+    return images, held_out
+
+
+def _measure_and_report(run: Run, images: TaggedImages, held_out: TaggedImages | None, shown: Shown) -> Evaluation:
+    evaluation = evaluate_run(run.recipe, run.folder, images, held_out, run.compute, shown)
+    if run.compute.main:
+        write_json(run.folder / EVALUATION, evaluation.to_json())
+        write_report(gather(run.recipe, run.folder, images, held_out, evaluation), run.report)
+    run.compute.barrier()
+    return evaluation

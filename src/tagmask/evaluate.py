@@ -1,0 +1,162 @@
+"""Figures of a run where the truth is known: curves of its maps, scores of its masks and of its network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchmetrics import Metric
+
+from tagmask.artifacts import digest, read_json, read_label_map
+from tagmask.compute import Compute
+from tagmask.data.samples import Sample, TaggedImages
+from tagmask.errors import DataError
+from tagmask.maps import ResponseMaps
+from tagmask.measure import SegmentationReport, SegmentationScores, ThresholdCurve, ThresholdReport
+from tagmask.methods.crf import THRESHOLD_FILE
+from tagmask.pipeline import RECORD, claim, fingerprint, finish
+from tagmask.predict import Predictor
+from tagmask.progress import Shown
+from tagmask.recipe import Recipe
+from tagmask.stage import Work, maps_file, mask_file
+
+HELD_OUT = "held_out"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured; empty where no truth is known.
+
+    Attributes:
+        classes: the class names.
+        curves: mIoU against the threshold of each stage's maps, by "stage (split)".
+        chosen: the threshold that the run cut those maps at.
+        scores: of each stage's masks, by "stage (split)".
+    """
+
+    classes: tuple[str, ...]
+    curves: dict[str, ThresholdReport] = field(default_factory=dict)
+    chosen: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, SegmentationReport] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "classes": list(self.classes),
+            "curves": {name: curve.to_json(self.classes) for name, curve in self.curves.items()},
+            "chosen": self.chosen,
+            "scores": {name: scores.to_json(self.classes) for name, scores in self.scores.items()},
+        }
+
+
+def evaluate_run(
+    recipe: Recipe, folder: Path, images: TaggedImages, held_out: TaggedImages | None, compute: Compute, shown: Shown
+) -> Evaluation:
+    """Measure every stage's maps and masks on the training images, and the network on the held-out ones.
+
+    Images without truth are left out; with none at all the evaluation is empty.
+    """
+    found = Evaluation(images.classes)
+    known = images.select(lambda sample: sample.mask is not None)
+    for name, method in recipe.stages.items():
+        key = f"{name} ({images.name})"
+        if len(known) and "maps" in method.makes:
+            found.curves[key] = score_maps(known, folder / name, compute, shown)
+        if len(known) and "masks" in method.makes:
+            found.scores[key] = score_masks(known, lambda s, at=folder / name: mask_file(at, s), compute, shown)  # type: ignore[misc]
+            threshold = folder / name / THRESHOLD_FILE
+            if threshold.exists() and found.curves:
+                found.chosen[list(found.curves)[-1]] = float(read_json(threshold)["threshold"])
+    if held_out is not None and (segmenter := latest(recipe, "segmenter")):
+        masks = segment_held_out(recipe, folder, segmenter, held_out, compute, shown)
+        known = held_out.select(lambda sample: sample.mask is not None)
+        if len(known):
+            key = f"{segmenter} ({held_out.name})"
+            found.scores[key] = score_masks(known, lambda s: mask_file(masks, s), compute, shown)
+    return found
+
+
+def latest(recipe: Recipe, kind: str) -> str | None:
+    """The last stage of a recipe that makes this kind of thing."""
+    return next((name for name, method in reversed(recipe.stages.items()) if kind in method.makes), None)
+
+
+def score_maps(images: TaggedImages, folder: Path, compute: Compute, shown: Shown) -> ThresholdReport:
+    """The threshold curve of a stage's response maps against the images' truth."""
+
+    def add(curve: Metric, sample: Sample) -> None:
+        maps = ResponseMaps.load(maps_file(folder, sample))
+        curve.update(maps.full_size(), maps.classes, read_truth(sample, maps.size))
+
+    curve = ThresholdCurve(len(images.classes))
+    return _over_images(curve, add, images, f"measuring {folder.name}'s maps", compute, shown)
+
+
+def score_masks(
+    images: TaggedImages, file: Callable[[Sample], Path], compute: Compute, shown: Shown
+) -> SegmentationReport:
+    """Scores of label maps against the images' truth.
+
+    Raises DataError if a sample has no label map, or one of another size.
+    """
+
+    def add(scores: Metric, sample: Sample) -> None:
+        path = file(sample)
+        if not path.exists():
+            raise DataError(f"there is no mask {path} for image {sample.id}; make it, or evaluate another set.")
+        labels = read_label_map(path)
+        scores.update(read_truth(sample, (labels.shape[0], labels.shape[1])), labels)
+
+    return _over_images(SegmentationScores(len(images.classes)), add, images, "measuring masks", compute, shown)
+
+
+def read_truth(sample: Sample, size: tuple[int, int]) -> Any:
+    """A sample's ground truth [H, W] uint8. Raises DataError if it has not the size of what it is compared with."""
+    if sample.mask is None:
+        raise DataError(f"image {sample.id} has no ground truth mask.")
+    truth = sample.mask.read()
+    if truth.shape != size:
+        raise DataError(
+            f"the truth of {sample.id} is {truth.shape[1]}×{truth.shape[0]} pixels, its mask {size[1]}×{size[0]}; "
+            "they must be of one size."
+        )
+    return truth
+
+
+def segment_held_out(
+    recipe: Recipe, folder: Path, stage: str, held_out: TaggedImages, compute: Compute, shown: Shown
+) -> Path:
+    """Segment held-out images with a stage's network, as if nothing were known of them; returns the folder."""
+    target = held_out_folder(folder, held_out)
+    key = {"stage": stage, "made": digest(read_json(folder / stage / RECORD)["key"]), "images": fingerprint(held_out)}
+    if not claim(target, key, compute, redo=True):
+        started = time.time()
+        untagged = replace(held_out, samples=tuple(replace(sample, tags=None) for sample in held_out.samples))
+        work = Work(target, untagged, {}, recipe.seed, compute, shown.progress, shown.say)
+        Predictor.load(folder / stage, compute).write_masks(work)
+        finish(target, compute, time.time() - started, len(held_out))
+    return target
+
+
+def held_out_folder(folder: Path, held_out: TaggedImages) -> Path:
+    """Where a run keeps its network's masks of these images."""
+    return folder / HELD_OUT / fingerprint(held_out)[:8]
+
+
+def _over_images(
+    metric: Metric,
+    add: Callable[[Metric, Sample], None],
+    images: TaggedImages,
+    what: str,
+    compute: Compute,
+    shown: Shown,
+) -> Any:
+    samples = compute.share(images.samples)
+    with shown.progress(what, len(samples)) as advance, torch.inference_mode():
+        for sample in samples:
+            add(metric, sample)
+            advance(1)
+    return metric.compute()  # summed over the processes

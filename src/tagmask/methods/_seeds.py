@@ -1,0 +1,51 @@
+"""The confident seeds of a stage on disk, for the methods that learn from them (AMN, IRN)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from joblib import Parallel, delayed
+
+from tagmask.artifacts import read_label_map, write_label_map
+from tagmask.data.images import read_image
+from tagmask.data.samples import Sample
+from tagmask.maps import ResponseMaps
+from tagmask.refine.seeds import ConfidentSeeds
+from tagmask.stage import Work, maps_file
+
+
+@dataclass(frozen=True)
+class SeedFolder:
+    """`seeds/<id>.png` of a stage; called with a sample it is a layer "labels" of the training (`Layers`)."""
+
+    stage: Path
+
+    def file(self, sample: Sample) -> Path:
+        return self.stage / "seeds" / f"{sample.id}.png"
+
+    def __call__(self, sample: Sample) -> Mapping[str, np.ndarray]:
+        return {"labels": read_label_map(self.file(sample))}
+
+
+def write_seeds(seeds: ConfidentSeeds, work: Work) -> SeedFolder:
+    """Write the seeds of every image that has none yet, from the stage's input maps, in parallel."""
+    folder = SeedFolder(work.folder)
+    groups = work.missing([[sample] for sample in work.images.samples], folder.file)
+    if groups and seeds.crf:
+        seeds.crf.compile(work.say)
+    jobs = (
+        delayed(_write)(seeds, sample.image, maps_file(work.inputs["maps"], sample), folder.file(sample))
+        for (sample,) in groups
+    )
+    with work.progress("seeds", len(groups)) as advance:
+        for _ in Parallel(n_jobs=max(1, work.compute.workers), return_as="generator_unordered")(jobs):
+            advance(1)
+    work.compute.barrier()
+    return folder
+
+
+def _write(seeds: ConfidentSeeds, image: str, maps_path: Path, path: Path) -> None:
+    write_label_map(path, seeds.label_map(read_image(image), ResponseMaps.load(maps_path)))

@@ -1,0 +1,105 @@
+"""A trained segmentation network, for new images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tagmask.artifacts import read_json
+from tagmask.compute import Compute
+from tagmask.data.samples import TaggedImages, did_you_mean
+from tagmask.data.transforms import normalised
+from tagmask.errors import DataError
+from tagmask.methods.segment import decide, probabilities, write_masks
+from tagmask.models.segmenter import Segmenter
+from tagmask.outputs.folder import write_legend
+from tagmask.pipeline import claim, finish
+from tagmask.progress import Shown
+from tagmask.refine.settings import CrfSettings
+from tagmask.stage import Work
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A segmentation network with the test settings it was trained for.
+
+    Attributes:
+        scales: of the image, each with its mirror image.
+        crf: after the network, or None.
+    """
+
+    network: Segmenter
+    scales: tuple[float, ...]
+    crf: CrfSettings | None
+    compute: Compute
+
+    @classmethod
+    def load(cls, folder: Path, compute: Compute) -> Predictor:
+        """Load the network of a stage folder. Raises RunError if there is none."""
+        network = Segmenter.load(folder).to(compute.device).to(memory_format=torch.channels_last)
+        test = read_json(folder / "config.json")["test"]
+        crf = CrfSettings(**test["crf"]) if test["crf"] else None
+        return cls(network.eval(), tuple(test["scales"]), crf, compute)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.network.classes
+
+    def predict(self, image: np.ndarray, tags: Sequence[str] | None = None) -> np.ndarray:
+        """Segment one image.
+
+        Args:
+            image: [H, W, 3] uint8 RGB.
+            tags: the classes known to be present; only these can appear. None: any can.
+
+        Returns:
+            [H, W] uint8: 0 background, else 1 + the class's place in `classes`.
+
+        Raises:
+            ValueError: the array is no such image. DataError: a tag is not one of `classes`.
+        """
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise ValueError(f"image is {image.dtype} {list(image.shape)}, not uint8 [H, W, 3]")
+        ids = None if tags is None else [self._id(tag) for tag in tags]
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].to(self.compute.device)
+        with self.compute.autocast(self.network):
+            images = normalised(pixels, self.network.mean, self.network.std)
+            [(channels, probs)] = probabilities(self.network, images, [ids], self.scales)
+        return decide(image, channels, probs, self.crf)
+
+    def write_masks(self, work: Work) -> None:
+        """Write `work.mask_file` of every image of `work` that has none yet."""
+        write_masks(self.network, work, scales=self.scales, crf=self.crf, batch_size=8)
+
+    def _id(self, tag: str) -> int:
+        if tag not in self.classes:
+            raise DataError(f"tag {tag!r} is not a class of this network{did_you_mean(tag, self.classes)}")
+        return self.classes.index(tag) + 1
+
+
+def predict_folder(
+    predictor: Predictor, images: TaggedImages, made: str, out: Path, *, shown: Shown, redo: bool = False
+) -> dict[str, Path]:
+    """Write the masks of new images under `out`/masks, with a legend; those that exist are kept.
+
+    Args:
+        images: verified; a sample's tags, where known, are the only classes that can appear in it.
+        made: says which network this is.
+        redo: make the masks of `out` anew if they are another network's; without it that is an error.
+
+    Returns:
+        Each image's mask, by id.
+    """
+    claim(out, {"network": made}, predictor.compute, redo)
+    started = time.time()
+    work = Work(out, images, {}, 0, predictor.compute, shown.progress, shown.say)
+    predictor.write_masks(work)
+    finish(out, predictor.compute, time.time() - started, len(images))
+    if predictor.compute.main:
+        write_legend(out, predictor.classes)
+    return {sample.id: work.mask_file(sample) for sample in images.samples}

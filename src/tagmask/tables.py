@@ -1,0 +1,121 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from tagmask.api import EVALUATION, Run
+from tagmask.artifacts import read_json
+from tagmask.data.check import CheckReport
+from tagmask.measure import SegmentationReport
+
+MAX_ROWS = 40
+
+
+def run_json(run: Run) -> dict[str, Any]:
+    """What a finished run is, for scripts."""
+    return {
+        "run": str(run.folder),
+        "masks": str(run.masks),
+        "report": str(run.report),
+        "evaluation": read_json(run.folder / EVALUATION),
+    }
+
+
+def print_run(run: Run) -> None:
+    """Where everything is, and how good where that is known."""
+    console = Console()
+    evaluation = read_json(run.folder / EVALUATION)
+    if evaluation["scores"] or evaluation["curves"]:
+        console.print(_results(evaluation))
+    else:
+        console.print("No true masks were given, so how good the masks are cannot be known: look at the report.")
+    console.print(f"masks   {run.masks}\nreport  {run.report}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_scores(scores: SegmentationReport, classes: Sequence[str]) -> None:
+    """Per class IoU, and the means."""
+    console = Console()
+    table = Table("class", "IoU", title=f"mIoU {_percent(scores.miou)}")
+    for name, value in list(zip(("background", *classes), scores.iou.tolist(), strict=True))[: MAX_ROWS + 1]:
+        table.add_row(escape(name), _percent(value))
+    console.print(table)
+    if len(classes) > MAX_ROWS:
+        console.print(f"... and {len(classes) - MAX_ROWS} classes more; --json prints all")
+    console.print(
+        f"pixel accuracy {_percent(scores.pixel_accuracy)}, boundary F {_percent(scores.boundary_f)}, "
+        f"unsure pixels {_percent(scores.unsure)}"
+    )
+
+
+def print_check(found: CheckReport) -> None:
+    """What is in a data set, and what is wrong with it."""
+    console = Console()
+    facts = Table(title=escape(found.name), show_header=False)
+    for name, value in _facts(found):
+        facts.add_row(name, value)
+    classes = Table("class", "images", "most often with")
+    for k, name in list(enumerate(found.classes))[:MAX_ROWS]:
+        classes.add_row(escape(name), f"{found.images_per_class[k]:,}", escape(_companion(found, k)))
+    console.print(facts, classes)
+    if len(found.classes) > MAX_ROWS:
+        console.print(f"... and {len(found.classes) - MAX_ROWS} classes more; --json prints all")
+    for severity in ("error", "warning"):
+        problems = [problem for problem in found.problems if problem.severity == severity]
+        for problem in problems[:MAX_ROWS]:
+            console.print(f"{severity}: {problem}", markup=False, highlight=False, soft_wrap=True)
+        if len(problems) > MAX_ROWS:
+            console.print(f"... and {len(problems) - MAX_ROWS} {severity}s more; --json prints all")
+    console.print(
+        "ready to run" if found.ok else "correct the errors, or run with --skip-bad to leave these images out"
+    )
+
+
+def _facts(found: CheckReport) -> Iterator[tuple[str, str]]:
+    yield "images", f"{found.n_images:,}" + (f" and {found.n_bad:,} bad ones" if found.n_bad else "")
+    yield "classes", f"{len(found.classes):,}"
+    spread = ", ".join(f"{count:,} with {n}" for n, count in enumerate(found.tags_per_image) if count)
+    yield "tags an image", f"{found.mean_tags:.2f} ({spread})" if spread else "not known"
+    if found.n_untagged:
+        yield "without known tags", f"{found.n_untagged:,}"
+    yield "with true masks", f"{found.n_masks:,}"
+    yield "with saliency", f"{found.n_saliency:,}"
+    for name, sides in (("height", found.heights), ("width", found.widths)):
+        if sides:
+            yield f"{name}, pixels", f"{sides[1]:,} ({sides[0]:,} to {sides[2]:,})"
+
+
+def _companion(found: CheckReport, k: int) -> str:
+    """The class that most images of class k show too, and in how many of them."""
+    others = [(count, j) for j, count in enumerate(found.co_occurrence[k]) if j != k and count]
+    if not others:
+        return ""
+    count, j = max(others)
+    return f"{found.classes[j]} ({100 * count / found.images_per_class[k]:.0f} %)"
+
+
+def _results(evaluation: dict[str, Any]) -> Table:
+    table = Table("", "mIoU", "best threshold", "boundary F", title="Measured against the true masks")
+    for name, curve in evaluation["curves"].items():
+        at = evaluation["chosen"].get(name)
+        chosen = "-" if at is None else f"{_percent(_at(curve, at))} at {at:.2f}"
+        best = f"{_percent(curve['best_miou'])} at {curve['best_threshold']:.2f}"
+        table.add_row(escape(f"maps of {name}"), chosen, best, "-")
+    for name, scores in evaluation["scores"].items():
+        table.add_row(escape(f"masks of {name}"), _percent(scores["miou"]), "-", _percent(scores["boundary_f"]))
+    return table
+
+
+def _at(curve: dict[str, Any], threshold: float) -> float:
+    nearest = int(np.abs(np.array(curve["thresholds"]) - threshold).argmin())
+    return curve["miou"][nearest]
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None or value != value else f"{100 * value:.1f} %"

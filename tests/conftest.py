@@ -1,0 +1,54 @@
+"""Small data that tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tagmask.compute import Compute
+from tagmask.data.samples import PngMask, Sample, TaggedImages
+from tagmask.stage import Kind, Work, no_progress
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+GOLDENS = Path(__file__).parent / "goldens"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def toy_images(tmp_path_factory: pytest.TempPathFactory) -> TaggedImages:
+    """Eight pictures of 48×40 with red, green and blue squares; one has no tag, one has all three."""
+    folder = tmp_path_factory.mktemp("toy")
+    colours = np.array([[220, 40, 40], [40, 220, 40], [40, 40, 220]])
+    samples = []
+    for i, tags in enumerate([(1,), (2,), (3,), (1, 2), (2, 3), (), (1, 2, 3), (3,)]):
+        rng = np.random.default_rng(i)
+        image = rng.integers(90, 130, (40, 48, 3)).astype(np.uint8)
+        labels = np.zeros((40, 48), np.uint8)
+        for tag in tags:
+            y, x = int(rng.integers(0, 26)), 1 + 16 * (tag - 1)
+            image[y : y + 13, x : x + 13] = colours[tag - 1]
+            labels[y : y + 13, x : x + 13] = tag
+        Image.fromarray(image).save(folder / f"{i}.png")
+        Image.fromarray(labels).save(folder / f"{i}_mask.png")
+        samples.append(Sample(str(i), str(folder / f"{i}.png"), tags, PngMask(folder / f"{i}_mask.png"), size=(40, 48)))
+    return TaggedImages(("red", "green", "blue"), tuple(samples), name="toy")
+
+
+@pytest.fixture
+def make_work(toy_images: TaggedImages, tmp_path: Path) -> Callable[..., Work]:
+    """A `Work` on the toy images: make_work("name", maps=folder, ...)."""
+
+    def make(name: str = "stage", images: TaggedImages = toy_images, seed: int = 0, **inputs: Path) -> Work:
+        kinds: dict[Kind, Path] = inputs  # type: ignore[assignment]
+        return Work(tmp_path / name, images, kinds, seed, Compute(), no_progress, lambda line: None)
+
+    return make

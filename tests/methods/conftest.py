@@ -1,0 +1,1 @@
+from tests.methods.contract import earlier  # noqa: F401

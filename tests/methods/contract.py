@@ -1,0 +1,126 @@
+"""What every method promises: derive a test class from `MethodContract`, and name the method and its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tagmask.artifacts import read_label_map
+from tagmask.data.samples import TaggedImages
+from tagmask.maps import ResponseMaps, grid_size
+from tagmask.methods.cam import Cam
+from tagmask.methods.crf import Crf
+from tagmask.stage import Method, Work
+from tagmask.training import read_history
+
+TOY_CAM: dict[str, Any] = {
+    "backbone": "resnet18", "weights": "none", "output_stride": 8, "frozen_stride": 0, "frozen_norms": False,
+    "epochs": 1, "batch_size": 4, "crop": 32, "long_side": [40, 48], "lr": 0.01, "head_lr": 0.01, "scales": [1.0, 0.5],
+}  # fmt: skip
+
+MakeWork = Callable[..., Work]
+
+
+@pytest.fixture(scope="session")
+def earlier(tmp_path_factory: pytest.TempPathFactory, toy_images: TaggedImages) -> dict[str, Path]:
+    """What the stages before a method made: a toy CAM and its pseudo-masks, by kind."""
+    from tagmask.compute import Compute
+    from tagmask.stage import no_progress
+
+    folder = tmp_path_factory.mktemp("earlier")
+    work = Work(folder / "cam", toy_images, {}, 0, Compute(), no_progress, lambda line: None)
+    Cam(**TOY_CAM).run(work)
+    masks = replace(work, folder=folder / "crf", inputs={"maps": folder / "cam"})
+    Crf(threshold=0.3).run(masks)
+    return {"classifier": folder / "cam", "maps": folder / "cam", "masks": folder / "crf"}
+
+
+class MethodContract:
+    """Tests of any method. Subclass it with `method` and toy `settings` (and `trains = False` if nothing learns)."""
+
+    method: ClassVar[type[Method]]
+    settings: ClassVar[dict[str, Any]] = {}
+    trains: ClassVar[bool] = True
+
+    def run(self, make_work: MakeWork, earlier: dict[str, Path], name: str = "stage", **changes: Any) -> Work:
+        needs = {kind: earlier[kind] for kind in self.method.needs}
+        work = make_work(name, **needs, **changes)
+        self.method(**self.settings).run(work)
+        return work
+
+    def test_it_trains_a_step(self, make_work: MakeWork, earlier: dict[str, Path]) -> None:
+        if not self.trains:
+            pytest.skip("nothing is trained")
+        history = read_history(self.run(make_work, earlier).folder)
+        assert history
+        assert all(np.isfinite(epoch["loss"]) for epoch in history)
+
+    def test_maps_have_the_promised_shape_and_range(self, make_work: MakeWork, earlier: dict[str, Path]) -> None:
+        if "maps" not in self.method.makes:
+            pytest.skip("it makes no maps")
+        work = self.run(make_work, earlier)
+        for sample in work.images.samples:  # among them one without a tag, and one with all
+            maps = ResponseMaps.load(work.maps_file(sample))
+            assert tuple(maps.classes) == sample.tags
+            assert maps.size == sample.size
+            assert maps.maps.shape == (len(sample.tags or ()), *grid_size(maps.size))
+            assert np.isfinite(maps.maps).all()
+            assert maps.maps.size == 0 or (maps.maps.min() >= 0 and maps.maps.max() <= 1)
+
+    def test_masks_hold_tagged_classes_alone(self, make_work: MakeWork, earlier: dict[str, Path]) -> None:
+        if "masks" not in self.method.makes:
+            pytest.skip("it makes no masks")
+        work = self.run(make_work, earlier)
+        for sample in work.images.samples:
+            labels = read_label_map(work.mask_file(sample))
+            assert labels.shape == sample.size
+            assert set(np.unique(labels)) <= {0, 255, *(sample.tags or ())}
+
+    def test_it_is_deterministic_by_seed(self, make_work: MakeWork, earlier: dict[str, Path]) -> None:
+        first = self.run(make_work, earlier, "first")
+        again = self.run(make_work, earlier, "again")
+        assert self.files(first) == self.files(again)
+        assert self.same(first.folder, again.folder)
+        if self.trains:
+            assert not self.same(first.folder, self.run(make_work, earlier, "other", seed=1).folder)
+
+    def test_it_makes_again_only_what_is_missing(self, make_work: MakeWork, earlier: dict[str, Path]) -> None:
+        work = self.run(make_work, earlier)
+        made = sorted(f for f in work.folder.rglob("*") if f.is_file() and f.suffix in (".safetensors", ".png"))
+        victim, kept = made[-1], made[0]
+        before, stamp = victim.read_bytes(), kept.stat().st_mtime_ns
+        victim.unlink()
+        self.run(make_work, earlier)
+        assert victim.read_bytes() == before
+        assert kept == victim or kept.stat().st_mtime_ns == stamp
+
+    def test_a_single_class_is_enough(
+        self, make_work: MakeWork, earlier: dict[str, Path], tmp_path: Path, toy_images: TaggedImages
+    ) -> None:
+        if self.method.needs:
+            pytest.skip("it follows the stages before it")
+        one = toy_images.restrict(["green"])
+        self.run(make_work, earlier, images=one)
+
+    @staticmethod
+    def files(work: Work) -> list[Path]:
+        return sorted(f.relative_to(work.folder) for f in work.folder.rglob("*") if f.is_file())
+
+    @staticmethod
+    def same(first: Path, second: Path) -> bool:
+        """Whether two folders hold the same weights, maps and masks."""
+        for file in sorted(first.rglob("*")):
+            other = second / file.relative_to(first)
+            if file.suffix == ".png" and file.read_bytes() != other.read_bytes():
+                return False
+            if file.suffix == ".safetensors":
+                a, b = load_file(file), load_file(other)
+                if any(not np.array_equal(a[name], b[name]) for name in a):
+                    return False
+        return True
