@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tagmask.report.page import Example, Report, StageSummary
 
 from tagmask.artifacts import read_json, read_label_map
 from tagmask.data.images import read_image
@@ -19,6 +18,7 @@ from tagmask.methods.crf import THRESHOLD_FILE
 from tagmask.outputs.overlays import overlay
 from tagmask.pipeline import RECORD
 from tagmask.recipe import Recipe
+from tagmask.report.page import Example, Report, StageSummary
 from tagmask.stage import Kind, maps_file, mask_file
 from tagmask.training import read_history
 
@@ -56,6 +56,7 @@ def gather(
         examples=examples,
         worst=_worst(recipe, folder, images, threshold),
         notes=_notes(recipe, folder, images, held_out),
+        places=_places(recipe, folder),
     )
 
 
@@ -125,6 +126,15 @@ def _stages(recipe: Recipe, folder: Path) -> list[StageSummary]:
             StageSummary(name, method, record.get("seconds", 0.0), record.get("images", 0), record["status"])
         )
     return summaries
+
+
+def _places(recipe: Recipe, folder: Path) -> dict[str, str]:
+    made: list[tuple[str, Kind, str]] = [
+        ("Masks of the training images", "masks", "masks"),
+        ("Segmentation network", "segmenter", ""),
+        ("Response maps", "maps", "maps"),
+    ]
+    return {words: str(folder / makers[-1] / part) for words, kind, part in made if (makers := _makers(recipe, kind))}
 
 
 def _notes(recipe: Recipe, folder: Path, images: TaggedImages, held_out: TaggedImages | None) -> list[str]:
