@@ -7,7 +7,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+# Large tensors in 2 MB pages: Linux otherwise hands out, clears and takes back 4 KB pages for every activation, which
+# on CPUs costs as much as the convolutions (benchmarks/maps.py). PyTorch reads this when it is imported.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 __version__ = "0.1.0"
 
