@@ -39,7 +39,9 @@ def main() -> None:
             environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
             if side == "plain loop":
                 environment["THP_MEM_ALLOC_ENABLE"] = "0"
-            run = subprocess.run([*command, "--side", side], env=environment, capture_output=True, text=True, check=True)
+            run = subprocess.run(
+                [*command, "--side", side], env=environment, capture_output=True, text=True, check=True
+            )
             found[side] = json.loads(run.stdout.splitlines()[-1])
     print(f"{arguments.backbone}, {SIZE[1]}x{SIZE[0]}, {TAGS} tags, 4 scales + mirror, {arguments.threads} threads")
     for side, figures in found.items():
@@ -125,7 +127,7 @@ def plain_loop(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def _loading_share(images: object, compute: object, seconds: float) -> float:
-    """Seconds to load the same batches with nothing else to do, of the stage's."""
+    """The seconds to load the same batches with nothing else to do, of the stage's."""
     from tagmask.data.loading import whole_images
     from tagmask.stage import batches
 

@@ -1,7 +1,7 @@
 """tagmask: tags in, masks out. Weakly-supervised semantic segmentation from image-level tags.
 
-    run = tagmask.run("photos/", "run/", tags="tags.csv")
-    labels = run.predict(image, tags=["cat"])
+run = tagmask.run("photos/", "run/", tags="tags.csv")
+labels = run.predict(image, tags=["cat"])
 """
 
 from __future__ import annotations

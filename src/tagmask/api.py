@@ -16,12 +16,12 @@ from tagmask.data.check import verified
 from tagmask.data.samples import Sample, TaggedImages, did_you_mean
 from tagmask.data.source import DataSource
 from tagmask.data.unlabelled import unlabelled_images
-from tagmask.errors import DataError, RunError
+from tagmask.errors import DataError, RecipeError, RunError
 from tagmask.evaluate import Evaluation, evaluate_run, latest, score_masks, segment_held_out
 from tagmask.maps import ResponseMaps
 from tagmask.measure import SegmentationReport
-from tagmask.outputs.folder import write_outputs
-from tagmask.pipeline import RECORD, RUN, carry_out, write_run_record
+from tagmask.outputs.folder import target_of, write_outputs
+from tagmask.pipeline import RECORD, RUN, carry_out, check_run_folder, write_run_record
 from tagmask.predict import Predictor, predict_folder
 from tagmask.progress import Shown
 from tagmask.recipe import Recipe, load_recipe
@@ -100,6 +100,9 @@ class Run:
             makers = [name for name, method in self.recipe.stages.items() if "masks" in method.makes]
             raise RunError(f"stage {stage!r} of {self.folder} makes no masks{did_you_mean(stage, makers)}")
         folder = self.folder / stage if stage else self._stage("masks")
+        target = target_of(Path(out), form)
+        if target.exists():
+            raise RunError(f"{target} exists already: remove it, or choose another --out.")
         images = self.images.read()
         samples = [s for s in images.samples if mask_file(folder, s).exists()]
         with _shown(self.compute, quiet).progress(f"writing {form}", len(samples)) as advance:
@@ -175,13 +178,15 @@ def run(
     chosen = resolve_recipe(recipe, settings, seed, compute)
     shown = _shown(compute, quiet)
     folder = Path(out)
-    compute.barrier()
     if compute.main:
-        sources = {"images": source, "held_out": held_out}
-        dumped = {name: s.model_dump(mode="json") if s else None for name, s in sources.items()}
-        write_run_record(folder, chosen, {**dumped, "skip_bad": skip_bad})
+        check_run_folder(folder)
     result = Run(folder, chosen, source, held_out, compute)
     read = _read(result, skip_bad, shown)
+    if compute.main:
+        sources = {"images": source, "held_out": held_out}
+        dumped = {name: s.absolute().model_dump(mode="json") if s else None for name, s in sources.items()}
+        write_run_record(folder, chosen, read[0], {**dumped, "skip_bad": skip_bad}, redo)
+    compute.barrier()
     shown.say(f"{len(read[0])} images, {len(read[0].classes)} classes → {folder}")
     carry_out(chosen, read[0], folder, compute=compute, shown=shown, redo=redo)
     _measure_and_report(result, *read, shown)
@@ -203,8 +208,13 @@ def resolve_recipe(recipe: str | Path | Recipe, settings: Iterable[str], seed: i
     """The recipe that the arguments of `run` mean."""
     if recipe == "auto":
         recipe = "small" if compute.device.type == "cpu" else "cam"
-    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe), settings)
-    return chosen if seed is None else chosen.model_copy(update={"seed": seed})
+    if isinstance(recipe, Recipe):
+        if list(settings):
+            raise RecipeError("settings change a recipe that is given by name or file; this one is a Recipe already.")
+        chosen = recipe
+    else:
+        chosen = load_recipe(str(recipe), settings)
+    return chosen if seed is None else chosen.with_seed(seed)
 
 
 def score(

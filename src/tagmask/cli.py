@@ -237,11 +237,13 @@ def evaluate(
 ) -> None:
     """Measure a run's network, or any folder of masks, against the truth: IoU, mIoU, boundary F."""
     from tagmask.api import score
+    from tagmask.compute import is_main
     from tagmask.tables import print_scores
 
     source = _source(data, format, split, tags, annotations, masks, None, class_list, classes)
     names, scores = score(run_or_masks, source, device=device, workers=workers, quiet=as_json)
-    _print_json(scores.to_json(names)) if as_json else print_scores(scores, names)
+    if is_main():
+        _print_json(scores.to_json(names)) if as_json else print_scores(scores, names)
 
 
 @app.command()
@@ -251,7 +253,8 @@ def report(run_folder: RunFolder, quiet: Quiet = False) -> None:
 
     opened = tagmask.load(run_folder)
     opened.evaluate(quiet=quiet)
-    print(opened.report)
+    if opened.compute.main:
+        print(opened.report)
 
 
 @app.command()
@@ -275,11 +278,23 @@ def main() -> None:
     try:
         app()
     except TagmaskError as error:
-        print(f"tagmask: {error}", file=sys.stderr)
+        print(f"tagmask: {_sentence(error)}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"tagmask: {where}{error.strerror}; see to it, then give the same command again.", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("tagmask: stopped; the same command goes on from here.", file=sys.stderr)
         sys.exit(130)
+
+
+def _sentence(error: TagmaskError) -> str:
+    """What the error says; of one from a loading process, which comes with its traceback, the last line."""
+    text = str(error).strip()
+    return text.splitlines()[-1].partition(": ")[2] if "\nOriginal Traceback" in text else text
 
 
 def _source(

@@ -20,10 +20,6 @@ from torch import nn
 
 from tagmask.errors import RecipeError
 
-# Large tensors in 2 MB pages: without it Linux hands out, clears and takes back 4 KB pages for every activation,
-# which on CPUs costs more than the convolutions (benchmarks/maps.py). PyTorch reads this at its first allocation.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
 Precision = Literal["auto", "float32", "bfloat16"]
 T = TypeVar("T")
 
@@ -56,13 +52,8 @@ class Compute:
         local_rank = environment.local_rank() if environment and world > 1 else 0
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            chosen = torch.device(device)
-        except RuntimeError as error:
-            raise RecipeError(f"{device!r} is not a device: give cpu, cuda, cuda:N, mps or auto.") from error
+        chosen = _existing_device(device)
         if chosen.type == "cuda":
-            if not torch.cuda.is_available():
-                raise RecipeError(f"device {device!r} was asked for, but there is no usable GPU: give --device cpu.")
             if chosen.index is None:
                 chosen = torch.device("cuda", local_rank % torch.cuda.device_count())
             torch.cuda.set_device(chosen)
@@ -76,7 +67,7 @@ class Compute:
                 timeout=timedelta(hours=12),  # the others wait while rank 0 does what only one can do
             )
         if workers is None:
-            workers = max(1, (os.cpu_count() or 1) // (world if world > 1 else 1))
+            workers = max(1, _cores() // (_processes_here() if world > 1 else 1))
         rank = environment.global_rank() if environment and world > 1 else 0
         return cls(chosen, precision, workers, rank, world)
 
@@ -124,13 +115,22 @@ class Compute:
         arguments["accelerator"] = {"cuda": "gpu"}.get(self.device.type, self.device.type)
         environment = _cluster()
         if self.world > 1 and environment:
-            local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or 1)
+            local = _processes_here()
             arguments |= {"strategy": "ddp", "devices": local, "num_nodes": self.world // local}
-            arguments["plugins"] = [environment]
         else:
             index = self.device.index or 0
             arguments["devices"] = [index] if self.device.type == "cuda" else 1
         return arguments
+
+    def trainer_plugins(self) -> list[ClusterEnvironment]:
+        """Lightning Trainer's plugins for this place."""
+        environment = _cluster()
+        return [environment] if self.world > 1 and environment else []
+
+
+def is_main() -> bool:
+    """Whether this is the process that speaks, or the only one."""
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def _cluster() -> ClusterEnvironment | None:
@@ -139,6 +139,31 @@ def _cluster() -> ClusterEnvironment | None:
     if SLURMEnvironment.detect():
         return SLURMEnvironment(auto_requeue=False)
     return None
+
+
+def _existing_device(name: str) -> torch.device:
+    """Raises RecipeError for a device that this machine does not have."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise RecipeError(f"{name!r} is not a device: give cpu, cuda, cuda:N, mps or auto.") from error
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    number = {"cpu": 1, "cuda": gpus, "mps": int(torch.backends.mps.is_available())}
+    if device.type not in number:
+        raise RecipeError(f"{name!r} is not a device: give cpu, cuda, cuda:N, mps or auto.")
+    if (device.index or 0) >= number[device.type]:
+        raise RecipeError(f"device {name!r} was asked for, but this machine has no such device: give --device cpu.")
+    return device
+
+
+def _processes_here() -> int:
+    """How many of the processes of this job run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or 1)
+
+
+def _cores() -> int:
+    """Cores that this process may use; a container or taskset may leave it fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu_has_bfloat16() -> bool:

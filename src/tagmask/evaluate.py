@@ -108,7 +108,11 @@ def score_masks(
         if not path.exists():
             raise DataError(f"there is no mask {path} for image {sample.id}; make it, or evaluate another set.")
         labels = read_label_map(path)
-        scores.update(read_truth(sample, (labels.shape[0], labels.shape[1])), labels)
+        truth = read_truth(sample, (labels.shape[0], labels.shape[1]))
+        try:
+            scores.update(truth, labels)
+        except ValueError as error:
+            raise DataError(f"{path} cannot be measured: {error}; are its classes those of the data?") from error
 
     return _over_images(SegmentationScores(len(images.classes)), add, images, "measuring masks", compute, shown)
 

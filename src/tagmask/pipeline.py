@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import tagmask
-from tagmask.artifacts import digest, read_json, write_json, write_text
+from tagmask.artifacts import digest, read_json, remove_unfinished, write_json, write_text
 from tagmask.compute import Compute
 from tagmask.data.samples import TaggedImages
 from tagmask.errors import DataError, RunError
@@ -29,25 +29,17 @@ def carry_out(
     A stage whose record matches (same settings, same inputs) is skipped; one that was cut off goes on.
 
     Args:
-        images: the training images, verified.
+        images: the training images, verified; each with its tags known.
         redo: make stages anew whose settings or inputs are no longer those of their record.
 
     Raises:
         RunError: a stage was made with other settings or data, and `redo` was not said.
     """
-    _check_tags(images)
     inputs: dict[Kind, Path] = {}
-    keys: dict[Kind, str] = {}
     folders = {}
+    keys = stage_keys(recipe, images)
     for number, (name, method) in enumerate(recipe.stages.items(), 1):
         stage = folders[name] = folder / name
-        key = {
-            "method": type(method).__module__,
-            "settings": method.model_dump(mode="json"),
-            "seed": recipe.seed,
-            "images": fingerprint(images),
-            "inputs": {kind: keys[kind] for kind in method.needs},
-        }
         work = Work(
             stage,
             images,
@@ -57,7 +49,7 @@ def carry_out(
             shown.progress,
             shown.say,
         )
-        done = claim(stage, key, compute, redo)
+        done = claim(stage, keys[name], compute, redo)
         title = f"[{number}/{len(recipe.stages)}] {name}"
         shown.say(f"{title}: done before" if done else title)
         if not done:
@@ -65,8 +57,24 @@ def carry_out(
             method.run(work)
             finish(stage, compute, time.time() - started, len(images))
         for kind in method.makes:
-            inputs[kind], keys[kind] = stage, digest(key)
+            inputs[kind] = stage
     return folders
+
+
+def stage_keys(recipe: Recipe, images: TaggedImages) -> dict[str, dict[str, Any]]:
+    """For each stage all that its results depend on: its settings, the images, and its inputs' own keys."""
+    keys: dict[str, dict[str, Any]] = {}
+    made: dict[Kind, str] = {}
+    for name, method in recipe.stages.items():
+        keys[name] = {
+            "method": type(method).__module__,
+            "settings": method.model_dump(mode="json"),
+            "seed": recipe.seed,
+            "images": fingerprint(images),
+            "inputs": {kind: made[kind] for kind in method.needs},
+        }
+        made |= dict.fromkeys(method.makes, digest(keys[name]))
+    return keys
 
 
 def fingerprint(images: TaggedImages) -> str:
@@ -90,33 +98,49 @@ def claim(stage: Path, key: dict[str, Any], compute: Compute, redo: bool) -> boo
     Raises:
         RunError: the folder holds the same stage made from something else than `key`, and `redo` was not said.
     """
-    file = stage / RECORD
-    record = read_json(file) if file.exists() else None
-    if record and record["key"] != key:
-        if not redo:
-            raise RunError(
-                f"{stage} was made with other settings ({_difference(record['key'], key)}); "
-                "choose another --out, or say --redo to make this stage and those after it anew."
-            )
-        record = None
-        compute.barrier()
-        if compute.main:
-            file.unlink()  # last seen, first gone: a folder half removed is nobody's
-            shutil.rmtree(stage)
+    record = _record(stage, key, redo)
     compute.barrier()  # every process has read the record before the first one writes it
     if record is None and compute.main:
+        _remove(stage)
         versions = {name: version(name) for name in ("torch", "timm", "lightning", "numpy")}
         record = {"status": "running", "key": key, "versions": {"tagmask": tagmask.__version__, **versions}}
-        write_json(file, record)
+        write_json(stage / RECORD, record)
+    done = bool(record and record["status"] == "done")
+    if compute.main and not done:
+        remove_unfinished(stage)
     compute.barrier()
-    return bool(record and record.get("status") == "done")
+    return done
+
+
+def _record(stage: Path, key: dict[str, Any], redo: bool) -> dict[str, Any] | None:
+    """The stage's record; None where there is none of this key. Raises RunError as `claim`."""
+    file = stage / RECORD
+    record = read_json(file) if file.exists() else None
+    if record is None or record.get("key") == key:
+        return record
+    if not redo:
+        raise RunError(
+            f"{stage} was made with other settings ({_difference(record.get('key') or {}, key)}); "
+            "choose another --out, or say --redo to make it anew, and what follows from it."
+        )
+    return None
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder; whenever this is killed, what has its name is whole or gone."""
+    doomed = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(doomed, ignore_errors=True)
+    if folder.exists():
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    for part, name in (("method", "method"), ("seed", "seed"), ("images", "images or tags"), ("inputs", "its input")):
-        if old.get(part) != new[part]:
-            return f"another {name}"
-    before, now = old.get("settings", {}), new["settings"]
+    parts = {"method": "another method", "seed": "another seed", "images": "other images or tags"}
+    for part, words in (parts | {"inputs": "another input", "network": "another network"}).items():
+        if old.get(part) != new.get(part):
+            return words
+    before, now = old.get("settings", {}), new.get("settings", {})
     changed = [f"{k} {before.get(k)!r} → {now[k]!r}" for k in now if before.get(k) != now[k]]
     return ", ".join(changed[:3]) or "a setting that no longer exists"
 
@@ -131,12 +155,26 @@ def _check_tags(images: TaggedImages) -> None:
         raise DataError(f"no image of {images.name} has a tag: there is nothing to learn from.")
 
 
-def write_run_record(folder: Path, recipe: Recipe, sources: dict[str, Any]) -> None:
-    """Claim a run folder: `recipe.yaml` with every setting, and `run.json` with where the data came from.
-
-    Raises RunError if the folder holds something that is not a run.
-    """
-    if folder.exists() and not (folder / RUN).exists() and any(folder.iterdir()):
+def check_run_folder(folder: Path) -> None:
+    """Raises RunError if the folder holds something that is not a run."""
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file, not a folder: choose another --out.")
+    if folder.exists() and not (folder / RUN).exists() and any(not f.name.startswith(".") for f in folder.iterdir()):
         raise RunError(f"{folder} is not empty and holds no tagmask run: choose another --out.")
-    write_text(folder / "recipe.yaml", recipe.to_yaml())
+
+
+def write_run_record(
+    folder: Path, recipe: Recipe, images: TaggedImages, sources: dict[str, Any], redo: bool = False
+) -> None:
+    """Claim a run folder: `run.json` with where the data came from, and `recipe.yaml` with every setting.
+
+    Raises, and leaves the folder as it was:
+        RunError: it holds something that is not a run, or stages made from something else and `redo` was not said.
+        DataError: there are no tags to learn from.
+    """
+    check_run_folder(folder)
+    _check_tags(images)
+    for name, key in stage_keys(recipe, images).items():
+        _record(folder / name, key, redo)
     write_json(folder / RUN, {"tagmask": tagmask.__version__, "sources": sources})
+    write_text(folder / "recipe.yaml", recipe.to_yaml())

@@ -10,18 +10,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tagmask.artifacts import read_json
+from tagmask.artifacts import read_json, write_json
 from tagmask.compute import Compute
 from tagmask.data.samples import TaggedImages, did_you_mean
 from tagmask.data.transforms import normalised
-from tagmask.errors import DataError
+from tagmask.errors import DataError, RunError
 from tagmask.methods.segment import decide, probabilities, write_masks
 from tagmask.models.segmenter import Segmenter
 from tagmask.outputs.folder import write_legend
-from tagmask.pipeline import claim, finish
+from tagmask.pipeline import RECORD, claim, finish
 from tagmask.progress import Shown
 from tagmask.refine.settings import CrfSettings
 from tagmask.stage import Work
+
+IMAGES = "images.json"  # beside predicted masks: which image each is of, and the tags that were known
 
 
 @dataclass(frozen=True)
@@ -90,16 +92,41 @@ def predict_folder(
     Args:
         images: verified; a sample's tags, where known, are the only classes that can appear in it.
         made: says which network this is.
-        redo: make the masks of `out` anew if they are another network's; without it that is an error.
+        redo: make masks of `out` anew that are another network's, another image's of this name, or were made
+            with other tags; without it that is an error.
 
     Returns:
         Each image's mask, by id.
+
+    Raises:
+        RunError: `out`/masks holds something else.
     """
-    claim(out, {"network": made}, predictor.compute, redo)
+    masks, compute = out / "masks", predictor.compute
+    if masks.exists() and not (masks / RECORD).exists() and any(masks.iterdir()):
+        raise RunError(f"{masks} holds files that no network of tagmask made; choose another --out.")
+    claim(masks, {"network": made}, compute, redo)
     started = time.time()
-    work = Work(out, images, {}, 0, predictor.compute, shown.progress, shown.say)
+    work = Work(out, images, {}, 0, compute, shown.progress, shown.say)
+    if compute.main:
+        _keep_apart(work, masks / IMAGES, redo)
+    compute.barrier()
     predictor.write_masks(work)
-    finish(out, predictor.compute, time.time() - started, len(images))
+    finish(masks, compute, time.time() - started, len(images))
     if predictor.compute.main:
         write_legend(out, predictor.classes)
     return {sample.id: work.mask_file(sample) for sample in images.samples}
+
+
+def _keep_apart(work: Work, file: Path, redo: bool) -> None:
+    """See to it that every mask there is, is of this image with these tags."""
+    before = read_json(file) if file.exists() else {}
+    now = {s.id: {"image": s.image, "tags": None if s.tags is None else list(s.tags)} for s in work.images.samples}
+    for sample in work.images.samples:
+        mask, was = work.mask_file(sample), before.get(sample.id)
+        if was in (None, now[sample.id]) or not mask.exists():
+            continue
+        if not redo:
+            how = f"of {was['image']}" if was["image"] != sample.image else "with other tags"
+            raise RunError(f"{mask} was made {how}; choose another --out, or say --redo to replace it.")
+        mask.unlink()
+    write_json(file, before | now)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -16,12 +17,15 @@ from tagmask.data.samples import did_you_mean
 from tagmask.errors import RecipeError
 from tagmask.stage import Method
 
+_STAGE_NAME = re.compile(r"\w[\w-]*")  # it becomes a folder
+_TAKEN = ("held_out",)  # folders of a run that are no stages
+
 
 class Recipe(BaseModel):
     """Named stages in the order in which they run.
 
     In YAML a stage is `NAME: {method: METHOD, setting: value, ...}`; METHOD is a module of `tagmask.methods`, or
-    the dotted name of any module that defines a `Method`; left out, it is NAME itself.
+    the name of any other module that defines a `Method`; left out, it is NAME itself.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,7 +39,10 @@ class Recipe(BaseModel):
     def _methods(cls, stages: Any) -> Any:
         if not isinstance(stages, Mapping):
             raise ValueError("stages must be a mapping of names to settings")
-        return {name: _stage(str(name), settings) for name, settings in stages.items()}
+        for name in stages:
+            if not _STAGE_NAME.fullmatch(str(name)) or name in _TAKEN:
+                raise ValueError(f"{name!r} is no name for a stage: use letters, digits, - and _")
+        return {str(name): _stage(str(name), settings) for name, settings in stages.items()}
 
     @field_validator("stages")
     @classmethod
@@ -48,6 +55,12 @@ class Recipe(BaseModel):
             made |= set(method.makes)
         return stages
 
+    def with_seed(self, seed: int) -> Recipe:
+        """The same recipe with another seed. Raises RecipeError for a negative one."""
+        if seed < 0:
+            raise RecipeError(f"seed {seed} is negative: give 0 or more.")
+        return self.model_copy(update={"seed": seed})
+
     def to_yaml(self) -> str:
         """The recipe with every setting spelled out."""
         stages = {
@@ -59,17 +72,20 @@ class Recipe(BaseModel):
 
 
 def find_method(name: str) -> type[Method]:
-    """The method that a module defines: `tagmask.methods.<name>`, or a dotted name of your own.
+    """The method that a module defines: `tagmask.methods.<name>`, or one of your own by its (dotted) name.
 
     Raises RecipeError if there is no such module, or no method in it.
     """
-    module_name = name if "." in name else f"tagmask.methods.{name}"
+    module_name = f"tagmask.methods.{name}" if name in method_names() else name
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name and not module_name.startswith(error.name):
+        if error.name and not f"{module_name}.".startswith(f"{error.name}."):
             raise RecipeError(f"method {name!r} needs the package {error.name!r}: install it.") from error
-        raise RecipeError(f"method {name!r} does not exist{did_you_mean(name, method_names())}") from error
+        near = did_you_mean(name, method_names())
+        raise RecipeError(f"method {name!r} does not exist (or is not on PYTHONPATH){near}") from error
+    except Exception as error:  # whatever a module of the user's own may raise
+        raise RecipeError(f"method {name!r} cannot be imported ({type(error).__name__}: {error}).") from error
     found = [
         value
         for value in vars(module).values()
@@ -116,6 +132,8 @@ def load_recipe(name_or_file: str, settings: Iterable[str] = ()) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8") if is_file else recipe_text(name_or_file)
         raw = yaml.safe_load(text)
+    except OSError as error:
+        raise RecipeError(f"recipe file {path} cannot be read ({error.strerror}): correct the path.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe {name_or_file} is not YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("stages"), dict):
@@ -131,7 +149,9 @@ def load_recipe(name_or_file: str, settings: Iterable[str] = ()) -> Recipe:
 def _stage(name: str, settings: Any) -> Method:
     if isinstance(settings, Method):
         return settings
-    settings = dict(settings or {})
+    if not isinstance(settings, Mapping | None):
+        raise RecipeError(f"stage {name!r} is {settings!r}: write its settings as `name: value` lines.")
+    settings = {str(key): value for key, value in (settings or {}).items()}
     method = find_method(str(settings.pop("method", name)))
     try:
         return method.model_validate(settings)
@@ -152,11 +172,11 @@ def _change(raw: dict[str, Any], setting: str) -> None:
     if path:
         if path[0] not in raw["stages"]:
             raise RecipeError(f"--set {setting}: there is no stage {path[0]!r}{did_you_mean(path[0], raw['stages'])}")
-        if raw["stages"][path[0]] is None:
-            raw["stages"][path[0]] = {}
-        target = raw["stages"][path[0]]
-    for part in path[1:]:
-        target = target.setdefault(part, {})
+        target = raw["stages"]
+    for part in path:
+        if target.get(part) is None:
+            target[part] = {}
+        target = target[part]
         if not isinstance(target, dict):
             raise RecipeError(f"--set {setting}: {part!r} has no settings of its own.")
     target[last] = value

@@ -89,12 +89,22 @@ def mask_file(folder: Path, sample: Sample) -> Path:
     return folder / "masks" / f"{sample.id}.png"
 
 
+BATCH_PIXELS = 16 * 512 * 512  # photographs of a phone would not fit into memory by the dozen
+
+
 def batches(samples: Sequence[Sample], batch_size: int) -> list[list[Sample]]:
-    """Group samples of equal image size into batches of at most `batch_size`, in a fixed order."""
-    by_size: dict[tuple[int, int] | None, list[Sample]] = {}
+    """Group samples of equal image size into batches, in a fixed order.
+
+    A batch holds at most `batch_size` images, and at most 4 million pixels unless it is a single image.
+    """
+    by_size: dict[tuple[int, int], list[Sample]] = {}
     for sample in samples:
-        by_size.setdefault(sample.size, []).append(sample)
-    return [group[i : i + batch_size] for group in by_size.values() for i in range(0, len(group), batch_size)]
+        by_size.setdefault(sample.size or (1, 1), []).append(sample)
+    groups = []
+    for (height, width), group in by_size.items():
+        n = min(batch_size, max(1, BATCH_PIXELS // (height * width)))
+        groups += [group[i : i + n] for i in range(0, len(group), n)]
+    return groups
 
 
 def no_progress(what: str, total: int) -> AbstractContextManager[Callable[[int], None]]:

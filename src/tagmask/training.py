@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from tagmask.artifacts import read_json, write_json
+from tagmask.artifacts import read_json, write_json, written_atomically
 from tagmask.data.loading import TrainingSet, training_loader
 from tagmask.errors import RunError
 from tagmask.stage import Work
@@ -53,6 +56,11 @@ class Training(L.LightningModule):
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The loss ("loss") and whatever else should be in the training curves; scalars."""
         raise NotImplementedError
+
+    def all_mean(self, count: Tensor) -> Tensor:
+        """A number's mean over the processes, as float."""
+        mean = self._trainer.strategy.reduce(count.float()) if self._trainer else count.float()
+        return cast(Tensor, mean)
 
     def on_train_epoch_start(self) -> None:
         self.train()
@@ -101,6 +109,7 @@ def fit(module: Training, data: TrainingSet, work: Work, *, epochs: int, batch_s
             use_distributed_sampler=False,  # ours splits each batch, so that many processes equal one
             deterministic="warn",
             default_root_dir=work.folder,
+            plugins=[_Checkpoints(), *work.compute.trainer_plugins()],
             **work.compute.trainer_arguments(module.network),
         )
         trainer.fit(module, loader, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
@@ -108,11 +117,18 @@ def fit(module: Training, data: TrainingSet, work: Work, *, epochs: int, batch_s
 
 
 def finish_training(folder: Path) -> None:
-    """Remove the resume checkpoint, once the weights are written."""
-    checkpoint = folder / "training" / "last.ckpt"
-    checkpoint.unlink(missing_ok=True)
-    if checkpoint.parent.exists():
-        checkpoint.parent.rmdir()
+    """Remove the resume checkpoint, once the weights are written; where there is none, do nothing."""
+    shutil.rmtree(folder / "training", ignore_errors=True)
+
+
+class _Checkpoints(TorchCheckpointIO):
+    """Written beside their final place: Lightning goes by way of /tmp, whence a file is copied, not renamed."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        whole = io.BytesIO()  # torch's own writer turns a full disk into an error of its own
+        torch.save(checkpoint, whole)
+        with written_atomically(Path(path)) as temporary:
+            temporary.write_bytes(whole.getbuffer())
 
 
 class _EpochSeeds(Callback):

@@ -65,7 +65,10 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
             raise RecipeError(
                 f"batch_size {batch_size} cannot be split over {compute.world} processes: choose a multiple."
             )
-        self.n, self.batch_size, self.seed, self.compute = n, min(batch_size, n), seed, compute
+        if n < compute.world:
+            raise RecipeError(f"{n} images cannot be split over {compute.world} processes: start fewer.")
+        self.n, self.seed, self.compute = n, seed, compute
+        self.batch_size = min(batch_size, n - n % compute.world)  # every process gets the same number
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:

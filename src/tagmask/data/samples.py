@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -144,9 +145,7 @@ def unknown_class(name: str, classes: Iterable[str]) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """": did you mean 'cat'?" or, where nothing is near, ": known are cat, cow, ..."."""
-    import difflib
-
+    """The ending ": did you mean 'cat'?" or, where nothing is near, ": known are cat, cow, ..."."""
     names = list(known)
     lowered = {n.lower(): n for n in reversed(names)}
     near = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)

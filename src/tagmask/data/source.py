@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -68,6 +69,13 @@ class DataSource(BaseModel):
                 "name the ones to keep as the classes."
             )
         return images
+
+    def absolute(self) -> DataSource:
+        """The same source for whoever works in another folder: paths that exist here are made absolute."""
+        given = {name: value for name, value in self.model_dump().items() if isinstance(value, str)}
+        files = ("split", "tags", "annotations", "class_list")
+        here = {name: os.path.isfile(value) if name in files else os.path.isdir(value) for name, value in given.items()}
+        return self.model_copy(update={name: os.path.abspath(given[name]) for name in here if here[name]})
 
     def layout(self) -> Format:
         """The format, found out if it is "auto". Raises DataError where nothing fits."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from tagmask.data.files import ImageFiles
 from tagmask.data.images import is_url
-from tagmask.data.names import class_ids, unique_ids
+from tagmask.data.names import class_ids, normal, unique_ids, without_suffix
 from tagmask.data.samples import Problem, Sample, TaggedImages
 from tagmask.data.table import rows_by_image
 from tagmask.data.tag_table import read_tag_table
@@ -26,27 +28,45 @@ def unlabelled_images(paths: Sequence[str], classes: tuple[str, ...], tags: str 
         DataError: a path does not exist, or there is no image at all. Lines of the table that name no image
             here, or a class that is not the network's, are in `problems`.
     """
-    names: list[str] = []  # as ids are made from: relative to the folder that was given
-    places: list[str] = []
+    found: dict[str, str] = {}  # place → name that the id is made from: relative to the folder that was given
+    problems: list[Problem] = []
     for path in paths:
-        if is_url(path) or Path(path).is_file():
-            names.append(path if is_url(path) else Path(path).name)
-            places.append(path)
-        else:
+        if is_url(path):
+            found.setdefault(path, path)
+        elif Path(path).is_file():
+            found.setdefault(os.path.abspath(path), Path(path).name)
+        elif Path(path).is_dir():
             files = ImageFiles(Path(path))
-            names += files.names
-            places += [files.path(name) for name in files.names]
-    if not places:
+            found = {os.path.abspath(files.path(name)): name for name in files.names} | found
+            problems += files.problems
+        else:
+            raise DataError(f"{path} does not exist; correct the path.")
+    if not found:
         raise DataError(f"there is no image in {', '.join(paths)}; give image files or folders of images.")
-    samples = tuple(Sample(id_, place, None) for id_, place in zip(unique_ids(names), places, strict=True))
-    images = TaggedImages(classes, samples, name="new images")
+    count = Counter(found.values())
+    names = [name if count[name] == 1 else place for place, name in found.items()]
+    samples = tuple(Sample(id_, place, None) for id_, place in zip(unique_ids(names), found, strict=True))
+    images = TaggedImages(classes, samples, tuple(problems), name="new images")
     return images if tags is None else _tagged(images, Path(tags))
 
 
 def _tagged(images: TaggedImages, path: Path) -> TaggedImages:
     table = read_tag_table(path)
-    by_name = {key: sample.id for sample in images.samples for key in (sample.id, Path(sample.image).name)}
-    rows, problems = rows_by_image(table.rows, by_name.get, table)
+    by_name: dict[str, set[str]] = {}
+    for sample in images.samples:
+        for name in (sample.id, sample.image, os.path.basename(sample.image)):
+            for key in (normal(name), without_suffix(normal(name))):
+                by_name.setdefault(key, set()).add(sample.id)
+
+    def find(name: str) -> str | None:
+        ids = sorted(by_name.get(normal(name), ()))
+        if len(ids) > 1:
+            raise DataError(f"the image {name!r} may be {ids[0]} or {ids[1]}; write more of its path.")
+        return ids[0] if ids else None
+
+    rows, problems = rows_by_image(table.rows, find, table)
+    if not rows:
+        raise DataError(f"{path} names none of the {len(images)} images; write their names as they are.")
     known: dict[str, tuple[int, ...]] = {}
     for id_, row in rows.items():
         try:
@@ -54,4 +74,4 @@ def _tagged(images: TaggedImages, path: Path) -> TaggedImages:
         except DataError as error:
             problems.append(Problem.of(table.where(row), error))
     samples = tuple(replace(sample, tags=known.get(sample.id)) for sample in images.samples)
-    return replace(images, samples=samples, problems=tuple(problems))
+    return replace(images, samples=samples, problems=(*images.problems, *problems))

@@ -6,18 +6,18 @@ The ground that the other methods stand on: they import from here, and from no o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from tagmask.data.loading import TrainingSet, whole_images
 from tagmask.data.transforms import RandomLongSide, normalised, training_transform
 from tagmask.maps import ResponseMaps, grid_size
-from tagmask.models.backbone import Backbone, scaled
+from tagmask.models.backbone import Backbone, check_backbone, scaled
 from tagmask.models.classifier import FILE, Classifier
 from tagmask.stage import Kind, Method, Work, batches
 from tagmask.training import Optimizer, Training, finish_training, fit
@@ -25,8 +25,11 @@ from tagmask.training import Optimizer, Training, finish_training, fit
 SCALES = (1.0, 0.5, 1.5, 2.0)
 EPSILON = 1e-5  # each map is divided by (its maximum + this)
 
+BackboneName = Annotated[str, AfterValidator(check_backbone)]
 Activations = Callable[[Tensor], Tensor]
 """Normalised images [B, 3, H, W] → non-negative activations [B, K, h, w]."""
+MapsOf = Callable[[Activations, Tensor, Sequence[Sequence[int]], Sequence[float]], list[ResponseMaps]]
+"""What makes maps of activations, as `response_maps` does."""
 
 
 class Cam(Method):
@@ -35,10 +38,10 @@ class Cam(Method):
     needs: ClassVar[tuple[Kind, ...]] = ()
     makes: ClassVar[tuple[Kind, ...]] = ("classifier", "maps")
 
-    backbone: str = Field("resnet50", description="any timm CNN or ViT")
+    backbone: BackboneName = Field("resnet50", description="any timm CNN or ViT")
     weights: str = Field("pretrained", description="pretrained (timm's hub), none, or a local file")
     options: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
-    output_stride: int = Field(16, description="of the features, where the backbone can be dilated")
+    output_stride: Literal[8, 16, 32] = Field(16, description="of the features, where the backbone can be dilated")
     frozen_stride: int = Field(8, description="layers up to this stride stay as they are; 0: all learn")
     frozen_norms: bool = Field(True, description="keep the norm layers' running statistics")
     epochs: int = Field(5, ge=0)
@@ -59,6 +62,7 @@ class Cam(Method):
         if not (work.folder / FILE).exists():
             self.train(work)
         work.compute.barrier()
+        finish_training(work.folder)
         classifier = Classifier.load(work.folder)
         make_maps(classifier, work, scales=self.scales, batch_size=self.map_batch)
 
@@ -81,7 +85,6 @@ class Cam(Method):
         fit(module, data, work, epochs=self.epochs, batch_size=self.batch_size)
         if work.compute.main:
             classifier.save(work.folder, weights=self.weights)
-            finish_training(work.folder)
 
 
 class CamTraining(Training):
@@ -93,8 +96,16 @@ class CamTraining(Training):
         return {"loss": F.multilabel_soft_margin_loss(self.network(batch["image"]), batch["tags"])}
 
 
-def make_maps(classifier: Classifier, work: Work, *, scales: Sequence[float] = SCALES, batch_size: int = 16) -> None:
-    """Write the response maps of every image of the stage that has none yet."""
+def make_maps(
+    classifier: Classifier,
+    work: Work,
+    *,
+    scales: Sequence[float] = SCALES,
+    batch_size: int = 16,
+    maps_of: MapsOf | None = None,
+) -> None:
+    """Write the response maps of every image of the stage that has none yet, made by `maps_of` (`response_maps`)."""
+    maps_of = maps_of or response_maps
     groups = work.missing(batches(work.images.samples, batch_size), work.maps_file)
     classifier = classifier.to(work.compute.device).to(memory_format=torch.channels_last).eval()
     backbone = classifier.backbone
@@ -102,7 +113,7 @@ def make_maps(classifier: Classifier, work: Work, *, scales: Sequence[float] = S
         for samples, pixels in whole_images(groups, work.compute) if groups else ():
             images = normalised(pixels.to(work.compute.device), backbone.mean, backbone.std)
             tags = [sample.tags or () for sample in samples]
-            for sample, maps in zip(samples, response_maps(classifier.activations, images, tags, scales), strict=True):
+            for sample, maps in zip(samples, maps_of(classifier.activations, images, tags, scales), strict=True):
                 maps.save(work.maps_file(sample))
             advance(len(samples))
 

@@ -50,20 +50,22 @@ class Crf(Method):
     def choose_threshold(self, work: Work) -> float:
         """The threshold given, or Otsu's over the strongest activation of every pixel of the run."""
         file = work.folder / THRESHOLD_FILE
-        if work.compute.main and not file.exists():
-            threshold = self.threshold
-            if threshold == "auto":
-                activations = ActivationHistogram()
-                tagged = [sample for sample in work.images.samples if sample.tags]
-                with work.progress("choosing the threshold", len(tagged)) as advance:
-                    for sample in tagged:
-                        activations.update(ResponseMaps.load(maps_file(work.inputs["maps"], sample)).maps)
-                        advance(1)
-                threshold = activations.otsu()
-                work.say(f"threshold {threshold:.2f} (Otsu's on the activations)")
+        if file.exists():
+            return float(read_json(file)["threshold"])
+        threshold = self.threshold
+        if threshold == "auto":
+            activations = ActivationHistogram()
+            tagged = work.compute.share([sample for sample in work.images.samples if sample.tags])
+            with work.progress("choosing the threshold", len(tagged)) as advance:
+                for sample in tagged:
+                    activations.update(ResponseMaps.load(maps_file(work.inputs["maps"], sample)).maps)
+                    advance(1)
+            threshold = activations.otsu()  # summed over the processes
+            work.say(f"threshold {threshold:.2f} (Otsu's on the activations)")
+        work.compute.barrier()  # all have looked for the file before it is there
+        if work.compute.main:
             write_json(file, {"threshold": threshold})
-        work.compute.barrier()
-        return float(read_json(file)["threshold"])
+        return float(threshold)
 
     def write_mask(self, sample: Sample, maps_path: Path, mask_path: Path, threshold: float) -> None:
         """Make one image's pseudo-mask, in whichever process."""

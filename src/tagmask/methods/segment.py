@@ -6,23 +6,24 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from joblib import Parallel, delayed
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from tagmask.artifacts import UNSURE, read_label_map, read_weights, write_label_map
 from tagmask.data.loading import TrainingSet, whole_images
 from tagmask.data.samples import Sample
 from tagmask.data.transforms import RandomScale, normalised, training_transform
-from tagmask.models.backbone import Backbone, scaled
+from tagmask.errors import RecipeError
+from tagmask.models.backbone import Backbone, check_backbone, scaled
 from tagmask.models.classifier import FILE as CLASSIFIER_FILE
 from tagmask.models.classifier import Classifier
-from tagmask.models.segmenter import FILE, Segmenter
+from tagmask.models.segmenter import FILE, Segmenter, check_architecture
 from tagmask.refine.dense_crf import unary_from_probabilities
 from tagmask.refine.settings import NETWORK_CRF, CrfSettings
 from tagmask.stage import Kind, Method, Work, batches, mask_file
@@ -37,17 +38,21 @@ class Segment(Method):
     needs: ClassVar[tuple[Kind, ...]] = ("masks", "classifier")
     makes: ClassVar[tuple[Kind, ...]] = ("segmenter", "masks")
 
-    architecture: str = Field("deeplabv2", description="deeplabv2, or any of segmentation_models_pytorch")
-    backbone: str | None = Field(None, description="any timm network; null: the classifier's")
+    architecture: Annotated[str, AfterValidator(check_architecture)] = Field(
+        "deeplabv2", description="deeplabv2, or any of segmentation_models_pytorch"
+    )
+    backbone: Annotated[str, AfterValidator(check_backbone)] | None = Field(
+        None, description="any timm network; null: the classifier's"
+    )
     weights: str = Field("classifier", description="start from: classifier (this run's), pretrained, none, or a file")
     options: dict[str, Any] | None = Field(None, description="further arguments of timm.create_model")
-    output_stride: int = 8
+    output_stride: Literal[8, 16, 32] = 8
     steps: int = Field(20_000, ge=1, description="of training, rounded to whole epochs")
     epochs: int | None = Field(None, ge=0, description="instead of steps")
     batch_size: int = Field(10, ge=1)
     crop: int = Field(321, ge=16, description="pixels")
     scale: tuple[float, float] = Field((0.5, 1.5), description="images are resized by a random factor in this range")
-    frozen_norms: bool = True
+    frozen_norms: bool = Field(True, description="keep the encoder's norm layers' running statistics")
     optimizer: Optimizer = "sgd"
     lr: float = Field(2.5e-4, gt=0, description="of the encoder")
     head_factor: float = Field(10, gt=0, description="new layers learn this many times faster")
@@ -61,6 +66,7 @@ class Segment(Method):
         if not (work.folder / FILE).exists():
             self.train(work)
         work.compute.barrier()
+        finish_training(work.folder)
         network = Segmenter.load(work.folder)
         write_masks(network, work, scales=self.test_scales, crf=self.crf, batch_size=self.test_batch)
 
@@ -79,11 +85,18 @@ class Segment(Method):
         network.frozen_statistics = self.frozen_norms
         steps_an_epoch = max(1, len(work.images) // self.batch_size)
         epochs = math.ceil(self.steps / steps_an_epoch) if self.epochs is None else self.epochs
-        fit(module, data, work, epochs=epochs, batch_size=self.batch_size)
+        try:
+            fit(module, data, work, epochs=epochs, batch_size=self.batch_size)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise RecipeError(
+                f"{self.architecture} cannot learn from one image at a time, as it pools an image to one point: "
+                "give a larger batch_size and more images, or another architecture, e.g. Unet."
+            ) from error
         if work.compute.main:
             test = {"scales": self.test_scales, "crf": self.crf and self.crf.model_dump()}
             network.save(work.folder, test=test)
-            finish_training(work.folder)
 
     def untrained(self, work: Work) -> Segmenter:
         """The network to begin with, its encoder from the weights that the settings name."""
@@ -107,7 +120,8 @@ class SegmentTraining(Training):
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         labels = batch["labels"].long()
         logits = F.interpolate(self.network(batch["image"]).float(), labels.shape[1:], mode="bilinear")
-        known = (labels != UNSURE).sum().clamp(min=1)  # a batch of unsure pixels alone gives 0, not NaN
+        # Over the processes' common batch, whose gradients are averaged; unsure pixels alone give 0, not NaN.
+        known = self.all_mean((labels != UNSURE).sum()).clamp(min=1)
         return {"loss": F.cross_entropy(logits, labels, ignore_index=UNSURE, reduction="sum") / known}
 
 

@@ -15,16 +15,23 @@ from torch import Tensor, nn
 from tagmask.data.samples import did_you_mean
 from tagmask.errors import RecipeError
 
+STRIDES = (8, 16, 32)  # that timm can give a network
+SMALLEST = 32  # pixels; images with a smaller side are enlarged, or nothing would be left of them
+
 
 class FrozenStatistics(nn.Module):
-    """A network whose batch norms may keep their running statistics while it trains (the papers' setting)."""
+    """A network whose backbone's norms may keep their running statistics while it trains (the papers' setting)."""
 
     frozen_statistics = False
+
+    def timm_network(self) -> Any:
+        """The backbone's own timm network, whose layers have timm's names."""
+        raise NotImplementedError
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
         if self.frozen_statistics:
-            for module in self.modules():
+            for module in self.timm_network().modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         return self
@@ -48,6 +55,8 @@ class Backbone(FrozenStatistics):
         self, name: str, weights: str = "none", output_stride: int = 16, options: dict[str, Any] | None = None
     ) -> None:
         super().__init__()
+        if output_stride not in STRIDES:
+            raise RecipeError(f"output_stride {output_stride} cannot be had: give one of {STRIDES}.")
         self.config = {"name": name, "output_stride": output_stride, "options": options or {}}
         net: Any = _create(name, weights == "pretrained", output_stride, options or {})
         self.net, self.channels = net, int(net.num_features)
@@ -56,20 +65,34 @@ class Backbone(FrozenStatistics):
         self.std: tuple[float, ...] = tuple(data["std"])
         if weights not in ("pretrained", "none"):
             load_weights(self.net, Path(weights))
+        self._try()
+
+    def timm_network(self) -> Any:
+        return self.net
+
+    def _try(self) -> None:
+        """Raises RecipeError if the network does not take images of any size."""
+        self.eval()
+        try:
+            with torch.inference_mode():
+                self(torch.zeros(1, 3, 50, 75))
+        except Exception as error:  # each network fails in its own way
+            raise RecipeError(
+                f"backbone {self.config['name']!r} does not take images of any size ({_first_line(error)}); "
+                "choose another."
+            ) from error
+        self.train()
 
     @property
     def patch(self) -> int:
         """Image sides must be a multiple of this (a ViT's patch; 1 for a CNN)."""
-        embed = getattr(self.net, "patch_embed", None)
-        size = getattr(embed, "patch_size", 1)
-        return int(size[0] if isinstance(size, tuple) else size) if _has_tokens(self.net) else 1
+        size = getattr(getattr(self.net, "patch_embed", None), "patch_size", 1)
+        return int(size[0] if isinstance(size, tuple) else size)
 
     def forward(self, images: Tensor) -> Tensor:
-        height, width = images.shape[-2:]
-        if self.patch > 1:
-            sides = [max(1, round(side / self.patch)) * self.patch for side in (height, width)]
-            if sides != [height, width]:
-                images = nn.functional.interpolate(images, sides, mode="bilinear", align_corners=False, antialias=True)
+        sides = [round(max(SMALLEST, side) / self.patch) * self.patch for side in images.shape[-2:]]
+        if sides != list(images.shape[-2:]):
+            images = nn.functional.interpolate(images, sides, mode="bilinear", align_corners=False, antialias=True)
         features: Tensor = self.net.forward_features(images)
         if features.ndim == 3:  # tokens [B, prefix + h·w, D]
             features = features[:, getattr(self.net, "num_prefix_tokens", 0) :]
@@ -87,28 +110,37 @@ class Backbone(FrozenStatistics):
             norms: also keep every norm layer's running statistics (the papers' setting with pre-trained weights).
         """
         self.frozen_statistics = norms
-        levels = [info["module"] for info in _feature_levels(self.net) if info["reduction"] <= until_stride]
-        named = list(self.net.named_parameters())
-        for level in levels:
-            last = max((i for i, (n, _) in enumerate(named) if n.startswith(level + ".")), default=-1)
-            for _, parameter in named[: last + 1]:
+        reached, frozen = 0, ""
+        for level in _feature_levels(self.net):
+            if reached < level["reduction"] <= until_stride:  # dilated levels have the stride of the one before
+                reached, frozen = level["reduction"], level["module"]
+        modules = list(self.net.named_modules())
+        last = max((i for i, (name, _) in enumerate(modules) if frozen and _within(name, frozen)), default=-1)
+        for _, module in modules[: last + 1]:
+            for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
 
 
-def _create(name: str, pretrained: bool, output_stride: int, options: dict[str, Any]) -> nn.Module:
-    if not timm.is_model(name.removeprefix("hf-hub:")) and not name.startswith(("hf-hub:", "hf_hub:")):
+def check_backbone(name: str) -> str:
+    """The name, if timm has such a model or it is of a hub ("hf-hub:..."). Raises RecipeError."""
+    if not timm.is_model(name) and ":" not in name:
         raise RecipeError(f"backbone {name!r} is not a timm model{did_you_mean(name, timm.list_models())}")
+    return name
+
+
+def _create(name: str, pretrained: bool, output_stride: int, options: dict[str, Any]) -> nn.Module:
+    check_backbone(name)
     arguments: dict[str, Any] = {"pretrained": pretrained, "num_classes": 0, "global_pool": "", **options}
     # Not every network can be dilated, or take images of any size: ask for what it has.
     for extra in ({"output_stride": output_stride}, {"dynamic_img_size": True}, {}):
         try:
             return timm.create_model(name, **arguments, **extra)
-        except (TypeError, NotImplementedError, AssertionError):
+        except (TypeError, NotImplementedError, AssertionError) as error:
             if not extra:
-                raise
+                raise RecipeError(f"backbone {name!r} cannot be made with {options} ({_first_line(error)}).") from error
         except (OSError, RuntimeError) as error:
             if not pretrained:
-                raise
+                raise RecipeError(f"backbone {name!r} cannot be made with {options} ({_first_line(error)}).") from error
             raise RecipeError(
                 f"the pretrained weights of {name!r} could not be loaded ({_first_line(error)}); connect to the "
                 "network, or name a local file (weights=FILE.safetensors), or train from scratch (--recipe scratch)."
@@ -125,17 +157,17 @@ def load_weights(net: nn.Module, path: Path) -> None:
         raise RecipeError(f"weights file {path} does not exist; correct the path, or use pretrained or none.")
     try:
         if path.suffix == ".safetensors":
-            state = safetensors.torch.load_file(path)
+            state: Any = safetensors.torch.load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many kinds for a file that is not theirs
         raise RecipeError(f"weights file {path} cannot be read ({_first_line(error)}).") from error
-    if "state_dict" in state and isinstance(state["state_dict"], dict):
-        state = state["state_dict"]
     own = net.state_dict()
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
     if not isinstance(state, dict) or not any(key in own for key in state):
         raise RecipeError(f"weights file {path} holds no layer of this backbone: is it for another network?")
-    wrong = [k for k, v in state.items() if k in own and own[k].shape != v.shape]
+    wrong = [k for k, v in state.items() if k in own and own[k].shape != getattr(v, "shape", None)]
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     if wrong or missing:
         raise RecipeError(
@@ -150,8 +182,8 @@ def _feature_levels(net: nn.Module) -> list[dict[str, Any]]:
     return list(info.info if hasattr(info, "info") else info)
 
 
-def _has_tokens(net: nn.Module) -> bool:
-    return hasattr(net, "num_prefix_tokens")
+def _within(name: str, module: str) -> bool:
+    return f"{name}.".startswith(f"{module}.")
 
 
 def _first_line(error: Exception) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tagmask.artifacts import read_weights, write_weights
-from tagmask.errors import RunError
+from tagmask.errors import RecipeError, RunError
 from tagmask.models.backbone import Backbone
 
 FILE = "classifier.safetensors"
@@ -70,3 +70,36 @@ class Classifier(nn.Module):
             network.map_weight = weights["_map_weight"]
         network.load_state_dict(weights)
         return network.eval()
+
+
+def starting_backbone(
+    folder: Path, name: str | None, weights: str, output_stride: int, options: dict[str, Any] | None
+) -> Backbone:
+    """The backbone that another network of the run begins with.
+
+    Args:
+        folder: of the run's classifier.
+        name: a timm model name; None: the classifier's.
+        weights: "classifier", or as `Backbone`'s.
+        output_stride: of the features.
+        options: as `Backbone`'s; None: the classifier's, if it is the same network.
+
+    Raises:
+        RecipeError: the classifier's weights are of another network, or as `Backbone`.
+        RunError: there is no classifier.
+    """
+    own = Classifier.load(folder).backbone
+    of: dict[str, Any] = own.config
+    name = name or of["name"]
+    options = of["options"] if options is None and name == of["name"] else options
+    if weights != "classifier":
+        return Backbone(name, weights, output_stride, options)
+    backbone = Backbone(name, "none", output_stride, options)
+    try:
+        backbone.load_state_dict(own.state_dict())
+    except RuntimeError as error:
+        raise RecipeError(
+            f"the classifier's weights are of {of['name']!r} and do not fit {name!r}: leave backbone and options out, "
+            "or set weights to pretrained, none or a file."
+        ) from error
+    return backbone

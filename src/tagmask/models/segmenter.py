@@ -14,6 +14,9 @@ from tagmask.data.samples import did_you_mean
 from tagmask.errors import RecipeError, RunError
 from tagmask.models.backbone import Backbone, FrozenStatistics
 
+SMP_NAMES = ("DeepLabV3Plus", "DeepLabV3", "Unet", "UnetPlusPlus", "FPN", "PSPNet", "PAN", "UPerNet", "Segformer",
+             "MAnet", "Linknet")  # fmt: skip
+DEEPLAB_V2 = "deeplabv2"
 FILE = "segmenter.safetensors"
 DEEPLAB_V2_DILATIONS = (6, 12, 18, 24)  # Chen et al., TPAMI 2018, ASPP-L
 
@@ -68,15 +71,17 @@ class Segmenter(FrozenStatistics):
         }
         base = Backbone(backbone, output_stride=output_stride, options=options)
         self.mean, self.std = base.mean, base.std
-        if architecture == "deeplabv2":
+        check_architecture(architecture)
+        if architecture == DEEPLAB_V2:
             self.net: Any = nn.Sequential(base, DilatedHead(base.channels, len(classes) + 1))
         else:
             self.net = _smp_model(architecture, backbone, len(classes) + 1, output_stride, options or {})
-        self.multiple = 1 if architecture == "deeplabv2" else 32  # decoders join levels of every stride
+        self.multiple = 1 if architecture == DEEPLAB_V2 else 32  # decoders join levels of every stride
+        self.smallest = 128 if architecture.lower() == "pan" else 1  # pixels; it pools stride 16 three times more
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
-        down, right = -height % self.multiple, -width % self.multiple
+        down, right = (max(self.smallest - side, -side % self.multiple) for side in (height, width))
         padded = F.pad(images, (0, right, 0, down), mode="replicate") if down or right else images
         logits: Tensor = self.net(padded)
         rows = round(logits.shape[2] * height / (height + down))
@@ -84,7 +89,6 @@ class Segmenter(FrozenStatistics):
         return logits[:, :, : max(1, rows), : max(1, columns)]
 
     def timm_network(self) -> Any:
-        """The encoder's own timm network, whose layers have timm's names."""
         return self.net[0].net if isinstance(self.net, nn.Sequential) else self.net.encoder.model
 
     def new_parameters(self) -> list[nn.Parameter]:
@@ -96,11 +100,12 @@ class Segmenter(FrozenStatistics):
         """Start the encoder from a timm state dict. Raises RecipeError if it is of another network."""
         net = self.timm_network()
         own = net.state_dict()
-        fitting = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
+        given = {_flat(name): value for name, value in weights.items()}
+        fitting = {k: given[_flat(k)] for k, v in own.items() if _flat(k) in given and given[_flat(k)].shape == v.shape}
         if len(fitting) < 0.9 * len(own):
             raise RecipeError(
-                f"only {len(fitting)} of the {len(own)} layers of {self.config['backbone']!r} are in the weights given: "
-                "are they of another backbone?"
+                f"only {len(fitting)} of the {len(own)} layers of {self.config['backbone']!r} are in the weights "
+                "given: are they of another backbone?"
             )
         net.load_state_dict(fitting, strict=False)
 
@@ -120,6 +125,18 @@ class Segmenter(FrozenStatistics):
         return network.eval()
 
 
+def _flat(name: str) -> str:
+    """A layer's name as it is when timm cuts a network into levels: stages_0.x for stages.0.x."""
+    return name.replace(".", "_")
+
+
+def check_architecture(name: str) -> str:
+    """The name, if it is an architecture's. Raises RecipeError."""
+    if name != DEEPLAB_V2 and name.lower() not in [known.lower() for known in SMP_NAMES]:
+        raise RecipeError(f"architecture {name!r} is not known{did_you_mean(name, [DEEPLAB_V2, *SMP_NAMES])}")
+    return name
+
+
 def _smp_model(
     architecture: str, backbone: str, n_outputs: int, output_stride: int, options: dict[str, Any]
 ) -> nn.Module:
@@ -128,27 +145,8 @@ def _smp_model(
         arguments["encoder_output_stride"] = output_stride
     try:
         return smp.create_model(architecture, encoder_name=f"tu-{backbone}", **arguments)
-    except KeyError as error:
-        raise RecipeError(
-            f"architecture {architecture!r} is not known{did_you_mean(architecture, ['deeplabv2', *_smp_names()])}"
-        ) from error
-    except (TypeError, ValueError, RuntimeError, NotImplementedError, AssertionError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, NotImplementedError, AssertionError) as error:
         raise RecipeError(
             f"architecture {architecture!r} cannot stand on backbone {backbone!r} ({str(error)[:150]}); "
             "choose another of either, e.g. deeplabv2, which takes any."
         ) from error
-
-
-def _smp_names() -> list[str]:
-    return [
-        "DeepLabV3Plus",
-        "DeepLabV3",
-        "Unet",
-        "UnetPlusPlus",
-        "FPN",
-        "PSPNet",
-        "PAN",
-        "UPerNet",
-        "Segformer",
-        "MAnet",
-    ]

@@ -34,8 +34,7 @@ def write_outputs(
     Raises:
         RunError: the form is not known, or a label map is missing.
     """
-    if form not in get_args(Format):
-        raise RunError(f"format {form!r} is not known: give {', '.join(get_args(Format))}.")
+    target = target_of(out, form)
 
     def label_maps() -> Iterator[tuple[Sample, np.ndarray]]:
         for sample in samples:
@@ -46,17 +45,23 @@ def write_outputs(
 
     if form.startswith("coco"):
         items = ((file_name(sample), labels) for sample, labels in label_maps())
-        write_coco(out / "masks.json", items, classes, polygons=form == "coco-polygons")
-        return out / "masks.json"
+        write_coco(target, items, classes, polygons=form == "coco-polygons")
+        return target
     for sample, labels in label_maps():
         if form == "png":
-            write_label_map(out / "masks" / f"{sample.id}.png", labels)
+            write_label_map(target / f"{sample.id}.png", labels)
         else:
-            write_overlay(out / "overlays" / f"{sample.id}.jpg", read_image(sample.image), labels)
-    if form == "overlays":
-        return out / "overlays"
-    write_legend(out, classes)
-    return out / "masks"
+            write_overlay(target / f"{sample.id}.jpg", read_image(sample.image), labels)
+    if form == "png":
+        write_legend(out, classes)
+    return target
+
+
+def target_of(out: Path, form: str) -> Path:
+    """The file or folder in `out` that a form is written to. Raises RunError for a form that is not known."""
+    if form not in get_args(Format):
+        raise RunError(f"format {form!r} is not known: give {', '.join(get_args(Format))}.")
+    return out / {"png": "masks", "overlays": "overlays"}.get(form, "masks.json")
 
 
 def file_name(sample: Sample) -> str:

@@ -1,0 +1,124 @@
+"""Pseudo-masks from response maps."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tagmask.artifacts import read_label_map
+from tagmask.compute import Compute
+from tagmask.data.images import read_image
+from tagmask.maps import ResponseMaps, grid_size
+from tagmask.methods.crf import THRESHOLD_FILE, Crf
+from tagmask.refine.dense_crf import dense_crf, unary_from_labels
+from tagmask.refine.settings import CrfSettings
+from tests.methods.contract import MakeWork, MethodContract
+
+
+class TestCrf(MethodContract):
+    method = Crf
+    settings = {"threshold": 0.3}  # noqa: RUF012
+    trains = False
+
+
+class TestThreshold(MethodContract):
+    method = Crf
+    settings = {"crf": None}  # noqa: RUF012
+    trains = False
+
+
+def maps_of(size: tuple[int, int], *values: float, classes: tuple[int, ...] | None = None) -> ResponseMaps:
+    grid = grid_size(size)
+    maps = np.stack([np.full(grid, value, np.float32) for value in values]) if values else np.zeros((0, *grid))
+    return ResponseMaps(np.array(classes or range(1, 1 + len(values)), int), maps, size)
+
+
+def test_without_the_crf_it_is_the_threshold(make_work: MakeWork, earlier: dict[str, Path]) -> None:
+    work = make_work(maps=earlier["maps"])
+    Crf(threshold=0.4, crf=None).run(work)
+    for sample in work.images.samples:
+        maps = ResponseMaps.load(earlier["maps"] / "maps" / f"{sample.id}.safetensors")
+        np.testing.assert_array_equal(read_label_map(work.mask_file(sample)), maps.label_map(0.4))
+
+
+def test_the_crf_sees_the_classes_that_are_tagged() -> None:
+    """Class ids 3 and 9 are labels 1 and 2 to the CRF, and come back as 3 and 9."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (24, 32, 3)).astype(np.uint8)
+    maps = ResponseMaps(np.array([3, 9]), rng.random((2, 6, 8)).astype(np.float32), (24, 32))
+    seed = maps.label_map(0.5)
+    relabelled = np.select([seed == 3, seed == 9], [1, 2]).astype(np.uint8)
+    expected = dense_crf(image, unary_from_labels(relabelled, 3, 0.6), steps=4).argmax(0)
+    found = Crf(gt_prob=0.6, crf=CrfSettings(steps=4)).mask(image, maps, 0.5)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, np.array([0, 3, 9])[expected])
+
+
+def test_the_crf_moves_a_mask_to_the_edge() -> None:
+    image = np.zeros((32, 48, 3), np.uint8)
+    image[:, 24:] = (250, 200, 20)
+    maps = ResponseMaps(np.array([2]), np.zeros((1, 8, 12), np.float32), (32, 48))
+    maps.maps[:, :, 7:] = 1  # four pixels short of the edge
+    before, after = maps.label_map(0.5), Crf().mask(image, maps, 0.5)
+    truth = np.where(np.arange(48) >= 24, 2, 0)[None].repeat(32, 0)
+    assert (before != truth).mean() > 0.05
+    np.testing.assert_array_equal(after, truth)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (3, 2)])
+def test_tiny_images(size: tuple[int, int]) -> None:
+    image = np.zeros((*size, 3), np.uint8)
+    assert Crf().mask(image, maps_of(size, 0.9, 0.1, classes=(4, 7)), 0.3).tolist() == np.full(size, 4).tolist()
+    assert not Crf().mask(image, maps_of(size), 0.3).any()
+
+
+def test_the_automatic_threshold_lies_between_object_and_background(make_work: MakeWork, tmp_path: Path) -> None:
+    work = make_work(maps=tmp_path / "maps-stage")
+    for sample in work.images.samples:
+        maps = maps_of(sample.size, *[0.1] * len(sample.tags), classes=sample.tags)
+        if sample.tags:
+            maps.maps[0, :3, :3] = 0.8
+        maps.save(tmp_path / "maps-stage" / "maps" / f"{sample.id}.safetensors")
+    method = Crf(crf=None)
+    assert 0.1 <= method.choose_threshold(work) < 0.8
+    method.run(work)
+    labels = read_label_map(work.mask_file(work.images.samples[0]))
+    assert labels[:8, :8].all()
+    assert not labels[16:, 16:].any()
+
+
+def test_the_threshold_is_kept(make_work: MakeWork, earlier: dict[str, Path]) -> None:
+    work = make_work(maps=earlier["maps"])
+    method = Crf(crf=None)
+    chosen = method.choose_threshold(work)
+    assert json.loads((work.folder / THRESHOLD_FILE).read_text()) == {"threshold": chosen}
+    elsewhere = replace(work, inputs={"maps": Path("nowhere")})
+    assert method.choose_threshold(elsewhere) == chosen
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_maps_that_are_the_same_everywhere_are_background(make_work: MakeWork, tmp_path: Path, value: float) -> None:
+    work = make_work(maps=tmp_path / "maps-stage")
+    for sample in work.images.samples:
+        maps = maps_of(sample.size, *[value] * len(sample.tags), classes=sample.tags)
+        maps.save(tmp_path / "maps-stage" / "maps" / f"{sample.id}.safetensors")
+    Crf(crf=None).run(work)
+    assert not any(read_label_map(work.mask_file(sample)).any() for sample in work.images.samples)
+
+
+def test_many_workers_make_the_same_masks(make_work: MakeWork, earlier: dict[str, Path]) -> None:
+    alone, many = make_work("alone", maps=earlier["maps"]), make_work("many", maps=earlier["maps"])
+    Crf(threshold=0.3).run(alone)
+    Crf(threshold=0.3).run(replace(many, compute=Compute(workers=2)))
+    assert MethodContract.same(alone.folder, many.folder)
+
+
+def test_the_mask_has_the_image_s_own_size(make_work: MakeWork, earlier: dict[str, Path]) -> None:
+    work = make_work(maps=earlier["maps"])
+    Crf(threshold=0.3).run(work)
+    for sample in work.images.samples:
+        assert read_label_map(work.mask_file(sample)).shape == read_image(sample.image).shape[:2]

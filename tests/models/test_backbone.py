@@ -1,0 +1,209 @@
+"""Any timm network as a map of features."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from tagmask.errors import RecipeError
+from tagmask.models.backbone import Backbone, check_backbone, load_weights, scaled
+
+# name → (channels, stride that was asked for, stride that it has)
+NETWORKS = {
+    "resnet18": (512, 8, 8),
+    "resnet26d": (2048, 16, 16),
+    "mobilenetv2_050": (1280, 16, 16),
+    "convnext_atto": (320, 16, 16),
+    "regnetx_002": (368, 32, 32),
+    "mobilenetv3_small_050": (288, 8, 32),  # cannot be dilated
+    "vit_tiny_patch16_224": (192, 8, 16),
+    "swin_tiny_patch4_window7_224": (768, 16, 32),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_features_of_any_network_at_any_size(name: str) -> None:
+    channels, stride, real = NETWORKS[name]
+    backbone = Backbone(name, output_stride=stride).eval()
+    assert backbone.channels == channels
+    assert len(backbone.mean) == len(backbone.std) == 3
+    with torch.inference_mode():
+        assert backbone(torch.rand(2, 3, 64, 96)).shape == (2, channels, 64 // real, 96 // real)
+        for size in ((1, 1), (50, 37), (33, 100)):
+            features = backbone(torch.rand(1, 3, *size))
+            assert features.shape[:2] == (1, channels)
+            assert all(abs(f - side / real) <= 1 or side < 32 for f, side in zip(features.shape[2:], size, strict=True))
+            assert torch.isfinite(features).all()
+
+
+def test_a_vit_s_patch_tokens_are_the_grid() -> None:
+    """Each cell is its own patch's token: a change in one corner is seen there first (one block alone)."""
+    backbone = Backbone("vit_tiny_patch16_224", options={"depth": 0}).eval()
+    image = torch.zeros(1, 3, 48, 80)
+    changed = image.clone()
+    changed[:, :, 32:, :16] = 1
+    with torch.inference_mode():
+        difference = (backbone(changed) - backbone(image)).abs().sum((0, 1))
+    assert difference.shape == (3, 5)
+    assert torch.nonzero(difference > 1e-4).tolist() == [[2, 0]]
+
+
+def learning(backbone: Backbone) -> set[str]:
+    return {name for name, p in backbone.net.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("output_stride", [8, 16, 32])
+@pytest.mark.parametrize(
+    ("until", "frozen"),
+    [
+        (0, ()),
+        (2, ("conv1.", "bn1.")),
+        (4, ("conv1.", "bn1.", "layer1.")),
+        (8, ("conv1.", "bn1.", "layer1.", "layer2.")),  # the papers'
+    ],
+)
+def test_freezing_a_resnet_up_to_a_stride(until: int, frozen: tuple[str, ...], output_stride: int) -> None:
+    backbone = Backbone("resnet50", output_stride=output_stride)
+    backbone.freeze(until, norms=True)
+    every = {name for name, _ in backbone.net.named_parameters()}
+    assert learning(backbone) == {name for name in every if not name.startswith(frozen or ("none",))}
+
+
+def test_freezing_other_networks() -> None:
+    mobile = Backbone("mobilenetv2_050")
+    mobile.freeze(8, norms=True)
+    frozen = {name.split(".")[0] + "." + name.split(".")[1] for name, p in mobile.net.named_parameters()} - {
+        name.split(".")[0] + "." + name.split(".")[1] for name in learning(mobile)
+    }
+    assert frozen == {"conv_stem.weight", "bn1.weight", "bn1.bias", "blocks.0", "blocks.1", "blocks.2"}
+    convnext = Backbone("convnext_atto")
+    convnext.freeze(8, norms=True)
+    assert {name[:8] for name in learning(convnext)} == {"stages.2", "stages.3", "head.nor"}
+
+
+@pytest.mark.parametrize("norms", [True, False])
+def test_frozen_norms_keep_their_statistics_in_training(norms: bool) -> None:
+    backbone = Backbone("resnet18")
+    backbone.freeze(8, norms=norms)
+    before = {name: value.clone() for name, value in backbone.net.named_buffers()}
+    backbone.eval()
+    backbone.train()
+    backbone(torch.rand(2, 3, 40, 40))
+    changed = {name for name, value in backbone.net.named_buffers() if not torch.equal(value, before[name])}
+    assert bool(changed) != norms
+    assert backbone.training
+
+
+def saved(net: torch.nn.Module, file: Path, wrap: bool = False) -> Path:
+    state: dict[str, Any] = net.state_dict()
+    if file.suffix == ".safetensors":
+        safetensors.torch.save_file(state, file)
+    else:
+        torch.save({"state_dict": state, "epoch": 3} if wrap else state, file)
+    return file
+
+
+@pytest.mark.parametrize(("suffix", "wrap"), [(".safetensors", False), (".pth", False), (".pth", True)])
+@pytest.mark.parametrize("n_classes", [0, 1000])  # without its head, and with
+def test_weights_from_a_file(tmp_path: Path, suffix: str, wrap: bool, n_classes: int) -> None:
+    torch.manual_seed(1)
+    net = timm.create_model("resnet18", num_classes=n_classes).eval()
+    file = saved(net, tmp_path / f"w{suffix}", wrap)
+    backbone = Backbone("resnet18", str(file), output_stride=32).eval()
+    image = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(backbone(image), net.forward_features(image))
+
+
+class Evil:
+    """What it unpickles to would write a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.file,)
+
+
+def test_files_that_do_not_fit_are_one_sentence(tmp_path: Path) -> None:
+    state = timm.create_model("resnet18", num_classes=0).state_dict()
+    (tmp_path / "text.pth").write_text("no weights")
+    (tmp_path / "text.safetensors").write_text("no weights")
+    (tmp_path / "empty.pth").touch()
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps(Evil(tmp_path / "owned")))
+    torch.save({"conv1.weight": Evil(tmp_path / "owned")}, tmp_path / "evil2.pth")
+    torch.save(torch.rand(3), tmp_path / "tensor.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    torch.save({**state, "conv1.weight": 3}, tmp_path / "number.pth")
+    torch.save({k: v for k, v in state.items() if "layer4" not in k}, tmp_path / "part.pth")
+    saved(timm.create_model("resnet18", num_classes=0, in_chans=1), tmp_path / "grey.safetensors")
+    saved(timm.create_model("vit_tiny_patch16_224", num_classes=0), tmp_path / "vit.safetensors")
+    expected = {
+        "none.pth": "does not exist",
+        "text.pth": "cannot be read",
+        "text.safetensors": "cannot be read",
+        "empty.pth": "cannot be read",
+        "evil.pth": "cannot be read",
+        "evil2.pth": "cannot be read",
+        "tensor.pth": "holds no layer of this backbone",
+        "list.pth": "holds no layer of this backbone",
+        "number.pth": r"0 layers missing, 1 of another shape \(first: conv1.weight\)",
+        "part.pth": r"25 layers missing, 0 of another shape",
+        "grey.safetensors": r"0 layers missing, 1 of another shape \(first: conv1.weight\)",
+        "vit.safetensors": "holds no layer of this backbone",
+    }
+    for name, reason in expected.items():
+        with pytest.raises(RecipeError, match=reason) as error:
+            Backbone("resnet18", str(tmp_path / name))
+        assert "\n" not in str(error.value)
+        assert name in str(error.value)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_load_weights_leaves_nothing_of_the_old_ones() -> None:
+    with pytest.raises(RecipeError, match="does not exist"):
+        load_weights(timm.create_model("resnet18"), Path("none.pth"))
+
+
+def test_pretrained_without_a_network_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(RecipeError, match=r"pretrained weights of 'resnet18' could not be loaded .* or name a local"):
+        Backbone("resnet18", "pretrained")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "sentence"),
+    [
+        ("resnet_18", {}, "backbone 'resnet_18' is not a timm model: did you mean 'resnet18'?"),
+        ("resnet18", {"output_stride": 4}, "output_stride 4 cannot be had: give one of"),
+        ("resnet18", {"options": {"colour": 3}}, "cannot be made with {'colour': 3}"),
+        ("hiera_tiny_224", {}, "does not take images of any size"),
+    ],
+)
+def test_networks_that_cannot_be_had(name: str, arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        Backbone(name, **arguments)
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_names_of_the_hub_are_left_to_it() -> None:
+    assert check_backbone("hf-hub:someone/net") == "hf-hub:someone/net"
+
+
+def test_options_reach_timm() -> None:
+    same = Backbone("mobilenetv2_050", options={"pad_type": "same"})
+    assert type(same.net.conv_stem).__name__ == "Conv2dSame"
+
+
+@pytest.mark.parametrize(("side", "scale", "expected"), [(500, 0.5, 250), (375, 0.5, 188), (3, 1.5, 5), (1, 0.1, 1)])
+def test_scaled_rounds_half_up_and_leaves_a_pixel(side: int, scale: float, expected: int) -> None:
+    assert scaled((side, side), scale) == (expected, expected)

@@ -1,0 +1,76 @@
+"""A toy run, for tests of whole runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+import tagmask
+
+COLOURS = {"red": (220, 40, 40), "green": (40, 220, 40), "blue": (40, 40, 220)}
+RECIPE = "scratch"
+SETTINGS = [
+    "cam.backbone=resnet10t", "cam.epochs=2", "cam.batch_size=4", "cam.crop=32", "cam.long_side=[40,48]",
+    "cam.scales=[1.0]", "segment.epochs=2", "segment.batch_size=4", "segment.crop=32", "segment.crf.steps=2",
+]  # fmt: skip
+TAGS = ["red", "green", "blue", "red;green", "green;blue", "", "red;green;blue", "blue"]
+
+
+def write_toy(folder: Path, names: dict[str, str] | None = None, masks: bool = True) -> Path:
+    """Eight pictures of 48×40 with coloured squares, their tags.csv and (in masks/) their truth.
+
+    `names` replaces class names.
+    """
+    names = names or {}
+    lines = ["image,tags"]
+    (folder / "masks").mkdir(parents=True, exist_ok=True)
+    for i, tags in enumerate(TAGS):
+        rng = np.random.default_rng(i)
+        image = rng.integers(90, 130, (40, 48, 3)).astype(np.uint8)
+        labels = np.zeros((40, 48), np.uint8)
+        for name in filter(None, tags.split(";")):
+            tag = sorted(names.get(colour, colour) for colour in COLOURS).index(names.get(name, name)) + 1
+            y, x = int(rng.integers(0, 26)), 1 + 16 * list(COLOURS).index(name)
+            image[y : y + 13, x : x + 13] = COLOURS[name]
+            labels[y : y + 13, x : x + 13] = tag
+        Image.fromarray(image).save(folder / f"{i}.png")
+        if masks:
+            Image.fromarray(labels).save(folder / "masks" / f"{i}.png")
+        lines.append(f"{i}.png,{';'.join(names.get(tag, tag) for tag in tags.split(';'))}")
+    (folder / "tags.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def toy_run(data: Path, out: Path, settings: list[str] | None = None, **arguments: Any) -> tagmask.Run:
+    """The scratch recipe at toy size on what `write_toy` wrote, in this process alone."""
+    import torch
+
+    torch.set_num_threads(1)
+    source = tagmask.DataSource(root=str(data), masks="masks")
+    changes = {"recipe": RECIPE, "device": "cpu", "workers": 0, "quiet": True, **arguments}
+    return tagmask.run(source, out, settings=[*SETTINGS, *(settings or [])], **changes)
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """What a run's files hold, by name; without what depends on the clock."""
+    found: dict[str, Any] = {}
+    for file in sorted(f for f in folder.rglob("*") if f.is_file()):
+        name = str(file.relative_to(folder))
+        if file.name in ("stage.json", "history.json"):
+            found[name] = _timeless(json.loads(file.read_text()))
+        elif file.name != "report.html":
+            found[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return found
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_timeless(item) for item in value]
+    if isinstance(value, dict):
+        return {k: _timeless(v) for k, v in value.items() if k not in ("seconds", "data_wait")}
+    return value

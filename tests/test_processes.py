@@ -1,0 +1,101 @@
+"""Many processes (torchrun) make what one makes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tagmask.artifacts import read_label_map
+from tagmask.maps import ResponseMaps
+from tests.runs import SETTINGS, toy_run, write_toy
+
+# Norms that learn see their own process's part of a batch, as everywhere; the papers' settings freeze them. Without
+# them two processes compute what one does, but for the order of sums.
+EXACT = [*SETTINGS, "cam.frozen_norms=true", "segment.architecture=deeplabv2", "segment.frozen_norms=true"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy(tmp_path_factory.mktemp("data"))
+
+
+def torchrun(arguments: list[str], log: Path) -> subprocess.CompletedProcess[str]:
+    """Two processes; what each prints is in log/**/<rank>/stdout.log and stderr.log."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
+    command += ["--redirects=3", f"--log-dir={log}", "-m", "tagmask", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "NUMBA_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+
+
+def printed(log: Path, rank: int, stream: str) -> str:
+    [file] = log.glob(f"**/{rank}/{stream}.log")
+    return file.read_text()
+
+
+@pytest.fixture(scope="module")
+def both(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """The run of one process, that of two, and the latter's log."""
+    folder = tmp_path_factory.mktemp("runs")
+    changes = [f"--set={setting}" for setting in EXACT]
+    arguments = ["run", str(data), "--masks=masks", "--recipe=scratch", "--workers=1", f"--out={folder / 'two'}"]
+    result = torchrun([*arguments, *changes], folder / "log")
+    assert result.returncode == 0, printed(folder / "log", 0, "stderr")
+    toy_run(data, folder / "one", EXACT)
+    return folder / "one", folder / "two", folder / "log"
+
+
+@pytest.mark.slow
+def test_weights_are_those_of_one_process(both: tuple[Path, Path, Path]) -> None:
+    for file in ("cam/classifier.safetensors", "segment/segmenter.safetensors"):
+        one, two = (load_file(folder / file) for folder in both[:2])
+        assert one.keys() == two.keys()
+        for name in one:
+            np.testing.assert_allclose(two[name], one[name], atol=1e-4, err_msg=name)
+
+
+@pytest.mark.slow
+def test_maps_masks_and_figures_are_those_of_one_process(both: tuple[Path, Path, Path]) -> None:
+    for i in range(8):
+        one, two = (ResponseMaps.load(folder / f"cam/maps/{i}.safetensors") for folder in both[:2])
+        np.testing.assert_allclose(two.maps, one.maps, atol=1e-2)
+        for stage in ("crf", "segment"):
+            labels = [read_label_map(folder / stage / "masks" / f"{i}.png") for folder in both[:2]]
+            assert (labels[0] == labels[1]).mean() >= 0.99
+    thresholds = [json.loads((folder / "crf/threshold.json").read_text())["threshold"] for folder in both[:2]]
+    assert thresholds[0] == pytest.approx(thresholds[1], abs=1 / 128)
+    scores = [json.loads((folder / "evaluation.json").read_text())["scores"] for folder in both[:2]]
+    assert scores[0].keys() == scores[1].keys()
+    for name, figures in scores[0].items():
+        assert np.sum(figures["confusion"]) == np.sum(scores[1][name]["confusion"]) == 8 * 40 * 48
+        assert scores[1][name]["miou"] == pytest.approx(figures["miou"], abs=0.02)
+    histories = [json.loads((folder / "cam/history.json").read_text()) for folder in both[:2]]
+    losses = [[epoch["loss"] for epoch in history] for history in histories]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_they_leave_the_same_files(both: tuple[Path, Path, Path]) -> None:
+    names = [{str(f.relative_to(folder)) for f in folder.rglob("*")} for folder in both[:2]]
+    assert names[0] == names[1]
+
+
+@pytest.mark.slow
+def test_only_the_first_process_speaks(both: tuple[Path, Path, Path]) -> None:
+    log = both[2]
+    assert "report" in printed(log, 0, "stdout")
+    assert printed(log, 1, "stdout") == ""
+    assert printed(log, 1, "stderr") == ""
+
+
+@pytest.mark.slow
+def test_an_error_ends_all_processes_with_one_sentence(data: Path, tmp_path: Path) -> None:
+    result = torchrun(["run", str(data), f"--out={tmp_path / 'out'}", "--set=cam.batch_size=3"], tmp_path / "log")
+    assert result.returncode != 0
+    assert "Traceback" not in printed(tmp_path / "log", 0, "stderr")
