@@ -1,0 +1,211 @@
+"""AMN: activation manipulation against threshold sensitivity (Lee, Kim and Shim, CVPR 2022; methods, section 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from tagmask.artifacts import UNSURE
+from tagmask.data.loading import TrainingSet, multi_hot, whole_images
+from tagmask.data.transforms import RandomScale, normalised, training_transform
+from tagmask.errors import RecipeError
+from tagmask.maps import ResponseMaps, grid_size
+from tagmask.methods._seeds import SeedFolder, write_seeds
+from tagmask.methods.cam import SCALES
+from tagmask.models.backbone import Backbone, scaled
+from tagmask.models.classifier import Classifier
+from tagmask.models.label_conditioned import FILE, LabelConditioned
+from tagmask.refine.seeds import ConfidentSeeds
+from tagmask.stage import Kind, Method, Work, batches
+from tagmask.training import Optimizer, Training, finish_training, fit
+
+Renormalise = Literal["seed", "everywhere", "nowhere"]
+
+
+class Amn(Method):
+    """Learn per-pixel activations from confident seeds, with the tags as a condition, and make new maps of them."""
+
+    needs: ClassVar[tuple[Kind, ...]] = ("maps", "classifier")
+    makes: ClassVar[tuple[Kind, ...]] = ("maps",)
+
+    seeds: ConfidentSeeds = Field(ConfidentSeeds(), description="what the network learns from")
+    # The classifier's backbone, because it is there without a download and whatever network the run is on.
+    backbone: str | None = Field(None, description="any timm network; null: the classifier's")
+    weights: str = Field("classifier", description="start from: classifier (this run's), pretrained, none, or a file")
+    options: dict[str, Any] | None = Field(None, description="further arguments of timm.create_model")
+    output_stride: int = 16
+    dropout: float = Field(0.1, ge=0, lt=1, description="before the head, in training alone")
+    smoothing: float = Field(0.4, ge=0, lt=1, description="ε: the share of the target that the other classes get")
+    frozen_norms: bool = Field(True, description="keep the norm layers' running statistics")
+    epochs: int = Field(5, ge=0)
+    batch_size: int = Field(16, ge=1)
+    crop: int = Field(512, ge=16, description="pixels")
+    scale: tuple[float, float] = Field((0.5, 1.5), description="images are resized by a random factor in this range")
+    optimizer: Optimizer = "adam"
+    lr: float = Field(5e-6, gt=0, description="of the backbone")
+    head_lr: float = Field(1e-4, gt=0, description="of the new layers")
+    weight_decay: float = 1e-4
+    power: float = Field(0.0, ge=0, description="of the learning rate's decay; 0: none, as the paper states none")
+    scales: tuple[float, ...] = Field(SCALES, min_length=1, description="of the maps; each with its mirror image")
+    renormalise: Renormalise = Field(
+        "seed",
+        description="where a map is stretched to 0..1 (min-max): seed: where the seed is not background, so that "
+        "the maps depend on the seeds once more (the paper's code); everywhere; nowhere: probabilities as they are",
+    )
+    map_batch: int = Field(16, ge=1, description="images of one size that are mapped together")
+
+    def run(self, work: Work) -> None:
+        seeds = write_seeds(self.seeds, work)
+        if not (work.folder / FILE).exists():
+            self.train(work, seeds)
+        work.compute.barrier()
+        self.make_maps(LabelConditioned.load(work.folder), work, seeds)
+
+    def train(self, work: Work, seeds: SeedFolder) -> None:
+        """Train the network on the seeds and write it to `work.folder`."""
+        torch.manual_seed(work.seed)
+        backbone = self.backbone_to_begin_with(work.inputs["classifier"])
+        backbone.frozen_statistics = self.frozen_norms
+        network = LabelConditioned(backbone, work.images.classes, self.dropout)
+        transform = training_transform(RandomScale(*self.scale), self.crop, backbone.mean, backbone.std)
+        module = AmnTraining(
+            network,
+            [(backbone.parameters(), self.lr), (network.new_parameters(), self.head_lr)],
+            optimizer=self.optimizer,
+            weight_decay=self.weight_decay,
+            power=self.power,
+        )
+        module.smoothing = self.smoothing
+        data = TrainingSet(work.images, transform, work.seed, seeds)
+        fit(module, data, work, epochs=self.epochs, batch_size=self.batch_size)
+        if work.compute.main:
+            network.save(work.folder)
+            finish_training(work.folder)
+
+    def backbone_to_begin_with(self, classifier: Path) -> Backbone:
+        """The backbone that the settings name. Raises RecipeError if the classifier's weights are not of it."""
+        own = Classifier.load(classifier).backbone
+        of: dict[str, Any] = own.config
+        name = self.backbone or of["name"]
+        options = of["options"] if self.options is None and name == of["name"] else self.options
+        if self.weights != "classifier":
+            return Backbone(name, self.weights, self.output_stride, options)
+        backbone = Backbone(name, "none", self.output_stride, options)
+        try:
+            backbone.load_state_dict(own.state_dict())
+        except RuntimeError as error:
+            raise RecipeError(
+                f"amn: the classifier's weights are of {of['name']!r} and do not fit {name!r}: leave backbone "
+                "and options out, or set weights to pretrained, none or a file."
+            ) from error
+        return backbone
+
+    def make_maps(self, network: LabelConditioned, work: Work, seeds: SeedFolder) -> None:
+        """Write the maps of every image of the stage that has none yet."""
+        groups = work.missing(batches(work.images.samples, self.map_batch), work.maps_file)
+        network = network.to(work.compute.device).to(memory_format=torch.channels_last).eval()
+        backbone = network.backbone
+        with work.progress("response maps", sum(map(len, groups))) as advance, work.compute.autocast(network):
+            for samples, pixels in whole_images(groups, work.compute) if groups else ():
+                images = normalised(pixels.to(work.compute.device), backbone.mean, backbone.std)
+                tags = torch.stack([multi_hot(sample.tags, len(network.classes)) for sample in samples])
+                logits = mean_logits(network, images, tags.to(work.compute.device), self.scales)
+                for sample, probabilities in zip(samples, logits.softmax(1).cpu(), strict=True):
+                    classes = sorted(sample.tags or ())
+                    known = torch.from_numpy(seeds(sample)["labels"]) != 0
+                    maps = renormalised(probabilities[[0, *classes]], known, self.renormalise).numpy()
+                    size = (pixels.shape[2], pixels.shape[3])
+                    found = ResponseMaps(np.array(classes, np.int64), maps[1:], size, background=maps[0])
+                    found.save(work.maps_file(sample))
+                advance(len(samples))
+
+
+class AmnTraining(Training):
+    """The balanced, smoothed per-pixel loss against the seeds."""
+
+    network: LabelConditioned
+    smoothing: float
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        logits = self.network(batch["image"], batch["tags"]).float()
+        labels = labels_on_grid(batch["labels"], (logits.shape[2], logits.shape[3]))
+        return {"loss": balanced_loss(logits, labels, self.smoothing)}
+
+
+def labels_on_grid(labels: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Bring labels [B, H, W] to a grid (h, w): each cell gets the label at its centre. Returns [B, h, w] int64."""
+    return F.interpolate(labels[:, None].float(), grid, mode="nearest-exact")[:, 0].long()
+
+
+def balanced_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.4) -> Tensor:
+    """Half the mean over background pixels plus half that over foreground pixels, whichever are more.
+
+    Args:
+        logits: [B, K + 1, h, w], background first.
+        labels: [B, h, w] int: 0, class ids, 255 unsure (in neither mean).
+        smoothing: ε; the target is 1 − ε at the label and ε / K at each of the other K channels.
+
+    Returns:
+        A scalar. The half of a kind that has no pixel in the batch is 0.
+    """
+    log_probabilities = logits.log_softmax(1)
+    label = log_probabilities.gather(1, labels.where(labels != UNSURE, 0)[:, None])[:, 0]
+    others = (log_probabilities.sum(1) - label) / (logits.shape[1] - 1)
+    losses = -(1 - smoothing) * label - smoothing * others
+    halves = []
+    for kind in (labels == 0, (labels != 0) & (labels != UNSURE)):
+        halves.append((losses * kind).sum() / kind.sum().clamp(min=1))
+    return (halves[0] + halves[1]) / 2
+
+
+@torch.inference_mode()
+def mean_logits(
+    network: Callable[[Tensor, Tensor], Tensor], images: Tensor, tags: Tensor, scales: Sequence[float] = SCALES
+) -> Tensor:
+    """The network's logits at stride 4, averaged over scales and mirror images.
+
+    Args:
+        network: `LabelConditioned`, in eval mode.
+        images: [B, 3, H, W] normalised.
+        tags: [B, K] of 0 and 1.
+        scales: of the image.
+
+    Returns:
+        [B, K + 1, ceil(H / 4), ceil(W / 4)] float32.
+    """
+    size = (images.shape[2], images.shape[3])
+    summed = torch.zeros(1, device=images.device)
+    for scale in scales:
+        view = (
+            images if scale == 1 else F.interpolate(images, scaled(size, scale), mode="bilinear", antialias=scale < 1)
+        )
+        both = torch.cat([view, view.flip(3)]).contiguous(memory_format=torch.channels_last)
+        straight, mirrored = network(both, torch.cat([tags, tags])).float().chunk(2)
+        pair = (straight + mirrored.flip(3)) / 2
+        summed = summed + F.interpolate(pair, grid_size(size), mode="bilinear", align_corners=False)
+    return summed / len(scales)
+
+
+def renormalised(maps: Tensor, known: Tensor, where: Renormalise = "seed") -> Tensor:
+    """Stretch each map to 0..1 (min-max over the whole map); a map that is the same everywhere stays as it is.
+
+    Args:
+        maps: [L, h, w] probabilities.
+        known: [H, W] bool at the image's size, where the seed is not background.
+        where: at the pixels of `known`, at all, or at none.
+    """
+    if where == "nowhere":
+        return maps
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    stretched = torch.where(high > low, (maps - low) / (high - low), maps)
+    if where == "everywhere":
+        return stretched
+    here = labels_on_grid(known[None], (maps.shape[1], maps.shape[2]))[0] == 1
+    return torch.where(here, stretched, maps)

@@ -1,0 +1,131 @@
+"""ReCAM: a converged CAM, re-activated with softmax cross-entropy (Chen et al., CVPR 2022; methods, section 2)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from tagmask.data.loading import TrainingSet
+from tagmask.data.transforms import RandomLongSide, training_transform
+from tagmask.methods.cam import EPSILON, SCALES, make_maps
+from tagmask.models.classifier import FILE, Classifier
+from tagmask.stage import Kind, Method, Work
+from tagmask.training import Optimizer, Training, finish_training, fit
+
+
+class ReCam(Method):
+    """Go on training a classifier with a second one on its class features, and make maps with both."""
+
+    needs: ClassVar[tuple[Kind, ...]] = ("classifier",)
+    makes: ClassVar[tuple[Kind, ...]] = ("classifier", "maps")
+
+    sce_weight: float = Field(1.0, ge=0, description="λ of the softmax cross-entropy; 0.1 in the paper's COCO setting")
+    frozen_stride: int = Field(0, description="layers up to this stride stay as they are; 0: all learn")
+    frozen_norms: bool = Field(True, description="keep the norm layers' running statistics")
+    epochs: int = Field(4, ge=0)
+    batch_size: int = Field(16, ge=1)
+    crop: int = Field(512, ge=16, description="pixels")
+    long_side: tuple[int, int] = Field((320, 640), description="resize the long side to a random length in this range")
+    optimizer: Optimizer = "sgd"
+    lr: float = Field(5e-5, gt=0, description="of the backbone and the first classifier W")
+    head_lr: float = Field(5e-4, gt=0, description="of the second classifier V")
+    momentum: float = 0.0
+    weight_decay: float = 1e-4
+    scales: tuple[float, ...] = Field(
+        SCALES, min_length=1, description="of the response maps; each with its mirror image"
+    )
+    map_batch: int = Field(16, ge=1, description="images of one size that are mapped together")
+
+    def run(self, work: Work) -> None:
+        if not (work.folder / FILE).exists():
+            self.train(work)
+        work.compute.barrier()
+        make_maps(Classifier.load(work.folder), work, scales=self.scales, batch_size=self.map_batch)
+
+    def train(self, work: Work) -> None:
+        """Train both classifiers and write the one whose maps are of both to `work.folder`."""
+        torch.manual_seed(work.seed)
+        network = ReCamNetwork(Classifier.load(work.inputs["classifier"]))
+        backbone = network.classifier.backbone
+        backbone.freeze(self.frozen_stride, self.frozen_norms)
+        transform = training_transform(RandomLongSide(*self.long_side), self.crop, backbone.mean, backbone.std)
+        module = ReCamTraining(
+            network,
+            [(network.classifier.parameters(), self.lr), ([network.second], self.head_lr)],
+            optimizer=self.optimizer,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+        )
+        module.sce_weight = self.sce_weight
+        data = TrainingSet(work.images, transform, work.seed)
+        fit(module, data, work, epochs=self.epochs, batch_size=self.batch_size)
+        if work.compute.main:
+            network.reactivated().save(work.folder)
+            finish_training(work.folder)
+
+
+class ReCamNetwork(nn.Module):
+    """A classifier (f and W), and the second classifier V [K, D] that sees its class features."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.second = nn.Parameter(torch.empty_like(classifier.weight))
+        nn.init.kaiming_uniform_(self.second, a=5**0.5)  # as nn.Conv2d's own
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images [B, 3, H, W] → W's logits [B, K], and V's logits of each class feature [B, K, K]."""
+        features = self.classifier.backbone(images)
+        of_classes, _ = class_features(features, self.classifier.weight)
+        return self.classifier.logits(features), of_classes @ self.second.T
+
+    def reactivated(self) -> Classifier:
+        """The classifier, with V ∘ W as the weights of its response maps."""
+        self.classifier.map_weight = self.second * self.classifier.weight
+        return self.classifier
+
+
+class ReCamTraining(Training):
+    """L_bce + λ L_sce."""
+
+    network: ReCamNetwork
+    sce_weight: float
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        logits, class_logits = self.network(batch["image"])
+        bce = F.multilabel_soft_margin_loss(logits, batch["tags"])
+        sce = softmax_loss(class_logits, batch["tags"])
+        return {"loss": bce + self.sce_weight * sce, "bce": bce, "sce": sce}
+
+
+def class_features(features: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """What the network sees of each class: its features under the class's own normalised CAM.
+
+    Args:
+        features: f [B, D, h, w].
+        weight: W [K, D].
+
+    Returns:
+        f_k [B, K, D], the plain mean of m_k · f over the grid, and the soft masks m_k [B, K, h, w].
+    """
+    cams = torch.relu(F.conv2d(features, weight[:, :, None, None]))
+    masks = cams / (cams.amax((2, 3), keepdim=True) + EPSILON)  # not detached: L_sce shapes the masks, too
+    return masks.flatten(2) @ features.flatten(2).mT / masks[0, 0].numel(), masks
+
+
+def softmax_loss(class_logits: Tensor, tags: Tensor) -> Tensor:
+    """L_sce: softmax cross-entropy of each tagged class's feature, whose one label is that class.
+
+    Args:
+        class_logits: [B, K, K]; row k are the K logits of f_k.
+        tags: [B, K] of 0 and 1.
+
+    Returns:
+        The mean over an image's tags, summed over images / B. An image without tags adds nothing, but counts in B.
+    """
+    losses = -class_logits.log_softmax(2).diagonal(dim1=1, dim2=2)
+    return ((losses * tags).sum(1) / tags.sum(1).clamp(min=1)).mean()

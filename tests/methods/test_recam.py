@@ -1,0 +1,148 @@
+"""ReCAM, against the reference's numbers (goldens/recam.npz) and its traps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tagmask.maps import ResponseMaps
+from tagmask.methods.recam import ReCam, ReCamNetwork, ReCamTraining, class_features, softmax_loss
+from tagmask.models.backbone import Backbone
+from tagmask.models.classifier import Classifier
+from tests.conftest import GOLDENS
+from tests.methods.contract import TOY_CAM, MakeWork, MethodContract
+
+TOY = {
+    **{k: TOY_CAM[k] for k in ("frozen_norms", "epochs", "batch_size", "crop", "long_side", "scales")},
+    "lr": 0.01, "head_lr": 0.1,
+}  # fmt: skip
+
+
+class Features(nn.Module):
+    """The goldens' backbone: the identity."""
+
+    channels = 16
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images
+
+
+def golden() -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array) for name, array in np.load(GOLDENS / "recam.npz").items()}
+
+
+def golden_network(g: dict[str, Tensor]) -> ReCamNetwork:
+    network = ReCamNetwork(Classifier(cast(Backbone, Features()), tuple("abcde")))
+    network.classifier.weight.data = g["classifier"]
+    network.second.data = g["second_classifier"]
+    return network
+
+
+class TestReCam(MethodContract):
+    method = ReCam
+    settings = TOY
+
+    def test_the_maps_are_made_with_the_product_of_both_weights(
+        self, make_work: MakeWork, earlier: dict[str, Path]
+    ) -> None:
+        work = make_work(classifier=earlier["classifier"])
+        ReCam(**{**TOY, "epochs": 0}).run(work)  # so that V is as it was drawn, in ±1/√D
+        before, after = Classifier.load(earlier["classifier"]), Classifier.load(work.folder)
+        assert torch.equal(after.weight, before.weight)
+        second = (after.map_weight / after.weight).detach()
+        bound = after.weight.shape[1] ** -0.5
+        assert second.abs().max() <= bound * 1.001
+        assert float(second.std()) == pytest.approx(bound / 3**0.5, rel=0.05)
+
+    def test_it_runs_on_a_vision_transformer(self, make_work: MakeWork) -> None:
+        torch.manual_seed(0)
+        work = make_work()
+        Classifier(Backbone("test_vit"), work.images.classes).save(work.folder / "vit")
+        work = make_work("recam", classifier=work.folder / "vit")
+        ReCam(**{**TOY, "crop": 48}).run(work)
+        assert ResponseMaps.load(work.maps_file(work.images.samples[6])).maps.shape == (3, 10, 12)
+
+    def test_it_runs_on_its_own_result(self, make_work: MakeWork, earlier: dict[str, Path]) -> None:
+        first = self.run(make_work, earlier, "first")
+        second = self.run(make_work, {"classifier": first.folder}, "second")
+        assert not torch.equal(Classifier.load(first.folder).map_weight, Classifier.load(second.folder).map_weight)
+
+
+def test_goldens_values_and_gradients() -> None:
+    g = golden()
+    network = golden_network(g)
+    features = g["features"].requires_grad_()
+    logits, class_logits = network(features)
+    of_classes, masks = class_features(features, network.classifier.weight)
+    bce, sce = F.multilabel_soft_margin_loss(logits, g["tags"]), softmax_loss(class_logits, g["tags"])
+    (bce + sce).backward()
+    pairs = {
+        "logits": logits,
+        "class_features": of_classes,
+        "normalised_cams": masks,
+        "loss_bce": bce,
+        "loss_sce": sce,
+        "grad_features_of_sum": features.grad,
+        "grad_classifier_of_sum": network.classifier.weight.grad,
+        "grad_second_classifier_of_sum": network.second.grad,
+    }
+    for name, ours in pairs.items():
+        torch.testing.assert_close(ours, g[name], rtol=1e-5, atol=1e-5 * float(g[name].abs().max()), msg=name)
+
+
+def test_golden_map_is_of_both_classifiers() -> None:
+    g = golden()
+    with torch.no_grad():
+        activations = golden_network(g).reactivated().activations(g["features"])
+    ours = activations[0] + activations[1].flip(2)
+    torch.testing.assert_close(ours, g["map_of_image0_and_mirrored_image1"], rtol=1e-5, atol=1e-5)
+
+
+def test_the_training_loss_is_the_sum_with_lambda() -> None:
+    g = golden()
+    training = ReCamTraining(golden_network(g), [])
+    training.sce_weight = 0.1
+    loss = training.loss({"image": g["features"], "tags": g["tags"]})["loss"]
+    assert loss.item() == pytest.approx(float(g["loss_bce"]) + 0.1 * float(g["loss_sce"]), rel=1e-5)
+
+
+def test_an_image_without_tags_is_skipped_but_counts() -> None:
+    logits = torch.randn(2, 4, 4)
+    one = softmax_loss(logits[:1], torch.tensor([[0.0, 1, 1, 0]]))
+    both = softmax_loss(logits, torch.tensor([[0.0, 1, 1, 0], [0, 0, 0, 0]]))
+    by_hand = (F.cross_entropy(logits[0, 1], torch.tensor(1)) + F.cross_entropy(logits[0, 2], torch.tensor(2))) / 2
+    torch.testing.assert_close(one, by_hand)
+    torch.testing.assert_close(both, by_hand / 2)
+    assert float(softmax_loss(logits, torch.zeros(2, 4))) == 0
+
+
+def test_a_class_that_is_active_nowhere_has_zero_features_and_finite_gradients() -> None:
+    features = torch.rand(1, 3, 4, 4, requires_grad=True)
+    weight = torch.tensor([[-1.0, -1, -1], [1, 1, 1]], requires_grad=True)
+    of_classes, masks = class_features(features, weight)
+    assert masks[0, 0].abs().max().item() == 0
+    loss = softmax_loss(of_classes @ torch.randn(3, 2), torch.ones(1, 2))
+    loss.backward()  # type: ignore[no-untyped-call]
+    for tensor in (loss, features.grad, weight.grad):
+        assert tensor is not None
+        assert tensor.isfinite().all()
+
+
+def test_both_losses_reach_the_whole_backbone(earlier: dict[str, Path]) -> None:
+    torch.manual_seed(0)
+    network = ReCamNetwork(Classifier.load(earlier["classifier"]))
+    training = ReCamTraining(network, [])
+    training.sce_weight = 1
+    batch = {"image": torch.randn(2, 3, 48, 48), "tags": torch.tensor([[1.0, 0, 1], [0, 1, 0]])}
+    for name in ("bce", "sce"):
+        training.zero_grad()
+        training.loss(batch)[name].backward()  # type: ignore[no-untyped-call]
+        reached = {n for n, p in network.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+        assert reached >= {n for n, _ in network.classifier.named_parameters(prefix="classifier")}
+        assert ("second" in reached) == (name == "sce")
