@@ -94,7 +94,7 @@ def test_mistakes_in_a_setting_are_one_sentence(settings: str, sentence: str) ->
 
 
 def test_unknown_recipes_name_the_nearest() -> None:
-    with pytest.raises(RecipeError, match="recipe 'smal' does not exist: did you mean 'small'?"):
+    with pytest.raises(RecipeError, match=r"recipe 'smal' does not exist: did you mean 'small'\?"):
         load_recipe("smal")
     with pytest.raises(RecipeError, match=r"recipe file my\.yaml does not exist"):
         load_recipe("my.yaml")

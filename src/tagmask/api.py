@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from tagmask.artifacts import digest, read_json, write_json
 from tagmask.compute import Compute, Precision
 from tagmask.data.check import verified
-from tagmask.data.samples import Sample, TaggedImages, did_you_mean
+from tagmask.data.samples import PngMask, Sample, TaggedImages, did_you_mean
 from tagmask.data.source import DataSource
 from tagmask.data.unlabelled import unlabelled_images
 from tagmask.errors import DataError, RecipeError, RunError
@@ -235,8 +235,8 @@ def score(
     compute = opened.compute if opened else Compute.detect(device, workers=workers)
     shown = _shown(compute, quiet)
     images = _verified(data, False, compute, shown)
-    if opened and images.classes != opened.classes:
-        images = images.restrict(opened.classes)
+    if opened:
+        images = _in_classes(images, data, opened.classes)
     known = images.select(lambda sample: sample.mask is not None)
     if not len(known):
         raise DataError(f"no image of {images.name} has a true mask to measure against: give --masks FOLDER.")
@@ -259,9 +259,24 @@ def _verified(source: DataSource, skip_bad: bool, compute: Compute, shown: Shown
 def _read(run: Run, skip_bad: bool, shown: Shown) -> tuple[TaggedImages, TaggedImages | None]:
     images = _verified(run.images, skip_bad, run.compute, shown)
     held_out = _verified(run.held_out, skip_bad, run.compute, shown) if run.held_out else None
-    if held_out is not None and held_out.classes != images.classes:
-        held_out = held_out.restrict(images.classes)
+    if held_out is not None and run.held_out is not None:
+        held_out = _in_classes(held_out, run.held_out, images.classes)
+    if held_out is not None and held_out.name == images.name:
+        held_out = replace(held_out, name=f"{held_out.name}, held out")
     return images, held_out
+
+
+def _in_classes(images: TaggedImages, source: DataSource, classes: tuple[str, ...]) -> TaggedImages:
+    """The images with a network's class list. Raises DataError where the ids in their masks are anybody's guess."""
+    if images.classes == classes:
+        return images
+    if any(isinstance(sample.mask, PngMask) for sample in images.samples) and not source.lists_its_classes():
+        shown = ", ".join(images.classes[:10]) + ", ..." * (len(images.classes) > 10)
+        raise DataError(
+            f"the tags of {images.name} name other classes ({shown}) than the network has, so it cannot be known which "
+            f"class each id in its masks is; write the class names in order, one a line, in {source.root}/classes.txt."
+        )
+    return images.with_classes(classes)
 
 
 def _measure_and_report(run: Run, images: TaggedImages, held_out: TaggedImages | None, shown: Shown) -> Evaluation:

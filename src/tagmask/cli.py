@@ -113,7 +113,7 @@ def run(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the scenes and the run.")] = Path("demo"),
-    images: Annotated[int, typer.Option(min=20, help="Training scenes to generate.")] = 1200,
+    images: Annotated[int, typer.Option(min=20, help="Training scenes to generate.")] = 1000,
     device: Device = "auto",
     workers: Workers = None,
 ) -> None:

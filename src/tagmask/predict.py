@@ -65,9 +65,10 @@ class Predictor:
         Raises:
             ValueError: the array is no such image. DataError: a tag is not one of `classes`.
         """
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
             raise ValueError(f"image is {image.dtype} {list(image.shape)}, not uint8 [H, W, 3]")
         ids = None if tags is None else [self._id(tag) for tag in tags]
+        image = np.array(image)  # torch takes no mirrored views, and warns of read-only arrays
         pixels = torch.from_numpy(image).permute(2, 0, 1)[None].to(self.compute.device)
         with self.compute.autocast(self.network):
             images = normalised(pixels, self.network.mean, self.network.std)

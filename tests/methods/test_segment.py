@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tagmask.artifacts import read_label_map, write_label_map
 from tagmask.compute import Compute
+from tagmask.data.samples import TaggedImages
 from tagmask.errors import RecipeError
 from tagmask.methods.segment import Segment, SegmentTraining, decide, probabilities
 from tagmask.models.segmenter import Segmenter
@@ -153,6 +154,15 @@ def test_steps_are_rounded_up_to_epochs(
     work = make_work(masks=earlier["masks"], classifier=earlier["classifier"])
     Segment(**TOY | {"epochs": None, "steps": steps, "batch_size": batch_size}).run(work)
     assert len(read_history(work.folder)) == epochs
+
+
+def test_an_architecture_that_needs_more_than_one_image_says_so(
+    make_work: MakeWork, earlier: dict[str, Path], toy_images: TaggedImages
+) -> None:
+    one = replace(toy_images, samples=toy_images.samples[:1])
+    work = make_work(masks=earlier["masks"], classifier=earlier["classifier"], images=one)
+    with pytest.raises(RecipeError, match="DeepLabV3Plus cannot learn from one image at a time"):
+        Segment(**TOY | {"architecture": "DeepLabV3Plus", "output_stride": 16}).run(work)
 
 
 def test_many_workers_make_the_same_masks(make_work: MakeWork, earlier: dict[str, Path]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -124,7 +124,11 @@ class TaggedImages:
         for name in kept:
             if name not in self.classes:
                 raise DataError(unknown_class(name, self.classes))
-        new_ids = {self.classes.index(name) + 1: new for new, name in enumerate(kept, 1)}
+        return self.with_classes(kept)
+
+    def with_classes(self, names: Sequence[str]) -> TaggedImages:
+        """The same images with another class list: tags and mask pixels of classes it lacks are dropped."""
+        new_ids = {self.classes.index(name) + 1: new for new, name in enumerate(names, 1) if name in self.classes}
         samples = tuple(
             replace(
                 sample,
@@ -133,7 +137,7 @@ class TaggedImages:
             )
             for sample in self.samples
         )
-        return replace(self, classes=kept, samples=samples)
+        return replace(self, classes=tuple(names), samples=samples)
 
     def select(self, keep: Callable[[Sample], bool]) -> TaggedImages:
         return replace(self, samples=tuple(sample for sample in self.samples if keep(sample)))

@@ -12,6 +12,7 @@ from tagmask.data.coco import read_coco
 from tagmask.data.files import existing_folder
 from tagmask.data.folders import read_folders
 from tagmask.data.images import is_url
+from tagmask.data.names import class_list_file
 from tagmask.data.samples import MAX_CLASSES, TaggedImages
 from tagmask.data.table import read_table
 from tagmask.data.voc import read_voc
@@ -76,6 +77,10 @@ class DataSource(BaseModel):
         files = ("split", "tags", "annotations", "class_list")
         here = {name: os.path.isfile(value) if name in files else os.path.isdir(value) for name, value in given.items()}
         return self.model_copy(update={name: os.path.abspath(given[name]) for name in here if here[name]})
+
+    def lists_its_classes(self) -> bool:
+        """Whether the class ids that its masks hold are said somewhere, or follow from the tags that occur."""
+        return self.layout() in ("voc", "coco") or class_list_file(self.root, self._path(self.class_list)) is not None
 
     def layout(self) -> Format:
         """The format, found out if it is "auto". Raises DataError where nothing fits."""

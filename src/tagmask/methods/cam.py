@@ -114,7 +114,8 @@ def make_maps(
             images = normalised(pixels.to(work.compute.device), backbone.mean, backbone.std)
             tags = [sample.tags or () for sample in samples]
             for sample, maps in zip(samples, maps_of(classifier.activations, images, tags, scales), strict=True):
-                maps.save(work.maps_file(sample))
+                if not work.maps_file(sample).exists():  # the others are here to make the batch what it was
+                    maps.save(work.maps_file(sample))
             advance(len(samples))
 
 

@@ -184,10 +184,13 @@ def write_masks(
             with work.compute.autocast(network):  # here: joblib may run this generator in a thread of its own
                 found = probabilities(network, images, [s.tags for s in samples], scales)
             for sample, rgb, (ids, probs) in zip(samples, pixels, found, strict=True):
+                if work.mask_file(sample).exists():  # it is here to make the batch what it was
+                    continue
                 image = rgb.permute(1, 2, 0).contiguous().numpy()
                 yield delayed(_write_mask)(work.mask_file(sample), image, ids, probs, crf)
 
-    with work.progress("masks from the network", sum(map(len, groups))) as advance:
+    missing = [sample for group in groups for sample in group if not work.mask_file(sample).exists()]
+    with work.progress("masks from the network", len(missing)) as advance:
         for _ in Parallel(n_jobs=max(1, work.compute.workers), return_as="generator_unordered")(
             jobs() if groups else ()
         ):

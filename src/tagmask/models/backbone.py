@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from typing import Any, Self
@@ -130,6 +131,7 @@ def check_backbone(name: str) -> str:
 
 def _create(name: str, pretrained: bool, output_stride: int, options: dict[str, Any]) -> nn.Module:
     check_backbone(name)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line for each time that it tries again
     arguments: dict[str, Any] = {"pretrained": pretrained, "num_classes": 0, "global_pool": "", **options}
     # Not every network can be dilated, or take images of any size: ask for what it has.
     for extra in ({"output_stride": output_stride}, {"dynamic_img_size": True}, {}):

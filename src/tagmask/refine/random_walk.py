@@ -52,7 +52,7 @@ def propagate(
         return _enlarge(walked, factor, height, width)
     from tagmask.refine.random_walk_kernels import walk  # here, because importing numba takes a while
 
-    offsets = _half_disc(radius)
+    offsets = half_disc(radius)
     # rows one after the other with a gap of zeros between, so that a neighbour is everywhere the same way off
     stride = width + radius - 1
     values = np.zeros((len(maps), height + 2 * radius, stride), np.float32)
@@ -71,7 +71,7 @@ def propagate(
     return np.ascontiguousarray(walked.reshape(values.shape)[:, radius : radius + height, :width])
 
 
-def _half_disc(radius: int) -> NDArray[np.int64]:
+def half_disc(radius: int) -> NDArray[np.int64]:
     """One offset (dy, dx) of each opposite pair at a distance below `radius`."""
     span = range(1 - radius, radius)
     return np.array(
@@ -79,7 +79,7 @@ def _half_disc(radius: int) -> NDArray[np.int64]:
     ).reshape(-1, 2)
 
 
-def _path(dy: int, dx: int) -> list[tuple[int, int]]:
+def path_cells(dy: int, dx: int) -> list[tuple[int, int]]:
     """The cells between (0, 0) and (dy, dx), both included, less than 1 off the straight line, as in IRN's code."""
     rows, columns = range(min(dy, 0), max(dy, 0) + 1), range(min(dx, 0), max(dx, 0) + 1)
     return [(y, x) for y in rows for x in columns if (dy * x - dx * y) ** 2 < dy * dy + dx * dx]
@@ -101,7 +101,7 @@ def _affinities(
         if rows <= 0 or right <= left:
             continue
         highest = np.zeros((rows, right - left), np.float32)
-        for y, x in _path(dy, dx):
+        for y, x in path_cells(dy, dx):
             np.maximum(highest, boundary[y : y + rows, left + x : right + x], out=highest)
         pairs = (1 - highest) ** np.float32(beta)
         affinity[n, radius : radius + rows, left:right] = pairs

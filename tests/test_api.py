@@ -1,0 +1,164 @@
+"""`tagmask.run` and `tagmask.load`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tagmask
+from tagmask.artifacts import read_label_map, write_label_map
+from tagmask.data.images import read_image
+from tagmask.errors import DataError, RecipeError, RunError
+from tests.runs import toy_run, write_toy
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tagmask.Run:
+    return toy_run(data, tmp_path_factory.mktemp("runs") / "run")
+
+
+def test_importing_is_light() -> None:
+    code = "import sys, tagmask; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_every_public_name_is_there() -> None:
+    assert all(getattr(tagmask, name) is not None for name in tagmask.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'rum'"):
+        _ = tagmask.rum
+
+
+def test_a_run_says_where_things_are(run: tagmask.Run) -> None:
+    assert run.report == run.folder / "report.html"
+    assert len(list(run.masks.glob("*.png"))) == 8
+    assert run.classes == ("blue", "green", "red")
+    assert run.mask_of("3") == run.masks / "3.png"
+
+
+def test_predict_can_show_any_class_or_only_those_known(run: tagmask.Run, data: Path) -> None:
+    image = read_image(data / "6.png")
+    labels = run.predict(image)
+    assert labels.shape == image.shape[:2]
+    assert labels.dtype == np.uint8
+    assert set(np.unique(labels)) <= {0, 1, 2, 3}
+    for tags in (["red"], ["green", "blue"], ["blue", "green"]):
+        known = {run.classes.index(tag) + 1 for tag in tags}
+        assert set(np.unique(run.predict(image, tags=tags))) <= {0, *known}
+    np.testing.assert_array_equal(run.predict(image, ["green", "blue"]), run.predict(image, ["blue", "green"]))
+    assert not run.predict(image, tags=[]).any()
+
+
+def test_predict_is_what_the_run_wrote(run: tagmask.Run, data: Path) -> None:
+    """In the run the images come in batches, here one by one: the last digits differ, the masks (all but) not."""
+    for i, tags in ((0, ["red"]), (6, ["red", "green", "blue"])):
+        labels = run.predict(read_image(data / f"{i}.png"), tags)
+        assert (labels == read_label_map(run.mask_of(str(i)))).mean() > 0.99
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 50, 3), (33, 17, 3)])
+def test_predict_takes_any_size(run: tagmask.Run, shape: tuple[int, ...]) -> None:
+    assert run.predict(np.zeros(shape, np.uint8)).shape == shape[:2]
+
+
+def test_predict_takes_views_and_read_only_arrays(run: tagmask.Run, data: Path) -> None:
+    image = read_image(data / "0.png")
+    mirrored = image[:, ::-1]
+    np.testing.assert_array_equal(run.predict(mirrored), run.predict(mirrored.copy()))
+    image.flags.writeable = False
+    run.predict(image)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)],
+)
+def test_predict_refuses_what_is_no_image(run: tagmask.Run, image: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"not uint8 \[H, W, 3\]"):
+        run.predict(image)
+
+
+def test_predict_names_the_nearest_tag(run: tagmask.Run) -> None:
+    with pytest.raises(DataError, match="tag 'rad' is not a class of this network: did you mean 'red'"):
+        run.predict(np.zeros((4, 4, 3), np.uint8), tags=["rad"])
+
+
+def test_a_run_can_be_opened_again(run: tagmask.Run, data: Path) -> None:
+    opened = tagmask.load(run.folder, device="cpu", workers=0)
+    image = read_image(data / "3.png")
+    assert opened.recipe == run.recipe
+    assert opened.images.read().classes == run.classes
+    np.testing.assert_array_equal(opened.predict(image), run.predict(image))
+
+
+def test_maps_of_an_image(run: tagmask.Run) -> None:
+    maps = run.maps("6")
+    assert isinstance(maps, tagmask.ResponseMaps)
+    assert maps.classes.tolist() == [1, 2, 3]
+    assert maps.size == (40, 48)
+    with pytest.raises(RunError, match="does not exist"):
+        run.maps("none")
+
+
+def test_predict_files(run: tagmask.Run, data: Path, tmp_path: Path) -> None:
+    masks = run.predict_files([data / "0.png", data / "3.png"], tmp_path, also=["coco"], quiet=True)
+    assert sorted(masks) == ["0", "3"]
+    assert all(read_label_map(file).shape == (40, 48) for file in masks.values())
+    assert (tmp_path / "masks.json").exists()
+
+
+def test_export_writes_a_stage_s_masks(run: tagmask.Run, tmp_path: Path) -> None:
+    folder = run.export(tmp_path, "png", stage="crf", quiet=True)
+    assert sorted(f.name for f in folder.iterdir()) == [f"{i}.png" for i in range(8)]
+    np.testing.assert_array_equal(read_label_map(folder / "0.png"), read_label_map(run.folder / "crf/masks/0.png"))
+
+
+def test_evaluate_measures_again(run: tagmask.Run) -> None:
+    before = (run.folder / "evaluation.json").read_text()
+    evaluation = run.evaluate(quiet=True)
+    assert set(evaluation.scores) == {f"{stage} ({Path(run.images.root).name})" for stage in ("crf", "segment")}
+    assert (run.folder / "evaluation.json").read_text() == before
+
+
+def test_a_recipe_may_be_an_object(data: Path, tmp_path: Path) -> None:
+    from tagmask.methods.cam import Cam
+    from tagmask.methods.crf import Crf
+    from tests.methods.contract import TOY_CAM
+
+    recipe = tagmask.Recipe(stages={"cam": Cam(**TOY_CAM), "crf": Crf(threshold=0.3, crf=None)})
+    made = tagmask.run(data, tmp_path / "run", recipe=recipe, seed=5, device="cpu", workers=0, quiet=True)
+    assert len(list(made.masks.iterdir())) == 8
+    assert tagmask.load(tmp_path / "run").recipe.seed == 5
+    with pytest.raises(RunError, match="has no stage that makes segmenter: add one and run it again"):
+        made.predict(np.zeros((4, 4, 3), np.uint8))
+    with pytest.raises(RecipeError, match="settings change a recipe that is given by name or file"):
+        tagmask.run(data, tmp_path / "run", recipe=recipe, settings=["cam.epochs=1"], device="cpu", quiet=True)
+    with pytest.raises(RecipeError, match="seed -1 is negative"):
+        tagmask.run(data, tmp_path / "run", recipe=recipe, seed=-1, device="cpu", quiet=True)
+
+
+def test_held_out_images_of_a_set_with_fewer_classes(data: Path, tmp_path: Path) -> None:
+    """Their masks hold the ids of their own class list; they are measured by name."""
+    held_out = write_toy(tmp_path / "held")
+    (held_out / "tags.csv").write_text("image,tags\n0.png,red\n5.png,\n")
+    for i in (0, 5):
+        mask = read_label_map(held_out / "masks" / f"{i}.png")
+        write_label_map(held_out / "masks" / f"{i}.png", np.where(mask == 3, 1, 0).astype(np.uint8))
+    source = tagmask.DataSource(root=str(held_out), masks="masks")
+    with pytest.raises(DataError, match=r"tags of held name other classes \(red\) .* in .*held/classes\.txt\."):
+        toy_run(data, tmp_path / "run", held_out=source)
+    assert not (tmp_path / "run").exists()
+    (held_out / "classes.txt").write_text("red\n")
+    run = toy_run(data, tmp_path / "run", ["cam.epochs=0", "segment.epochs=0"], held_out=source)
+    scores = run.evaluate(quiet=True).scores["segment (held)"]
+    assert scores.confusion.sum() == 2 * 40 * 48
+    truth = sum(int((read_label_map(held_out / "masks" / f"{i}.png") == 1).sum()) for i in (0, 5))
+    assert scores.confusion[3].sum() == truth == 13 * 13  # red is class 3 of the run
