@@ -1,0 +1,273 @@
+"""IRN: boundaries and displacements learnt from confident seeds, and the random walk that stops at the boundaries.
+
+Ahn, Cho and Kwak, "Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations", CVPR 2019
+(methods, section 6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from joblib import Parallel, delayed
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from tagmask.artifacts import UNSURE, read_json, read_label_map, write_json, write_label_map
+from tagmask.data.loading import TrainingSet, whole_images
+from tagmask.data.samples import Sample
+from tagmask.data.transforms import RandomScale, normalised, training_transform
+from tagmask.maps import STRIDE, ResponseMaps
+from tagmask.methods._seeds import SeedFolder, write_seeds
+from tagmask.models.boundary import FILE, BoundaryNetwork, boundaries
+from tagmask.models.classifier import starting_backbone
+from tagmask.outputs.folder import file_name
+from tagmask.outputs.instances import instance_annotation, write_instances
+from tagmask.refine.random_walk import half_disc, path_cells, propagate
+from tagmask.refine.seeds import ConfidentSeeds
+from tagmask.refine.walk import Walk
+from tagmask.stage import Kind, Method, Work, batches, maps_file
+from tagmask.training import Optimizer, Training, finish_training, fit
+
+EPSILON = 1e-5  # in the logarithms, and in the counts of pairs
+MEAN_IMAGES = 1464  # whose mean displacement is taken at most; the reference's number, VOC train
+INSTANCES_FILE = "instances.json"
+
+
+class Irn(Method):
+    """Learn class boundaries from confident seeds; spread the maps by a random walk up to them."""
+
+    needs: ClassVar[tuple[Kind, ...]] = ("maps", "classifier")
+    makes: ClassVar[tuple[Kind, ...]] = ("masks",)
+
+    seeds: ConfidentSeeds = Field(
+        ConfidentSeeds(), description="to learn from; the papers' fg and bg: ReCAM 0.35, 0.1; AMN 0.45, 0.15"
+    )
+    # The classifier's, because it is there without a download; the paper's: resnet50, pretrained.
+    backbone: str | None = Field(None, description="any timm network; null: the classifier's")
+    weights: str = Field("classifier", description="of the backbone: classifier (this run's), pretrained, none, a file")
+    options: dict[str, Any] | None = Field(None, description="further arguments of timm.create_model")
+    output_stride: int = 16
+    pair_radius: int = Field(10, ge=2, description="in cells of 4 pixels; nearer ones are pairs to learn from")
+    epochs: int = Field(3, ge=0)
+    batch_size: int = Field(32, ge=1)
+    crop: int = Field(512, ge=16, description="pixels")
+    scale: tuple[float, float] = Field((0.5, 1.5), description="images are resized by a random factor in this range")
+    optimizer: Optimizer = "sgd"
+    lr: float = Field(0.1, gt=0, description="of the boundary branch")
+    displacement_lr: float = Field(1.0, gt=0, description="of the displacement branch")
+    momentum: float = 0.0
+    weight_decay: float = 1e-4
+    walk: Walk = Walk()
+    instances: bool = Field(False, description="also write instances.json: COCO, an annotation an object")
+    map_batch: int = Field(8, ge=1, description="images of one size that go through the network together")
+
+    @model_validator(mode="after")
+    def _crop_holds_pairs(self) -> Self:
+        cells = -(-self.crop // STRIDE)
+        if cells < 2 * self.pair_radius:
+            raise ValueError(f"crop must be {8 * self.pair_radius} or more for pair_radius {self.pair_radius}")
+        return self
+
+    def run(self, work: Work) -> None:
+        seeds = write_seeds(self.seeds, work)
+        if not (work.folder / FILE).exists():
+            self.train(work, seeds)
+        work.compute.barrier()
+        finish_training(work.folder)
+        self.write_masks(BoundaryNetwork.load(work.folder), work)
+        work.compute.barrier()
+        if self.instances and work.compute.main:
+            gather_instances(work)
+
+    def train(self, work: Work, seeds: SeedFolder) -> None:
+        """Train the two branches on the seeds and write the network to `work.folder`."""
+        torch.manual_seed(work.seed)
+        classifier = work.inputs["classifier"]
+        backbone = starting_backbone(classifier, self.backbone, self.weights, self.output_stride, self.options)
+        network = BoundaryNetwork(backbone)
+        transform = training_transform(RandomScale(*self.scale), self.crop, backbone.mean, backbone.std)
+        rates = {"boundary": self.lr, "displacement": self.displacement_lr}
+        module = IrnTraining(
+            network,
+            [(network.parameters_of(branch), rate) for branch, rate in rates.items()],
+            optimizer=self.optimizer,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+        )
+        module.radius = self.pair_radius
+        data = TrainingSet(work.images, transform, work.seed, seeds)
+        fit(module, data, work, epochs=self.epochs, batch_size=self.batch_size)
+        if work.compute.main:
+            network.mean_displacement = mean_displacement(network, work, self.map_batch)
+            network.save(work.folder)
+
+    def write_masks(self, network: BoundaryNetwork, work: Work) -> None:
+        """Write the label map (and the instances) of every image of the stage that has none yet."""
+        groups = work.missing(batches(work.images.samples, self.map_batch), work.mask_file)
+        network = network.to(work.compute.device).to(memory_format=torch.channels_last).eval()
+        threads = 1 if work.compute.workers > 1 else None
+        if groups:  # compiles, before several processes do so at once
+            propagate(np.zeros((1, 2, 2), np.float32), np.zeros((2, 2), np.float32), steps=1)
+
+        def jobs() -> Iterator[Any]:
+            for sample, boundary, displacement in predictions(network, work, groups):
+                files = maps_file(work.inputs["maps"], sample), work.mask_file(sample)
+                moves = displacement if self.instances else None
+                yield delayed(_write)(self.walk, *files, _instances_file(work.folder, sample), boundary, moves, threads)
+
+        with work.progress("random walk", sum(map(len, groups))) as advance:
+            for _ in Parallel(n_jobs=max(1, work.compute.workers), return_as="generator_unordered")(jobs()):
+                advance(1)
+
+
+class IrnTraining(Training):
+    """The affinity and displacement losses against the seeds."""
+
+    network: BoundaryNetwork
+    radius: int
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        boundary, displacement = self.network(batch["image"])
+        labels = F.interpolate(batch["labels"][:, None].float(), boundary.shape[1:], mode="nearest-exact")[:, 0]
+        losses = pair_losses(boundary.float(), displacement.float(), labels.long(), self.radius)
+        return {"loss": losses.total, "boundary": (losses.positive + losses.negative) / 2}
+
+
+@dataclass(frozen=True)
+class PairLosses:
+    """Scalars: −log affinity of pairs of one label (half background's, half the classes'), −log (1 − affinity) of
+    pairs of two labels, L1 of the displacements of foreground and of background pairs; `pairs` [3] counts background,
+    foreground and different pairs. The mean of a kind that has no pair is 0."""
+
+    positive: Tensor
+    negative: Tensor
+    displacement_fg: Tensor
+    displacement_bg: Tensor
+    pairs: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        return (self.positive + self.negative + self.displacement_fg + self.displacement_bg) / 2
+
+
+def pair_losses(boundary: Tensor, displacement: Tensor, labels: Tensor, radius: int = 10) -> PairLosses:
+    """IRN's losses over all pairs of cells nearer than `radius` (sections 4.1 and 4.2, equations 4, 5 and 9 to 11).
+
+    The first of a pair is any cell with the whole half disc of second ones below it on the grid.
+
+    Args:
+        boundary: [B, h, w] logits.
+        displacement: [B, 2, h, w] (rows, columns) in cells.
+        labels: [B, h, w] int: 0, class ids, 255 unsure (in no pair).
+        radius: in cells; the grid must be at least `radius` high and 2 · `radius` − 1 wide.
+    """
+    probability = boundary.sigmoid()
+    # An offset at a time, and once more backwards: all pairs of a batch at once would take gigabytes.
+    per_offset = [
+        checkpoint(_sums, probability, displacement, labels, offset, radius, use_reentrant=False)
+        for offset in half_disc(radius).tolist()
+    ]
+    bg, fg, different, disp_fg, disp_bg, *pairs = torch.stack(per_offset).sum(0)
+    n_bg, n_fg, n_different = pairs
+    return PairLosses(
+        (bg / (n_bg + EPSILON) + fg / (n_fg + EPSILON)) / 2,
+        different / (n_different + EPSILON),
+        disp_fg / (2 * n_fg + EPSILON),
+        disp_bg / (2 * n_bg + EPSILON),
+        torch.stack(pairs),
+    )
+
+
+def _sums(probability: Tensor, displacement: Tensor, labels: Tensor, offset: list[int], radius: int) -> Tensor:
+    """Sums over the pairs at one offset: three of −log terms, two of displacements, three counts."""
+    rows, columns = labels.shape[1] - radius + 1, labels.shape[2] - 2 * (radius - 1)
+
+    def moved(grids: Tensor, dy: int, dx: int) -> Tensor:
+        return grids[..., dy : dy + rows, radius - 1 + dx : radius - 1 + dx + columns]
+
+    dy, dx = offset
+    highest = torch.stack([moved(probability, y, x) for y, x in path_cells(dy, dx)]).amax(0)
+    first, second = moved(labels, 0, 0), moved(labels, dy, dx)
+    known = (first != UNSURE) & (second != UNSURE)
+    same = known & (first == second)
+    background, foreground, different = same & (first == 0), same & (first != 0), known & (first != second)
+    alike, unlike = -(1 - highest + EPSILON).log(), -(highest + EPSILON).log()
+    move = moved(displacement, 0, 0) - moved(displacement, dy, dx)
+    # both cells point to one centroid: their displacements differ by the way from one to the other
+    towards = (move - move.new_tensor(offset)[:, None, None]).abs().sum(1)
+    return torch.stack(
+        [
+            (alike * background).sum(),
+            (alike * foreground).sum(),
+            (unlike * different).sum(),
+            (towards * foreground).sum(),
+            (move.abs().sum(1) * background).sum(),
+            background.sum(),
+            foreground.sum(),
+            different.sum(),
+        ]
+    )
+
+
+def predictions(
+    network: BoundaryNetwork, work: Work, groups: Sequence[Sequence[Sample]]
+) -> Iterator[tuple[Sample, np.ndarray, np.ndarray]]:
+    """Each sample with its boundary [h, w] and displacement [2, h, w]."""
+    backbone = network.backbone
+    for samples, pixels in whole_images(groups, work.compute) if groups else ():
+        images = normalised(pixels.to(work.compute.device), backbone.mean, backbone.std)
+        with work.compute.autocast(network):  # here: joblib may run this generator in a thread of its own
+            boundary, displacement = boundaries(network, images)
+        yield from zip(samples, boundary.cpu().numpy(), displacement.cpu().numpy(), strict=True)
+
+
+def mean_displacement(network: BoundaryNetwork, work: Work, batch_size: int) -> Tensor:
+    """The mean [2] of the displacements over (some of) the training images, each image alike."""
+    samples = work.images.samples
+    some = samples[:: -(-len(samples) // MEAN_IMAGES)]
+    network = network.to(memory_format=torch.channels_last).eval()
+    network.mean_displacement.zero_()
+    means = [move.mean((1, 2)) for _, _, move in predictions(network, work, batches(some, batch_size))]
+    return torch.from_numpy(np.mean(means, 0)).to(network.mean_displacement)
+
+
+def _write(
+    walk: Walk,
+    maps_path: Path,
+    mask_path: Path,
+    instances_path: Path,
+    boundary: np.ndarray,
+    displacement: np.ndarray | None,
+    threads: int | None,
+) -> None:
+    """Write one image's instances (if there is a displacement), then its label map: where that is, all is."""
+    maps = ResponseMaps.load(maps_path)
+    if displacement is not None:
+        found = walk.instances(maps, boundary, displacement, threads)
+        write_json(instances_path, [instance_annotation(i.class_id, i.mask, i.score) for i in found])
+    write_label_map(mask_path, walk.label_map(maps, boundary, threads))
+
+
+def _instances_file(stage: Path, sample: Sample) -> Path:
+    """Where a sample's instances are, before they are gathered."""
+    return stage / "instances" / f"{sample.id}.json"
+
+
+def gather_instances(work: Work) -> None:
+    """Write `instances.json`: all images' instances, in the samples' order."""
+    items = (
+        (
+            file_name(sample),
+            read_label_map(work.mask_file(sample)).shape,
+            read_json(_instances_file(work.folder, sample)),
+        )
+        for sample in work.images.samples
+    )
+    write_instances(work.folder / INSTANCES_FILE, items, work.images.classes)
