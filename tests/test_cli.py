@@ -494,12 +494,10 @@ def test_errors_of_loading_processes_are_one_sentence(
     monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
 ) -> None:
     """Torch hands them on with a traceback in the message."""
-    from tagmask import cli
     from tagmask.errors import DataError
 
     text = "Caught DataError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File ...\n"
     error = DataError(f"{text}tagmask.errors.DataError: a.png does not exist; correct the name: now.\n")
-    monkeypatch.setattr(cli, "_show_run", lambda *arguments: None)
     monkeypatch.setattr("tagmask.run", lambda *arguments, **named: (_ for _ in ()).throw(error), raising=False)
     assert fails("run", "x", "--out", "y") == "a.png does not exist; correct the name: now."
 

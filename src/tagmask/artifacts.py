@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from safetensors.torch import load_file as load_torch_file
-from safetensors.torch import save_file as save_torch_file
+from safetensors.torch import save as save_torch
 from torch import Tensor
 
 from tagmask.errors import RunError
@@ -76,7 +76,7 @@ def read_json(path: Path) -> Any:
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write named arrays as one safetensors file."""
     with written_atomically(path) as temporary:
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
+        temporary.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -88,7 +88,7 @@ def write_weights(path: Path, weights: Mapping[str, Tensor], config: Mapping[str
     """Write a network: `path` (safetensors) and, beside it, `config.json` that says what the network is."""
     write_json(path.with_name("config.json"), dict(config))
     with written_atomically(path) as temporary:
-        save_torch_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, temporary)
+        temporary.write_bytes(save_torch({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}))
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+from joblib import Parallel
 from pydantic import BaseModel, ConfigDict
 
 from tagmask.compute import Compute
@@ -62,6 +63,13 @@ class Work:
         Groups are never regrouped after an interruption, so that a network sees the same batches, bit by bit.
         """
         return [g for g in self.compute.share(groups) if not all(file(sample).exists() for sample in g)]
+
+    def in_parallel(self, what: str, jobs: Iterable[Any], total: int) -> None:
+        """Do this process's `total` jobs (each a joblib `delayed` call) in worker processes, showing how far it is."""
+        workers = Parallel(n_jobs=max(1, self.compute.workers), return_as="generator_unordered")
+        with self.progress(what, total) as advance:
+            for _ in workers(jobs):
+                advance(1)
 
 
 class Method(BaseModel):

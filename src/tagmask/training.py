@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import logging
 import shutil
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -93,7 +95,7 @@ def fit(module: Training, data: TrainingSet, work: Work, *, epochs: int, batch_s
     loader = training_loader(data, batch_size, work.compute)
     checkpoint = work.folder / "training" / "last.ckpt"
     module.network.to(memory_format=torch.channels_last)
-    with work.progress(f"training {epochs} epochs", epochs * len(loader)) as advance, _quiet():
+    with work.progress(f"training {epochs} epochs", epochs * len(loader)) as advance, _quiet(), _stoppable():
         keep = ModelCheckpoint(
             dirpath=checkpoint.parent,
             filename=checkpoint.stem,
@@ -189,6 +191,22 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     """The training curves that `fit` wrote: one dict an epoch."""
     file = folder / "history.json"
     return read_json(file) if file.exists() else []
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Ctrl-C and SIGTERM stop a training as they stop anything else.
+
+    Lightning ends Python (at SIGTERM with the status of success), and is deaf to Ctrl-C from then on.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stop:
+        raise KeyboardInterrupt from stop
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from joblib import Parallel, delayed
+from joblib import delayed
 
 from tagmask.artifacts import read_label_map, write_label_map
 from tagmask.data.images import read_image
@@ -40,9 +40,7 @@ def write_seeds(seeds: ConfidentSeeds, work: Work) -> SeedFolder:
         delayed(_write)(seeds, sample.image, maps_file(work.inputs["maps"], sample), folder.file(sample))
         for (sample,) in groups
     )
-    with work.progress("seeds", len(groups)) as advance:
-        for _ in Parallel(n_jobs=max(1, work.compute.workers), return_as="generator_unordered")(jobs):
-            advance(1)
+    work.in_parallel("seeds", jobs, len(groups))
     work.compute.barrier()
     return folder
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -15,12 +14,11 @@ from torch import Tensor
 from tagmask.artifacts import UNSURE
 from tagmask.data.loading import TrainingSet, multi_hot, whole_images
 from tagmask.data.transforms import RandomScale, normalised, training_transform
-from tagmask.errors import RecipeError
 from tagmask.maps import ResponseMaps, grid_size
 from tagmask.methods._seeds import SeedFolder, write_seeds
 from tagmask.methods.cam import SCALES
-from tagmask.models.backbone import Backbone, scaled
-from tagmask.models.classifier import Classifier
+from tagmask.models.backbone import scaled
+from tagmask.models.classifier import starting_backbone
 from tagmask.models.label_conditioned import FILE, LabelConditioned
 from tagmask.refine.seeds import ConfidentSeeds
 from tagmask.stage import Kind, Method, Work, batches
@@ -71,7 +69,8 @@ class Amn(Method):
     def train(self, work: Work, seeds: SeedFolder) -> None:
         """Train the network on the seeds and write it to `work.folder`."""
         torch.manual_seed(work.seed)
-        backbone = self.backbone_to_begin_with(work.inputs["classifier"])
+        classifier = work.inputs["classifier"]
+        backbone = starting_backbone(classifier, self.backbone, self.weights, self.output_stride, self.options)
         backbone.frozen_statistics = self.frozen_norms
         network = LabelConditioned(backbone, work.images.classes, self.dropout)
         transform = training_transform(RandomScale(*self.scale), self.crop, backbone.mean, backbone.std)
@@ -88,24 +87,6 @@ class Amn(Method):
         if work.compute.main:
             network.save(work.folder)
             finish_training(work.folder)
-
-    def backbone_to_begin_with(self, classifier: Path) -> Backbone:
-        """The backbone that the settings name. Raises RecipeError if the classifier's weights are not of it."""
-        own = Classifier.load(classifier).backbone
-        of: dict[str, Any] = own.config
-        name = self.backbone or of["name"]
-        options = of["options"] if self.options is None and name == of["name"] else self.options
-        if self.weights != "classifier":
-            return Backbone(name, self.weights, self.output_stride, options)
-        backbone = Backbone(name, "none", self.output_stride, options)
-        try:
-            backbone.load_state_dict(own.state_dict())
-        except RuntimeError as error:
-            raise RecipeError(
-                f"amn: the classifier's weights are of {of['name']!r} and do not fit {name!r}: leave backbone "
-                "and options out, or set weights to pretrained, none or a file."
-            ) from error
-        return backbone
 
     def make_maps(self, network: LabelConditioned, work: Work, seeds: SeedFolder) -> None:
         """Write the maps of every image of the stage that has none yet."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-from joblib import Parallel, delayed
+from joblib import delayed
 from pydantic import Field
 
 from tagmask.artifacts import read_json, write_json, write_label_map
@@ -43,9 +43,7 @@ class Crf(Method):
             delayed(self.write_mask)(sample, maps_file(work.inputs["maps"], sample), work.mask_file(sample), threshold)
             for (sample,) in groups
         )
-        with work.progress("pseudo-masks (CRF)" if self.crf else "pseudo-masks", len(groups)) as advance:
-            for _ in Parallel(n_jobs=max(1, work.compute.workers), return_as="generator_unordered")(jobs):
-                advance(1)
+        work.in_parallel("pseudo-masks (CRF)" if self.crf else "pseudo-masks", jobs, len(groups))
 
     def choose_threshold(self, work: Work) -> float:
         """The threshold given, or Otsu's over the strongest activation of every pixel of the run."""

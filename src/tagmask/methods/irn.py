@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
-from joblib import Parallel, delayed
+from joblib import delayed
 from pydantic import Field, model_validator
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -122,9 +122,7 @@ class Irn(Method):
                 moves = displacement if self.instances else None
                 yield delayed(_write)(self.walk, *files, _instances_file(work.folder, sample), boundary, moves, threads)
 
-        with work.progress("random walk", sum(map(len, groups))) as advance:
-            for _ in Parallel(n_jobs=max(1, work.compute.workers), return_as="generator_unordered")(jobs()):
-                advance(1)
+        work.in_parallel("random walk", jobs(), sum(map(len, groups)))
 
 
 class IrnTraining(Training):

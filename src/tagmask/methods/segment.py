@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from joblib import Parallel, delayed
+from joblib import delayed
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
@@ -190,11 +190,7 @@ def write_masks(
                 yield delayed(_write_mask)(work.mask_file(sample), image, ids, probs, crf)
 
     missing = [sample for group in groups for sample in group if not work.mask_file(sample).exists()]
-    with work.progress("masks from the network", len(missing)) as advance:
-        for _ in Parallel(n_jobs=max(1, work.compute.workers), return_as="generator_unordered")(
-            jobs() if groups else ()
-        ):
-            advance(1)
+    work.in_parallel("masks from the network", jobs() if groups else (), len(missing))
 
 
 def _write_mask(path: Path, image: np.ndarray, ids: np.ndarray, probs: np.ndarray, crf: CrfSettings | None) -> None:

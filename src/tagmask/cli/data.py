@@ -1,0 +1,66 @@
+"""Commands about data: check, scenes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tagmask.cli.options import (
+    Annotations,
+    Classes,
+    ClassList,
+    Format,
+    Images,
+    Json,
+    Masks,
+    Saliency,
+    Split,
+    Tags,
+    Workers,
+    data_source,
+    print_json,
+    shown,
+)
+
+
+def check(
+    images: Images,
+    tags: Tags = None,
+    format: Format = "auto",
+    split: Split = None,
+    annotations: Annotations = None,
+    masks: Masks = None,
+    saliency: Saliency = None,
+    class_list: ClassList = None,
+    classes: Classes = None,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Say what is in a data set and what is wrong with it. Exit status 1 if something is."""
+    from tagmask.compute import Compute
+    from tagmask.data.check import check as check_data
+    from tagmask.tables import print_check
+
+    source = data_source(images, format, split, tags, annotations, masks, saliency, class_list, classes)
+    progress = shown(as_json).progress
+    found = check_data(source.read(), workers=Compute.detect("cpu", "auto", workers).workers, progress=progress)
+    print_json(found.to_json()) if as_json else print_check(found)
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+def scenes(
+    out: Annotated[Path, typer.Argument(help="Folder to write to, in VOC's layout.")],
+    train: Annotated[int, typer.Option(min=1, help="Training scenes.")] = 2000,
+    val: Annotated[int, typer.Option(min=0, help="Held-out scenes.")] = 400,
+    size: Annotated[int, typer.Option(min=32, help="Pixels a side.")] = 96,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Generate the demo's pictures, with tags, exact masks and simulated saliency."""
+    from tagmask.data.scenes import write_scenes
+
+    with shown(False).progress("scenes", train + val) as advance:
+        write_scenes(out, n_train=train, n_val=val, size=size, seed=seed, progress=advance)
+    print(out)
