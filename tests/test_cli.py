@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -549,3 +550,19 @@ def test_pictures_that_are_not_all_right(fails: Callable[..., str], odd: Path, t
     assert "has 48×40 pixels, its image 40×48" in said
     assert "turned by its EXIF data" in said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_training_that_is_stopped_says_so_and_goes_on(data: Path, tmp_path: Path, how: signal.Signals) -> None:
+    """Lightning ends Python its own way, at SIGTERM with the status of success."""
+    line = [sys.executable, "-m", "tagmask", "run", data, "--masks", "masks", "--out", tmp_path / "run", *TOY]
+    process = subprocess.Popen([*line, "--set=cam.epochs=300"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    checkpoint = tmp_path / "run" / "cam" / "training" / "last.ckpt"
+    while process.poll() is None and not checkpoint.exists():
+        time.sleep(0.05)
+    process.send_signal(how)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.decode().splitlines()[-1] == "tagmask: stopped; the same command goes on from here."
+    assert checkpoint.exists()

@@ -87,8 +87,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 def write_weights(path: Path, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
     """Write a network: `path` (safetensors) and, beside it, `config.json` that says what the network is."""
     write_json(path.with_name("config.json"), dict(config))
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     with written_atomically(path) as temporary:
-        temporary.write_bytes(save_torch({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}))
+        temporary.write_bytes(save_torch(plain))
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
