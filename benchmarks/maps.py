@@ -81,7 +81,8 @@ def bare(arguments: argparse.Namespace) -> dict[str, float]:
     from tagmask.models.backbone import scaled
 
     classifier, compute = _classifier(arguments), Compute()
-    batches = [torch.randn(2 * arguments.batch, 3, *scaled(SIZE, scale)) for scale in SCALES]
+    together = max(1, compute.batch_pixels // (SIZE[0] * SIZE[1]))
+    batches = [torch.randn(2 * together, 3, *scaled(SIZE, scale)) for scale in SCALES]
     batches = [batch.contiguous(memory_format=torch.channels_last) for batch in batches]
     best = float("inf")
     with torch.inference_mode(), compute.autocast(classifier):
@@ -90,7 +91,7 @@ def bare(arguments: argparse.Namespace) -> dict[str, float]:
             for batch in batches:
                 classifier.activations(batch)
             best = min(best, time.perf_counter() - started)
-    return {"rate": arguments.batch / best}
+    return {"rate": together / best}
 
 
 def plain_loop(arguments: argparse.Namespace) -> dict[str, float]:
@@ -132,7 +133,7 @@ def _loading_share(images: object, compute: object, seconds: float) -> float:
     from tagmask.stage import batches
 
     started = time.perf_counter()
-    for _ in whole_images(batches(images.samples, 16), compute):  # type: ignore[attr-defined, arg-type]
+    for _ in whole_images(batches(images.samples, 16, compute.batch_pixels), compute):  # type: ignore[attr-defined, arg-type]
         pass
     return (time.perf_counter() - started) / seconds
 

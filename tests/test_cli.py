@@ -15,6 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
+import timm
+import torch
 from PIL import Image
 
 import tagmask
@@ -24,6 +27,9 @@ from tagmask.recipe import recipe_names
 from tests.runs import SETTINGS, contents, toy_run, write_toy
 
 TOY = ["--recipe", "scratch", "--device", "cpu", "--workers", "0", *(f"--set={setting}" for setting in SETTINGS)]
+COMMANDS = (
+    "run", "demo", "check", "recipes", "maps", "thresholds", "predict", "export", "evaluate", "report", "scenes",
+)  # fmt: skip
 EVIL = {"red": "<script>alert(1)</script>", "green": "a/b [red]", "blue": "grün 🐕"}
 
 
@@ -94,14 +100,12 @@ def test_help_is_quick_and_names_every_command() -> None:
     command = [sys.executable, "-m", "tagmask", "--help"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert time.monotonic() - started < 5  # nothing heavy is imported
-    for name in ("run", "demo", "check", "recipes", "predict", "export", "evaluate", "report", "scenes"):
+    for name in COMMANDS:
         assert f"\n  {name} " in text
     assert "Begin with `tagmask demo`" in text
 
 
-@pytest.mark.parametrize(
-    "name", ["run", "demo", "check", "recipes", "predict", "export", "evaluate", "report", "scenes"]
-)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(command: Command, name: str) -> None:
     result = command(name, "--help")
     assert result.code == 0
@@ -552,6 +556,51 @@ def test_pictures_that_are_not_all_right(fails: Callable[..., str], odd: Path, t
     assert not (tmp_path / "out").exists()
 
 
+def test_other_maps_of_a_finished_run(command: Command, data: Path, tmp_path: Path) -> None:
+    folder = toy_run(data, tmp_path / "run").folder
+    line = ["maps", folder, "--method", "conditional", "--set", "iterations=2", "--set", "scales=[1.0]"]
+    made = command(*line, "--device", "cpu", "--workers", "0", "--json").json
+    assert made["maps"] == str(folder / "conditional" / "maps")
+    assert len(list((folder / "conditional" / "maps").glob("*.safetensors"))) == 8
+    assert list(made["evaluation"]["maps"]) == [f"cam ({data.name})", f"conditional ({data.name})"]
+    assert f"conditional ({data.name})" in (folder / "report.html").read_text()
+
+    compared = command("thresholds", folder, "--json").json["maps"]
+    assert compared == made["evaluation"]["maps"]
+    for curve in compared.values():
+        assert max(curve["miou"]) == curve["best_miou"] == curve["miou"][round(100 * curve["best_threshold"])]
+        assert curve["interval"][0] <= curve["best_threshold"] <= curve["interval"][1]
+        assert curve["oracle_miou"] >= curve["best_miou"]
+    page = (folder / "thresholds.html").read_text()
+    assert page.count('class="line s') >= 2
+    shown = command("thresholds", folder, "--data", data, "--masks", "masks", "--out", tmp_path / "c.html")
+    assert "conditional" in shown.out
+    assert (tmp_path / "c.html").exists()
+
+
+def test_maps_that_cannot_be_made_are_one_sentence(fails: Callable[..., str], finished: Path, tmp_path: Path) -> None:
+    assert "did you mean 'conditional'" in fails("maps", finished, "--method", "conditionel")
+    assert "'iterrations' is not a setting" in fails(
+        "maps", finished, "--method", "conditional", "--set", "iterrations=2"
+    )
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "cam" / "maps")
+    assert "give --masks" in fails("thresholds", tmp_path / "run")
+
+
+def test_maps_of_a_ready_classifier(command: Command, data: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    weights = tmp_path / "w.safetensors"
+    safetensors.torch.save_file(timm.create_model("resnet10t", num_classes=3).state_dict(), weights)
+    settings = [f"weights={weights}", "num_outputs=3", "outputs={red: [0], green: [1], blue: [2]}", "scales=[1.0]"]
+    line = ["maps", data, "--classifier", "resnet10t", *(f"--with={setting}" for setting in settings)]
+    made = command(
+        *line, "--masks", "masks", "--out", tmp_path / "run", "--device", "cpu", "--workers", "0", "--json"
+    ).json
+    assert made["maps"] == str(tmp_path / "run" / "pretrained" / "maps")
+    assert set(made["evaluation"]["maps"]) == {f"pretrained ({data.name})"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_training_that_is_stopped_says_so_and_goes_on(data: Path, tmp_path: Path, how: signal.Signals) -> None:
@@ -566,3 +615,23 @@ def test_a_training_that_is_stopped_says_so_and_goes_on(data: Path, tmp_path: Pa
     assert process.returncode == 130
     assert err.decode().splitlines()[-1] == "tagmask: stopped; the same command goes on from here."
     assert checkpoint.exists()
+
+
+def test_saliency(command: Command, data: Path, tmp_path: Path) -> None:
+    """Made of the images and of nothing else in their folder, and what `check` and `run` take."""
+    folder = shutil.copytree(data, tmp_path / "data")
+    made = ["saliency", folder, "--masks", "masks", "--out", folder / "saliency", "--workers", "0"]
+    assert command(*made).out == f"8 saliency maps in {folder / 'saliency'}\n"
+    again = command(*made, "--json").json
+    assert again == {"saliency": {str(i): str(folder / f"saliency/{i}.png") for i in range(8)}, "problems": []}
+    assert command("check", folder, "--masks=masks", "--saliency=saliency", "--json").json["n_saliency"] == 8
+
+
+def test_saliency_of_images_that_cannot_be_read(
+    command: Command, fails: Callable[..., str], data: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(data, tmp_path / "data")
+    (folder / "3.png").write_bytes(b"nothing")
+    made = ["saliency", folder, "--masks", "masks", "--out", tmp_path / "out", "--workers", "0"]
+    assert "3.png: is not an image that can be read" in fails(*made, "--quiet")
+    assert command(*made, "--skip-bad").out == f"7 saliency maps in {tmp_path / 'out'}\n"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tagmask.errors import DataError, RecipeError, RunError, TagmaskError
     from tagmask.maps import ResponseMaps
     from tagmask.recipe import Recipe, load_recipe
+    from tagmask.rehearsal import Rehearsal, rehearse
 
 _HOME = {
     "Run": "api",
@@ -35,6 +36,8 @@ _HOME = {
     "ResponseMaps": "maps",
     "Recipe": "recipe",
     "load_recipe": "recipe",
+    "Rehearsal": "rehearsal",
+    "rehearse": "rehearsal",
 }
 
 __all__ = [
@@ -42,12 +45,14 @@ __all__ = [
     "DataSource",
     "Recipe",
     "RecipeError",
+    "Rehearsal",
     "ResponseMaps",
     "Run",
     "RunError",
     "TagmaskError",
     "load",
     "load_recipe",
+    "rehearse",
     "run",
 ]
 

@@ -10,27 +10,28 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from tagmask.artifacts import digest, read_json, write_json
+from tagmask.artifacts import digest, read_json, write_json, write_text
 from tagmask.compute import Compute, Precision
 from tagmask.data.check import verified
 from tagmask.data.samples import PngMask, Sample, TaggedImages, did_you_mean
 from tagmask.data.source import DataSource
 from tagmask.data.unlabelled import unlabelled_images
 from tagmask.errors import DataError, RecipeError, RunError
-from tagmask.evaluate import Evaluation, evaluate_run, latest, score_masks, segment_held_out
+from tagmask.evaluate import Evaluation, evaluate_maps, evaluate_run, latest, score_masks, segment_held_out
 from tagmask.maps import ResponseMaps
 from tagmask.measure import SegmentationReport
 from tagmask.outputs.folder import target_of, write_outputs
 from tagmask.pipeline import RECORD, RUN, carry_out, check_run_folder, write_run_record
 from tagmask.predict import Predictor, predict_folder
 from tagmask.progress import Shown
-from tagmask.recipe import Recipe, load_recipe
-from tagmask.report.gather import gather
+from tagmask.recipe import Recipe, extended, load_recipe
+from tagmask.report.gather import gather, gather_maps
 from tagmask.report.page import write_report
 from tagmask.stage import maps_file, mask_file
 
 EVALUATION = "evaluation.json"
 REPORT = "report.html"
+THRESHOLDS = "thresholds.html"
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ class Run:
         """The folder of the final masks of the training images, one indexed PNG each."""
         return self._stage("masks") / "masks"
 
+    @property
+    def maps_folder(self) -> Path:
+        """The folder of the last response maps, one safetensors file a training image."""
+        return self._stage("maps") / "maps"
+
     @cached_property
     def predictor(self) -> Predictor:
         """The final network. Raises RunError if the recipe trains none or the run has not come so far."""
@@ -84,7 +90,53 @@ class Run:
         """Measure the run where truth is known; writes evaluation.json and the report anew."""
         shown = _shown(self.compute, quiet)
         skip_bad = read_json(self.folder / RUN)["sources"]["skip_bad"]
-        return _measure_and_report(self, *_read(self, skip_bad, shown), shown)
+        return _measure_and_report(self, *read_data(self, skip_bad, shown), shown)
+
+    def thresholds(
+        self, data: DataSource | None = None, *, out: str | Path | None = None, quiet: bool = False
+    ) -> Evaluation:
+        """Measure all the run's response maps at every threshold; draws their curves on one page.
+
+        Args:
+            data: where the truth of the training images is; None: in the data that the run was made from.
+            out: the page; None: thresholds.html in the run folder.
+
+        Raises:
+            DataError: no training image's truth is known. RunError: the run has no maps.
+        """
+        shown = _shown(self.compute, quiet)
+        self._stage("maps")
+        source, classes = data or self.images, self.images.read().classes
+        images = _in_classes(_verified(source, data is not None, self.compute, shown), source, classes)
+        evaluation = evaluate_maps(self.recipe, self.folder, images, self.compute, shown)
+        if self.compute.main:
+            write_report(gather_maps(self.recipe, self.folder, evaluation), Path(out or self.folder / THRESHOLDS))
+        self.compute.barrier()
+        return evaluation
+
+    def add(self, method: str, settings: Iterable[str] = (), *, redo: bool = False, quiet: bool = False) -> Run:
+        """Carry out one more stage on what the run has made, e.g. "conditional" for other maps.
+
+        Args:
+            method: a module of `tagmask.methods`, or the dotted name of any other; the stage's name is its last part.
+            settings: "setting=value" of the stage.
+            redo: make it anew if it was made with other settings.
+
+        Returns:
+            The run with this stage; the report shows it, too.
+
+        Raises:
+            RecipeError: no such method or setting, or the run lacks what it needs.
+        """
+        shown = _shown(self.compute, quiet)
+        skip_bad = read_json(self.folder / RUN)["sources"]["skip_bad"]
+        longer = replace(self, recipe=extended(self.recipe, method, settings))
+        read = read_data(longer, skip_bad, shown)
+        carry_out(longer.recipe, read[0], self.folder, compute=self.compute, shown=shown, redo=redo)
+        if self.compute.main:
+            write_text(self.folder / "recipe.yaml", longer.recipe.to_yaml())
+        _measure_and_report(longer, *read, shown)
+        return longer
 
     def export(self, out: str | Path, form: str = "png", *, stage: str | None = None, quiet: bool = False) -> Path:
         """Write the masks of the training images for other tools.
@@ -181,7 +233,7 @@ def run(
     if compute.main:
         check_run_folder(folder)
     result = Run(folder, chosen, source, held_out, compute)
-    read = _read(result, skip_bad, shown)
+    read = read_data(result, skip_bad, shown)
     if compute.main:
         sources = {"images": source, "held_out": held_out}
         dumped = {name: s.absolute().model_dump(mode="json") if s else None for name, s in sources.items()}
@@ -256,7 +308,8 @@ def _verified(source: DataSource, skip_bad: bool, compute: Compute, shown: Shown
     return verified(source.read(), skip_bad=skip_bad, workers=compute.workers, progress=shown.progress)
 
 
-def _read(run: Run, skip_bad: bool, shown: Shown) -> tuple[TaggedImages, TaggedImages | None]:
+def read_data(run: Run, skip_bad: bool, shown: Shown) -> tuple[TaggedImages, TaggedImages | None]:
+    """A run's images and held-out images, verified, with one class list. Raises DataError."""
     images = _verified(run.images, skip_bad, run.compute, shown)
     held_out = _verified(run.held_out, skip_bad, run.compute, shown) if run.held_out else None
     if held_out is not None and run.held_out is not None:

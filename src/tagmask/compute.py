@@ -72,6 +72,14 @@ class Compute:
         return cls(chosen, precision, workers, rank, world)
 
     @property
+    def batch_pixels(self) -> int:
+        """Pixels of the images that go through a network together, at most.
+
+        A GPU's memory takes many; what a CPU works on is best kept in its cache (benchmarks/maps.py).
+        """
+        return 2**17 if self.device.type == "cpu" else 2**22
+
+    @property
     def main(self) -> bool:
         """Whether this is the process that speaks and writes what there is one of."""
         return self.rank == 0

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torchmetrics import Metric
 
 from tagmask.artifacts import digest, read_json, read_label_map
 from tagmask.compute import Compute
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.errors import DataError
 from tagmask.maps import ResponseMaps
-from tagmask.measure import SegmentationReport, SegmentationScores, ThresholdCurve, ThresholdReport
+from tagmask.measure import (
+    ActivationFigures,
+    ActivationHistogram,
+    MeanActivationFigures,
+    SegmentationReport,
+    SegmentationScores,
+    ThresholdCurve,
+    ThresholdReport,
+)
+from tagmask.measure.arrays import number
 from tagmask.methods.crf import THRESHOLD_FILE
 from tagmask.pipeline import RECORD, claim, fingerprint, finish
 from tagmask.predict import Predictor
@@ -27,26 +36,44 @@ from tagmask.stage import Work, maps_file, mask_file
 HELD_OUT = "held_out"
 
 
+class MapScores(NamedTuple):
+    """Figures of a stage's response maps.
+
+    Attributes:
+        curve: mIoU against the threshold.
+        auto: the threshold that Otsu's criterion chooses on these maps, without truth.
+        activation: how even the activation is inside an object, and how far above the background.
+    """
+
+    curve: ThresholdReport
+    auto: float
+    activation: ActivationFigures
+
+    def to_json(self, classes: Sequence[str]) -> dict[str, Any]:
+        single = {"auto_threshold": self.auto, **self.activation._asdict()}
+        return {**{name: number(value) for name, value in single.items()}, **self.curve.to_json(classes)}
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What was measured; empty where no truth is known.
 
     Attributes:
         classes: the class names.
-        curves: mIoU against the threshold of each stage's maps, by "stage (split)".
+        maps: figures of each stage's response maps, by "stage (split)".
         chosen: the threshold that the run cut those maps at.
         scores: of each stage's masks, by "stage (split)".
     """
 
     classes: tuple[str, ...]
-    curves: dict[str, ThresholdReport] = field(default_factory=dict)
+    maps: dict[str, MapScores] = field(default_factory=dict)
     chosen: dict[str, float] = field(default_factory=dict)
     scores: dict[str, SegmentationReport] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "classes": list(self.classes),
-            "curves": {name: curve.to_json(self.classes) for name, curve in self.curves.items()},
+            "maps": {name: scores.to_json(self.classes) for name, scores in self.maps.items()},
             "chosen": self.chosen,
             "scores": {name: scores.to_json(self.classes) for name, scores in self.scores.items()},
         }
@@ -64,12 +91,12 @@ def evaluate_run(
     for name, method in recipe.stages.items():
         key = f"{name} ({images.name})"
         if len(known) and "maps" in method.makes:
-            found.curves[key] = score_maps(known, folder / name, compute, shown)
+            found.maps[key] = score_maps(known, folder / name, compute, shown)
         if len(known) and "masks" in method.makes:
             found.scores[key] = score_masks(known, lambda s, at=folder / name: mask_file(at, s), compute, shown)  # type: ignore[misc]
             threshold = folder / name / THRESHOLD_FILE
-            if threshold.exists() and found.curves:
-                found.chosen[list(found.curves)[-1]] = float(read_json(threshold)["threshold"])
+            if threshold.exists() and found.maps:
+                found.chosen[list(found.maps)[-1]] = float(read_json(threshold)["threshold"])
     if held_out is not None and (segmenter := latest(recipe, "segmenter")):
         masks = segment_held_out(recipe, folder, segmenter, held_out, compute, shown)
         known = held_out.select(lambda sample: sample.mask is not None)
@@ -79,20 +106,43 @@ def evaluate_run(
     return found
 
 
+def evaluate_maps(recipe: Recipe, folder: Path, images: TaggedImages, compute: Compute, shown: Shown) -> Evaluation:
+    """Measure the maps of every stage of a run on those of its images whose truth is known.
+
+    Raises DataError if there is none.
+    """
+    found = Evaluation(images.classes)
+    for name, method in recipe.stages.items():
+        if "maps" not in method.makes:
+            continue
+        known = images.select(lambda s, at=folder / name: s.mask is not None and maps_file(at, s).exists())  # type: ignore[misc]
+        if not len(known):
+            raise DataError(
+                f"no image of {images.name} has both a true mask and maps in {folder / name}: give --masks."
+            )
+        found.maps[f"{name} ({images.name})"] = score_maps(known, folder / name, compute, shown)
+    return found
+
+
 def latest(recipe: Recipe, kind: str) -> str | None:
     """The last stage of a recipe that makes this kind of thing."""
     return next((name for name, method in reversed(recipe.stages.items()) if kind in method.makes), None)
 
 
-def score_maps(images: TaggedImages, folder: Path, compute: Compute, shown: Shown) -> ThresholdReport:
-    """The threshold curve of a stage's response maps against the images' truth."""
+def score_maps(images: TaggedImages, folder: Path, compute: Compute, shown: Shown) -> MapScores:
+    """The figures of a stage's response maps against the images' truth."""
+    curve, activations, figures = ThresholdCurve(len(images.classes)), ActivationHistogram(), MeanActivationFigures()
 
-    def add(curve: Metric, sample: Sample) -> None:
+    def add(sample: Sample) -> None:
         maps = ResponseMaps.load(maps_file(folder, sample))
-        curve.update(maps.full_size(), maps.classes, read_truth(sample, maps.size))
+        full, truth = maps.full_size(), read_truth(sample, maps.size)
+        curve.update(full, maps.classes, truth)
+        figures.update(full, maps.classes, truth)
+        activations.update(maps.maps)
 
-    curve = ThresholdCurve(len(images.classes))
-    return _over_images(curve, add, images, f"measuring {folder.name}'s maps", compute, shown)
+    _over_images(add, images, f"measuring {folder.name}'s maps", compute, shown)
+    auto = activations.otsu() if activations.compute().any() else math.nan
+    return MapScores(curve.compute(), auto, figures.compute())
 
 
 def score_masks(
@@ -103,7 +153,9 @@ def score_masks(
     Raises DataError if a sample has no label map, or one of another size.
     """
 
-    def add(scores: Metric, sample: Sample) -> None:
+    scores = SegmentationScores(len(images.classes))
+
+    def add(sample: Sample) -> None:
         path = file(sample)
         if not path.exists():
             raise DataError(f"there is no mask {path} for image {sample.id}; make it, or evaluate another set.")
@@ -114,7 +166,8 @@ def score_masks(
         except ValueError as error:
             raise DataError(f"{path} cannot be measured: {error}; are its classes those of the data?") from error
 
-    return _over_images(SegmentationScores(len(images.classes)), add, images, "measuring masks", compute, shown)
+    _over_images(add, images, "measuring masks", compute, shown)
+    return scores.compute()
 
 
 def read_truth(sample: Sample, size: tuple[int, int]) -> Any:
@@ -151,16 +204,11 @@ def held_out_folder(folder: Path, held_out: TaggedImages) -> Path:
 
 
 def _over_images(
-    metric: Metric,
-    add: Callable[[Metric, Sample], None],
-    images: TaggedImages,
-    what: str,
-    compute: Compute,
-    shown: Shown,
-) -> Any:
+    add: Callable[[Sample], None], images: TaggedImages, what: str, compute: Compute, shown: Shown
+) -> None:
+    """Add this process's images to metrics, which are summed over the processes when they compute."""
     samples = compute.share(images.samples)
     with shown.progress(what, len(samples)) as advance, torch.inference_mode():
         for sample in samples:
-            add(metric, sample)
+            add(sample)
             advance(1)
-    return metric.compute()  # summed over the processes

@@ -22,7 +22,14 @@ RUN = "run.json"
 
 
 def carry_out(
-    recipe: Recipe, images: TaggedImages, folder: Path, *, compute: Compute, shown: Shown, redo: bool = False
+    recipe: Recipe,
+    images: TaggedImages,
+    folder: Path,
+    *,
+    compute: Compute,
+    shown: Shown,
+    redo: bool = False,
+    max_steps: int | None = None,
 ) -> dict[str, Path]:
     """Run every stage that is not done yet; returns each stage's folder by name.
 
@@ -31,6 +38,7 @@ def carry_out(
     Args:
         images: the training images, verified; each with its tags known.
         redo: make stages anew whose settings or inputs are no longer those of their record.
+        max_steps: of each training, for a rehearsal; None: all.
 
     Raises:
         RunError: a stage was made with other settings or data, and `redo` was not said.
@@ -48,6 +56,7 @@ def carry_out(
             compute,
             shown.progress,
             shown.say,
+            max_steps,
         )
         done = claim(stage, keys[name], compute, redo)
         title = f"[{number}/{len(recipe.stages)}] {name}"

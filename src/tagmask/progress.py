@@ -23,19 +23,19 @@ class Shown:
             self.console.print(line, markup=False, highlight=False)
 
     @contextmanager
-    def progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    def progress(self, what: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
         """A `stage.Progress`."""
         if not self.console or not total:
             yield lambda step: None
         elif self.console.is_terminal:
-            columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn())
+            columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
             with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console) as bar:
                 task = bar.add_task(what, total=total)
                 yield lambda step: bar.advance(task, step)
         else:
-            yield from self._log(what, total)
+            yield from self._log(what, total, unit)
 
-    def _log(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    def _log(self, what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
         done, started = 0, time.monotonic()
         last = started
 
@@ -46,7 +46,7 @@ class Shown:
             if now - last >= LOG_EVERY:
                 last = now
                 left = (now - started) / done * (total - done)
-                self.say(f"  {what}: {done}/{total}, about {left:.0f} s left")
+                self.say(f"  {what}: {done}/{total} {unit}, about {left:.0f} s left")
 
         yield advance
-        self.say(f"  {what}: {done}/{total} in {time.monotonic() - started:.0f} s")
+        self.say(f"  {what}: {done}/{total} {unit} in {time.monotonic() - started:.0f} s")

@@ -146,6 +146,34 @@ def load_recipe(name_or_file: str, settings: Iterable[str] = ()) -> Recipe:
         raise RecipeError(f"recipe {name_or_file}: {_sentence(error, Recipe)}") from error
 
 
+def ready_classifier(name: str, settings: Iterable[str] = ()) -> Recipe:
+    """The recipe that makes maps with a timm classifier as it is; `settings` ("setting=value") are of this stage."""
+    raw: dict[str, Any] = {"stages": {"pretrained": {"backbone": name}}}
+    for setting in settings:
+        _change(raw, f"pretrained.{setting}")
+    return Recipe(description=f"{name} as it is", seed=0, stages=raw["stages"])
+
+
+def extended(recipe: Recipe, method: str, settings: Iterable[str] = ()) -> Recipe:
+    """The recipe with one more stage, named after its method; where there is one of this name, instead of it.
+
+    Args:
+        settings: "setting=value" of the stage.
+
+    Raises:
+        RecipeError: as `load_recipe`, or the stages before it do not make what it needs.
+    """
+    name = method.rpartition(".")[2]
+    raw: dict[str, Any] = {"stages": {name: {"method": method}}}
+    for setting in settings:
+        _change(raw, f"{name}.{setting}")
+    stages = {**{n: m for n, m in recipe.stages.items() if n != name}, name: _stage(name, raw["stages"][name])}
+    try:
+        return Recipe(description=recipe.description, seed=recipe.seed, stages=stages)
+    except ValidationError as error:
+        raise RecipeError(_sentence(error, Recipe)) from error
+
+
 def _stage(name: str, settings: Any) -> Method:
     if isinstance(settings, Method):
         return settings

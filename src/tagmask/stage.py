@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 from joblib import Parallel
 from pydantic import BaseModel, ConfigDict
@@ -23,8 +23,13 @@ Kind = Literal["classifier", "maps", "masks", "segmenter"]
 `segmenter`   segmenter.safetensors + config.json
 """
 
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""`with progress("maps", total) as advance: ... advance(1)`"""
+
+class Progress(Protocol):
+    """`with progress("maps", total) as advance: ... advance(1)`; `unit` is what is counted."""
+
+    def __call__(
+        self, what: str, total: int, unit: str = "images"
+    ) -> AbstractContextManager[Callable[[int], None]]: ...
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Work:
         compute: device and processes.
         progress: shows how far a long loop has come.
         say: prints one line for the user.
+        max_steps: a training ends after so many; None: when it is done.
     """
 
     folder: Path
@@ -48,6 +54,7 @@ class Work:
     compute: Compute
     progress: Progress
     say: Callable[[str], None]
+    max_steps: int | None = None
 
     def maps_file(self, sample: Sample) -> Path:
         """Where this stage writes a sample's response maps."""
@@ -97,24 +104,21 @@ def mask_file(folder: Path, sample: Sample) -> Path:
     return folder / "masks" / f"{sample.id}.png"
 
 
-BATCH_PIXELS = 16 * 512 * 512  # photographs of a phone would not fit into memory by the dozen
-
-
-def batches(samples: Sequence[Sample], batch_size: int) -> list[list[Sample]]:
+def batches(samples: Sequence[Sample], batch_size: int, pixels: int) -> list[list[Sample]]:
     """Group samples of equal image size into batches, in a fixed order.
 
-    A batch holds at most `batch_size` images, and at most 4 million pixels unless it is a single image.
+    A batch holds at most `batch_size` images, and at most so many `pixels` unless it is a single image.
     """
     by_size: dict[tuple[int, int], list[Sample]] = {}
     for sample in samples:
         by_size.setdefault(sample.size or (1, 1), []).append(sample)
     groups = []
     for (height, width), group in by_size.items():
-        n = min(batch_size, max(1, BATCH_PIXELS // (height * width)))
+        n = min(batch_size, max(1, pixels // (height * width)))
         groups += [group[i : i + n] for i in range(0, len(group), n)]
     return groups
 
 
-def no_progress(what: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+def no_progress(what: str, total: int, unit: str = "images") -> AbstractContextManager[Callable[[int], None]]:
     """A `Progress` that shows nothing."""
     return nullcontext(lambda step: None)

@@ -14,6 +14,7 @@ from tagmask.api import EVALUATION, Run
 from tagmask.artifacts import read_json
 from tagmask.data.check import CheckReport
 from tagmask.measure import SegmentationReport
+from tagmask.rehearsal import Rehearsal, gigabytes
 
 MAX_ROWS = 40
 
@@ -32,11 +33,54 @@ def print_run(run: Run) -> None:
     """Where everything is, and how good where that is known."""
     console = Console()
     evaluation = read_json(run.folder / EVALUATION)
-    if evaluation["scores"] or evaluation["curves"]:
+    if evaluation["scores"] or evaluation["maps"]:
         console.print(_results(evaluation))
     else:
         console.print("No true masks were given, so how good the masks are cannot be known: look at the report.")
     console.print(f"masks   {run.masks}\nreport  {run.report}", markup=False, highlight=False, soft_wrap=True)
+
+
+def maps_json(run: Run) -> dict[str, Any]:
+    """Where a run's last response maps are, for scripts."""
+    return {"run": str(run.folder), "maps": str(run.maps_folder), "evaluation": read_json(run.folder / EVALUATION)}
+
+
+def print_maps(run: Run) -> None:
+    """Where a run's last response maps are, and how good all of its maps are where that is known."""
+    evaluation = read_json(run.folder / EVALUATION)
+    if evaluation["maps"]:
+        print_curves(evaluation)
+    Console().print(f"maps    {run.maps_folder}\nreport  {run.report}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_curves(evaluation: dict[str, Any]) -> None:
+    """The figures of all response maps, side by side."""
+    names = ("maps of", "automatic", "best", "within 2 points", "width", "area", "per image", "per class")
+    table = Table(*names, "imbalance", "gap", title="mIoU of the response maps against the true masks")
+    for name, curve in evaluation["maps"].items():
+        auto = curve["auto_threshold"]
+        table.add_row(
+            escape(name),
+            "-" if auto is None else f"{_percent(_at(curve, auto))} at {auto:.2f}",
+            f"{_percent(curve['best_miou'])} at {curve['best_threshold']:.2f}",
+            "{:.2f} to {:.2f}".format(*curve["interval"]),
+            f"{curve['width']:.2f}",
+            _percent(curve["area"]),
+            _percent(curve["oracle_miou"]),
+            _percent(curve["class_miou"]),
+            _plain(curve["imbalance"]),
+            _plain(curve["gap"]),
+        )
+    console = Console()
+    console.print(table)
+    for name, curve in evaluation["maps"].items():
+        low, middle, high = curve["image_percentiles"]
+        if middle is not None:
+            console.print(
+                f"best thresholds of single images, {escape(name)}: {low:.2f} / {middle:.2f} / {high:.2f} "
+                "(10th, 50th, 90th percentile)",
+                highlight=False,
+            )
 
 
 def print_scores(scores: SegmentationReport, classes: Sequence[str]) -> None:
@@ -52,6 +96,37 @@ def print_scores(scores: SegmentationReport, classes: Sequence[str]) -> None:
         f"pixel accuracy {_percent(scores.pixel_accuracy)}, boundary F {_percent(scores.boundary_f)}, "
         f"unsure pixels {_percent(scores.unsure)}"
     )
+
+
+def print_rehearsal(found: Rehearsal) -> None:
+    """What a run would take."""
+    console = Console()
+    table = Table("stage", "what", "each", "times", "time", title="What the whole run would take, about")
+    for timing in found.timings:
+        each, times = (_duration(timing.each), f"{timing.units:,} {timing.unit}") if timing.unit else ("", "")
+        table.add_row(escape(timing.stage), escape(timing.what), each, times, _duration(timing.seconds))
+    table.add_section()
+    table.add_row("all", "", "", "", _duration(found.seconds))
+    console.print(table)
+    parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in found.disk.items())
+    seen = ", ".join(f"{name} {gigabytes(size)}" for name, size in found.memory.items() if size)
+    for line in (
+        f"disk    {gigabytes(found.disk_needed)} of {gigabytes(found.disk_free)} that are free ({parts})",
+        f"memory  at most seen: {seen}",
+        *(
+            f"weights of {stage}: {of['weights']}, {'on this machine' if of['here'] else 'to be downloaded'}"
+            for stage, of in found.weights.items()
+        ),
+    ):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.3f} s" if seconds < 1 else f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
 
 
 def print_check(found: CheckReport) -> None:
@@ -102,7 +177,7 @@ def _companion(found: CheckReport, k: int) -> str:
 
 def _results(evaluation: dict[str, Any]) -> Table:
     table = Table("", "mIoU", "best threshold", "boundary F", title="Measured against the true masks")
-    for name, curve in evaluation["curves"].items():
+    for name, curve in evaluation["maps"].items():
         at = evaluation["chosen"].get(name)
         chosen = "-" if at is None else f"{_percent(_at(curve, at))} at {at:.2f}"
         best = f"{_percent(curve['best_miou'])} at {curve['best_threshold']:.2f}"
@@ -119,3 +194,7 @@ def _at(curve: dict[str, Any], threshold: float) -> float:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None or value != value else f"{100 * value:.1f} %"
+
+
+def _plain(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

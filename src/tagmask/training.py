@@ -95,7 +95,8 @@ def fit(module: Training, data: TrainingSet, work: Work, *, epochs: int, batch_s
     loader = training_loader(data, batch_size, work.compute)
     checkpoint = work.folder / "training" / "last.ckpt"
     module.network.to(memory_format=torch.channels_last)
-    with work.progress(f"training {epochs} epochs", epochs * len(loader)) as advance, _quiet(), _stoppable():
+    total = epochs * len(loader)
+    with work.progress(f"training {epochs} epochs", total, "steps") as advance, _quiet(), _stoppable():
         keep = ModelCheckpoint(
             dirpath=checkpoint.parent,
             filename=checkpoint.stem,
@@ -104,6 +105,7 @@ def fit(module: Training, data: TrainingSet, work: Work, *, epochs: int, batch_s
         )
         trainer = L.Trainer(
             max_epochs=epochs,
+            max_steps=-1 if work.max_steps is None else work.max_steps,
             callbacks=[_EpochSeeds(data.seed), _Curves(work, advance, len(loader)), keep],
             logger=False,
             enable_progress_bar=False,

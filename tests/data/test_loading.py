@@ -17,7 +17,7 @@ from tagmask.data.loading import ShuffledBatches, TrainingSet, multi_hot, traini
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.data.transforms import RandomLongSide, RandomScale, Resize, normalised, training_transform
 from tagmask.errors import RecipeError
-from tagmask.stage import BATCH_PIXELS, batches
+from tagmask.stage import batches
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -185,7 +185,7 @@ def test_one_pixel_survives_every_augmentation(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_whole_images_come_in_order(toy_images: TaggedImages, workers: int) -> None:
-    groups = batches(toy_images.samples, 3)
+    groups = batches(toy_images.samples, 3, 2**20)
     read = list(whole_images(groups, Compute(workers=workers)))
     assert [[s.id for s in samples] for samples, _ in read] == [[s.id for s in group] for group in groups]
     for samples, pixels in read:
@@ -204,8 +204,9 @@ def test_batches_hold_one_size_and_not_too_many_pixels(toy_images: TaggedImages)
     small = [replace(s, id=f"s{s.id}") for s in toy_images.samples]
     large = [replace(s, id=f"l{s.id}", size=(3000, 4000)) for s in toy_images.samples[:3]]
     mixed = [*small[:2], large[0], *small[2:], *large[1:]]
-    groups = batches(mixed, 5)
+    groups = batches(mixed, 5, 2**20)
     assert [len(group) for group in groups] == [5, 3, 1, 1, 1]
     assert sorted(s.id for group in groups for s in group) == sorted(s.id for s in mixed)
     assert all(len({s.size for s in group}) == 1 for group in groups)
-    assert BATCH_PIXELS >= 16 * 500 * 500
+    few = batches(small, 5, 3 * 40 * 48)
+    assert [len(group) for group in few] == [3, 3, 2]

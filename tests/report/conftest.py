@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tagmask.measure import SegmentationReport, SegmentationScores, ThresholdCurve, ThresholdReport
+from tagmask.evaluate import MapScores
+from tagmask.measure import ActivationFigures, SegmentationReport, SegmentationScores, ThresholdCurve, ThresholdReport
 from tagmask.report.page import Example, Report, StageSummary
 
 
@@ -47,7 +48,7 @@ def make_report() -> Callable[..., Report]:
             tags_per_class={name: 1000 - i for i, name in enumerate(classes)},
             stages=[StageSummary("cam", "Cam", 75.2, 1464, "done"), StageSummary("crf", "Crf", 400.0, 1464, "running")],
             histories={"cam": [{"epoch": i, "loss": 1 / i, "lr": 0.1, "seconds": 9.0} for i in (1, 2, 3)]},
-            curves={"cam (train)": curve(n)},
+            maps={"cam (train)": MapScores(curve(n), 0.4, ActivationFigures(3.25, 0.5, 0.125))},
             chosen={"cam (train)": 0.25},
             scores={"crf (train)": scores(n, 2), "segment (val)": scores(n, 1)},
             examples=[Example("a/1", "a note", {"truth": mask, "image": picture, "my own": picture})],

@@ -71,11 +71,11 @@ def test_the_figures_are_those_given(make_report: Callable[..., Report]) -> None
     text = "".join(page.text)
     assert "1,464 images" in text
     assert "segment (val) reaches 88.9 % mIoU" in text
-    curve = make_report().curves["cam (train)"]
+    curve = make_report().maps["cam (train)"].curve
     low, high = curve.interval
     assert page.row("cam (train)") == [
         "cam (train)", f"{100 * curve.miou[25]:.1f}", "0.25", f"{100 * curve.best_miou:.1f}",
-        f"{curve.best_threshold:.2f}", f"{low:.2f}–{high:.2f}",
+        f"{curve.best_threshold:.2f}", f"{low:.2f}–{high:.2f}", f"{100 * curve.oracle_miou:.1f}", "3.25", "0.12",
     ]  # fmt: skip
     assert page.row("crf(running)")[1:] == ["6 min 40 s", "273 ms"]
     assert page.row("cam")[1:] == ["1 min 15 s", "51 ms"]
@@ -108,7 +108,7 @@ def test_nothing_is_loaded_and_nothing_runs(make_report: Callable[..., Report]) 
 def test_links_lead_to_sections_that_are_there(make_report: Callable[..., Report]) -> None:
     for changes, gone in [
         ({}, set()),
-        ({"scores": {}, "curves": {}, "chosen": {}}, {"results", "threshold", "classes"}),
+        ({"scores": {}, "maps": {}, "chosen": {}}, {"results", "threshold", "classes"}),
         ({"worst": [], "histories": {}}, {"worst", "training"}),
         ({"examples": [], "worst": []}, {"examples", "worst"}),
         ({"stages": [], "notes": [], "recipe": ""}, {"time", "notes", "recipe"}),
@@ -121,7 +121,7 @@ def test_links_lead_to_sections_that_are_there(make_report: Callable[..., Report
 
 
 def test_without_truth_the_page_says_so(make_report: Callable[..., Report]) -> None:
-    html = render(make_report(scores={}, curves={}, chosen={}))
+    html = render(make_report(scores={}, maps={}, chosen={}))
     assert "No true masks were given, so how good these are is not known" in html
     assert "nan" not in "".join(Page(html).text)
 
@@ -140,7 +140,7 @@ def test_names_notes_and_recipes_are_text(make_report: Callable[..., Report]) ->
         counts={HOSTILE: HOSTILE},
         stages=[type(s)(HOSTILE, HOSTILE, s.seconds, s.images, HOSTILE) for s in made.stages],
         histories={HOSTILE: [{"epoch": 1, HOSTILE: 0.5}, {"epoch": 2, HOSTILE: 0.4}]},
-        curves={HOSTILE: made.curves["cam (train)"]},
+        maps={HOSTILE: made.maps["cam (train)"]},
         chosen={HOSTILE: 0.25},
         scores={HOSTILE: made.scores["segment (val)"]},
         examples=[Example(HOSTILE, HOSTILE, {HOSTILE: picture})],
@@ -161,7 +161,7 @@ def test_names_notes_and_recipes_are_text(make_report: Callable[..., Report]) ->
 @pytest.mark.parametrize("n", [1, 30, 31, 254])
 def test_any_number_of_classes(make_report: Callable[..., Report], n: int) -> None:
     names = ("cat", "cow", *(f"class {k}" for k in range(3, 255)))[:n]
-    unmeasured = {"scores": {}, "curves": {}, "chosen": {}}  # the fixture's truth has two classes
+    unmeasured = {"scores": {}, "maps": {}, "chosen": {}}  # the fixture's truth has two classes
     report = (
         replace(make_report(), classes=names, tags_per_class={"cat": 3}, **unmeasured) if n == 1 else make_report(names)
     )

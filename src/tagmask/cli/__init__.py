@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from tagmask import __version__
-from tagmask.cli import data, results, run
+from tagmask.cli import data, maps, results, run
 from tagmask.errors import TagmaskError
 
 STOPPED = 130  # the status that typer makes of Ctrl-C
@@ -25,8 +25,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _command in (
-    run.run, run.demo, data.check, run.recipes, results.predict, results.export, results.evaluate, results.report,
-    data.scenes,
+    run.run, run.demo, data.check, run.recipes, maps.maps, maps.thresholds, results.predict, results.export,
+    results.evaluate, results.report, data.saliency, data.scenes,
 ):  # fmt: skip
     app.command()(_command)
 

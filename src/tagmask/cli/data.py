@@ -1,4 +1,4 @@
-"""Commands about data: check, scenes."""
+"""Commands about data: check, saliency, scenes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from tagmask.cli.options import (
     Images,
     Json,
     Masks,
+    Quiet,
     Saliency,
+    SkipBad,
     Split,
     Tags,
     Workers,
@@ -49,6 +51,35 @@ def check(
     print_json(found.to_json()) if as_json else print_check(found)
     if not found.ok:
         raise typer.Exit(1)
+
+
+def saliency(
+    images: Images,
+    out: Annotated[Path, typer.Option(help="Folder for the saliency maps; images that have one there are skipped.")],
+    tags: Tags = None,
+    format: Format = "auto",
+    split: Split = None,
+    annotations: Annotations = None,
+    masks: Masks = None,
+    class_list: ClassList = None,
+    skip_bad: SkipBad = False,
+    workers: Workers = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make weak saliency maps without a network (robust background detection), for `run --saliency`."""
+    from tagmask.compute import Compute
+    from tagmask.data.saliency import write_saliency
+
+    beside = str(out) if out.is_dir() else None  # in the images' folder, what is there already is no image
+    source = data_source(images, format, split, tags, annotations, masks, beside, class_list, None)
+    number = Compute.detect("cpu", "auto", workers).workers
+    progress = shown(quiet or as_json).progress
+    made = write_saliency(source.read(), out, skip_bad=skip_bad, workers=number, progress=progress)
+    if as_json:
+        print_json({"saliency": {s.id: str(s.saliency) for s in made.samples}, "problems": [*map(str, made.problems)]})
+    elif not quiet:
+        print(f"{len(made)} saliency maps in {out}")
 
 
 def scenes(

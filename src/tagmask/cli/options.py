@@ -93,5 +93,15 @@ def show_run(result: Any, as_json: bool, quiet: bool) -> None:
         print_run(result)
 
 
+def show_rehearsal(found: Any, out: Path, as_json: bool, quiet: bool) -> None:
+    from tagmask.tables import print_rehearsal
+
+    if as_json:
+        print_json(found.to_json())
+    elif not quiet:
+        print_rehearsal(found)
+    found.check(out)
+
+
 def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,6 +29,7 @@ from tagmask.cli.options import (
     data_source,
     held_out_source,
     print_json,
+    show_rehearsal,
     show_run,
 )
 
@@ -62,6 +63,9 @@ def run(
     precision: PrecisionOption = "auto",
     workers: Workers = None,
     redo: Annotated[bool, typer.Option("--redo", help="Make stages anew whose settings or inputs changed.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check all, and say what time, disk and memory it would take.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -70,10 +74,14 @@ def run(
 
     source = data_source(images, format, split, tags, annotations, masks, saliency, class_list, classes)
     held_out = held_out_source(source, val, val_annotations)
-    result = tagmask.run(
-        source, out, held_out=held_out, recipe=recipe, settings=set_ or (), seed=seed, device=device,
-        precision=checked_precision(precision), workers=workers, skip_bad=skip_bad, redo=redo, quiet=quiet or as_json,
-    )  # fmt: skip
+    arguments: dict[str, Any] = {
+        "held_out": held_out, "recipe": recipe, "settings": set_ or (), "seed": seed, "device": device,
+        "precision": checked_precision(precision), "workers": workers, "skip_bad": skip_bad, "quiet": quiet or as_json,
+    }  # fmt: skip
+    if dry_run:
+        show_rehearsal(tagmask.rehearse(source, out, **arguments), out, as_json, quiet)
+        return
+    result = tagmask.run(source, out, redo=redo, **arguments)
     if result.compute.main:
         show_run(result, as_json, quiet)
 

@@ -40,5 +40,5 @@ def check_maps(maps: np.ndarray, classes: np.ndarray, truth: np.ndarray) -> None
 
 
 def number(value: float) -> float | None:
-    """A float for JSON, which has no nan."""
-    return None if np.isnan(value) else float(value)
+    """A float for JSON, which has neither nan nor infinity."""
+    return float(value) if np.isfinite(value) else None

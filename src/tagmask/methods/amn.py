@@ -90,7 +90,7 @@ class Amn(Method):
 
     def make_maps(self, network: LabelConditioned, work: Work, seeds: SeedFolder) -> None:
         """Write the maps of every image of the stage that has none yet."""
-        groups = work.missing(batches(work.images.samples, self.map_batch), work.maps_file)
+        groups = work.missing(batches(work.images.samples, self.map_batch, work.compute.batch_pixels), work.maps_file)
         network = network.to(work.compute.device).to(memory_format=torch.channels_last).eval()
         backbone = network.backbone
         with work.progress("response maps", sum(map(len, groups))) as advance, work.compute.autocast(network):

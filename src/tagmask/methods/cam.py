@@ -56,6 +56,9 @@ class Cam(Method):
     scales: tuple[float, ...] = Field(
         SCALES, min_length=1, description="of the response maps; each with its mirror image"
     )
+    map_stride: Literal[8, 16, 32] | None = Field(
+        None, description="output_stride when mapping, which may be finer than in training; null: the same"
+    )
     map_batch: int = Field(16, ge=1, description="images of one size that are mapped together")
 
     def run(self, work: Work) -> None:
@@ -63,7 +66,7 @@ class Cam(Method):
             self.train(work)
         work.compute.barrier()
         finish_training(work.folder)
-        classifier = Classifier.load(work.folder)
+        classifier = Classifier.load(work.folder, output_stride=self.map_stride)
         make_maps(classifier, work, scales=self.scales, batch_size=self.map_batch)
 
     def train(self, work: Work) -> None:
@@ -106,7 +109,7 @@ def make_maps(
 ) -> None:
     """Write the response maps of every image of the stage that has none yet, made by `maps_of` (`response_maps`)."""
     maps_of = maps_of or response_maps
-    groups = work.missing(batches(work.images.samples, batch_size), work.maps_file)
+    groups = work.missing(batches(work.images.samples, batch_size, work.compute.batch_pixels), work.maps_file)
     classifier = classifier.to(work.compute.device).to(memory_format=torch.channels_last).eval()
     backbone = classifier.backbone
     with work.progress("response maps", sum(map(len, groups))) as advance, work.compute.autocast(classifier):

@@ -6,19 +6,22 @@ WACV 2022: look at parts of the image, and look again with what was found painte
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, TypeVar
+from importlib import resources
+from typing import Annotated, ClassVar, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
+from tagmask.errors import RecipeError
 from tagmask.maps import STRIDE, ResponseMaps, grid_size
 from tagmask.methods.cam import EPSILON, SCALES, Activations, make_maps
 from tagmask.models.backbone import scaled
@@ -35,12 +38,39 @@ J = TypeVar("J")
 R = TypeVar("R")
 
 
+def activations_of(name: str) -> Callable[[Classifier], Activations]:
+    """The function `activations` of a method: of `tagmask.methods.<name>`, or of a module of your own.
+
+    Raises RecipeError if there is no such module, or no such function in it.
+    """
+    shipped = resources.files(__package__) / f"{name}.py"
+    try:
+        module = importlib.import_module(f"{__package__}.{name}" if shipped.is_file() else name)
+    except Exception as error:  # whatever a module of the user's own may raise
+        raise RecipeError(
+            f"of: {name!r} cannot be imported ({type(error).__name__}: {error}); name a method, such as layercam, "
+            "or a module on PYTHONPATH."
+        ) from error
+    if not hasattr(module, "activations"):
+        raise RecipeError(f"of: {name!r} defines no activations(classifier); leave `of` out for the classifier's own.")
+    return module.activations
+
+
+def _check_of(name: str | None) -> str | None:
+    if name is not None:
+        activations_of(name)
+    return name
+
+
 class Conditional(Method):
     """Make response maps of a classifier's image by quadrants, again and again without what was found."""
 
     needs: ClassVar[tuple[Kind, ...]] = ("classifier",)
     makes: ClassVar[tuple[Kind, ...]] = ("maps",)
 
+    of: Annotated[str | None, AfterValidator(_check_of)] = Field(
+        None, description="a method that defines activations(classifier), such as layercam; null: the classifier's own"
+    )
     scales: tuple[float, ...] = Field(SCALES, min_length=1, description="of each piece; each with its mirror image")
     split: bool = Field(True, description="cut images of one or two tags into quadrants")
     iterations: int = Field(5, ge=1, description="looks at a piece, at most")
@@ -51,9 +81,15 @@ class Conditional(Method):
 
     def run(self, work: Work) -> None:
         settings = self.model_dump(include={"split", "iterations", "found", "growth", "enlarge"})
-        maps_of = partial(conditional_maps, **settings, together=self.map_batch)
         classifier = Classifier.load(work.inputs["classifier"])
-        make_maps(classifier, work, scales=self.scales, batch_size=self.map_batch, maps_of=maps_of)
+        look = activations_of(self.of)(classifier) if self.of else classifier.activations
+        make_maps(
+            classifier,
+            work,
+            scales=self.scales,
+            batch_size=self.map_batch,
+            maps_of=lambda _, *batch: conditional_maps(look, *batch, **settings, together=self.map_batch),
+        )
 
 
 @torch.inference_mode()

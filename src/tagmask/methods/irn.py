@@ -110,7 +110,7 @@ class Irn(Method):
 
     def write_masks(self, network: BoundaryNetwork, work: Work) -> None:
         """Write the label map (and the instances) of every image of the stage that has none yet."""
-        groups = work.missing(batches(work.images.samples, self.map_batch), work.mask_file)
+        groups = work.missing(batches(work.images.samples, self.map_batch, work.compute.batch_pixels), work.mask_file)
         network = network.to(work.compute.device).to(memory_format=torch.channels_last).eval()
         threads = 1 if work.compute.workers > 1 else None
         if groups:  # compiles, before several processes do so at once
@@ -232,7 +232,8 @@ def mean_displacement(network: BoundaryNetwork, work: Work, batch_size: int) -> 
     some = samples[:: -(-len(samples) // MEAN_IMAGES)]
     network = network.to(memory_format=torch.channels_last).eval()
     network.mean_displacement.zero_()
-    means = [move.mean((1, 2)) for _, _, move in predictions(network, work, batches(some, batch_size))]
+    groups = batches(some, batch_size, work.compute.batch_pixels)
+    means = [move.mean((1, 2)) for _, _, move in predictions(network, work, groups)]
     return torch.from_numpy(np.mean(means, 0)).to(network.mean_displacement)
 
 

@@ -1,9 +1,12 @@
-"""The segmentation network, trained on pseudo-masks as if they were true (methods, section 8)."""
+"""The segmentation network, trained on pseudo-masks as if they were true (methods, section 8).
+
+The ground for a method that trains it with another loss: it overrides `Segment.layers` and `Segment.training`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -16,7 +19,7 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from tagmask.artifacts import UNSURE, read_label_map, read_weights, write_label_map
-from tagmask.data.loading import TrainingSet, whole_images
+from tagmask.data.loading import Layers, TrainingSet, whole_images
 from tagmask.data.samples import Sample
 from tagmask.data.transforms import RandomScale, normalised, training_transform
 from tagmask.errors import RecipeError
@@ -75,11 +78,10 @@ class Segment(Method):
         torch.manual_seed(work.seed)
         network = self.untrained(work)
         transform = training_transform(RandomScale(*self.scale), self.crop, network.mean, network.std)
-        masks = work.inputs["masks"]
-        data = TrainingSet(work.images, transform, work.seed, _PseudoMasks(masks))
+        data = TrainingSet(work.images, transform, work.seed, self.layers(work))
         new = network.new_parameters()
         groups = [(network.timm_network().parameters(), self.lr), (new, self.lr * self.head_factor)]
-        module = SegmentTraining(
+        module = self.training(
             network, groups, optimizer=self.optimizer, momentum=self.momentum, weight_decay=self.weight_decay
         )
         network.frozen_statistics = self.frozen_norms
@@ -97,6 +99,14 @@ class Segment(Method):
         if work.compute.main:
             test = {"scales": self.test_scales, "crf": self.crf and self.crf.model_dump()}
             network.save(work.folder, test=test)
+
+    def layers(self, work: Work) -> Layers:
+        """What goes into the loss besides the images; `labels` [H, W] uint8 among it."""
+        return PseudoMasks(work.inputs["masks"])
+
+    def training(self, *arguments: Any, **settings: Any) -> SegmentTraining:
+        """The loss, with the network; the arguments are `Training`'s."""
+        return SegmentTraining(*arguments, **settings)
 
     def untrained(self, work: Work) -> Segmenter:
         """The network to begin with, its encoder from the weights that the settings name."""
@@ -118,15 +128,29 @@ class SegmentTraining(Training):
     network: Segmenter
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        labels = batch["labels"].long()
-        logits = F.interpolate(self.network(batch["image"]).float(), labels.shape[1:], mode="bilinear")
-        # Over the processes' common batch, whose gradients are averaged; unsure pixels alone give 0, not NaN.
-        known = self.all_mean((labels != UNSURE).sum()).clamp(min=1)
-        return {"loss": F.cross_entropy(logits, labels, ignore_index=UNSURE, reduction="sum") / known}
+        return {"loss": pixel_loss(self.logits(batch), batch["labels"], self.all_mean)}
+
+    def logits(self, batch: dict[str, Tensor]) -> Tensor:
+        """[B, K + 1, H, W] float32, at the labels' size."""
+        return F.interpolate(self.network(batch["image"]).float(), batch["labels"].shape[1:], mode="bilinear")
+
+
+def pixel_loss(logits: Tensor, labels: Tensor, over_processes: Callable[[Tensor], Tensor] = Tensor.float) -> Tensor:
+    """Cross-entropy, averaged over the known pixels; 0 where all are unsure.
+
+    Args:
+        logits: [B, K + 1, H, W].
+        labels: [B, H, W] uint8: 0 background, 1..K classes, 255 unsure.
+        over_processes: gives a count's mean over the processes, whose gradients are averaged (`Training.all_mean`).
+    """
+    known = over_processes((labels != UNSURE).sum()).clamp(min=1)
+    return F.cross_entropy(logits, labels.long(), ignore_index=UNSURE, reduction="sum") / known
 
 
 @dataclass(frozen=True)
-class _PseudoMasks:
+class PseudoMasks:
+    """`masks/<id>.png` of a stage as the layer "labels" of the training (`Layers`)."""
+
     folder: Path
 
     def __call__(self, sample: Sample) -> Mapping[str, np.ndarray]:
@@ -175,7 +199,7 @@ def write_masks(
     network: Segmenter, work: Work, *, scales: Sequence[float], crf: CrfSettings | None, batch_size: int
 ) -> None:
     """Write the network's label map of every image of the stage that has none yet."""
-    groups = work.missing(batches(work.images.samples, batch_size), work.mask_file)
+    groups = work.missing(batches(work.images.samples, batch_size, work.compute.batch_pixels), work.mask_file)
     network = network.to(work.compute.device).to(memory_format=torch.channels_last).eval()
 
     def jobs() -> Iterator[Any]:

@@ -59,7 +59,7 @@ class Backbone(FrozenStatistics):
         if output_stride not in STRIDES:
             raise RecipeError(f"output_stride {output_stride} cannot be had: give one of {STRIDES}.")
         self.config = {"name": name, "output_stride": output_stride, "options": options or {}}
-        net: Any = _create(name, weights == "pretrained", output_stride, options or {})
+        net: Any = create_network(name, weights == "pretrained", output_stride, options or {})
         self.net, self.channels = net, int(net.num_features)
         data = resolve_model_data_config(self.net)
         self.mean: tuple[float, ...] = tuple(data["mean"])
@@ -129,10 +129,14 @@ def check_backbone(name: str) -> str:
     return name
 
 
-def _create(name: str, pretrained: bool, output_stride: int, options: dict[str, Any]) -> nn.Module:
+def create_network(
+    name: str, pretrained: bool, output_stride: int, options: dict[str, Any], *, head: bool = False
+) -> nn.Module:
+    """A timm network, with or without its pooling and last layer. Raises RecipeError as `Backbone`."""
     check_backbone(name)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line for each time that it tries again
-    arguments: dict[str, Any] = {"pretrained": pretrained, "num_classes": 0, "global_pool": "", **options}
+    none = {} if head else {"num_classes": 0, "global_pool": ""}
+    arguments: dict[str, Any] = {"pretrained": pretrained, **none, **options}
     # Not every network can be dilated, or take images of any size: ask for what it has.
     for extra in ({"output_stride": output_stride}, {"dynamic_img_size": True}, {}):
         try:

@@ -60,12 +60,13 @@ class Classifier(nn.Module):
         write_weights(folder / FILE, self.state_dict(), config)
 
     @classmethod
-    def load(cls, folder: Path) -> Classifier:
-        """Load what `save` wrote. Raises RunError if it is not there."""
+    def load(cls, folder: Path, output_stride: int | None = None) -> Classifier:
+        """Load what `save` wrote, its features at another stride if asked. Raises RunError if it is not there."""
         weights, config = read_weights(folder / FILE)
         if config.get("kind") != "classifier":
             raise RunError(f"{folder} does not hold a classifier but a {config.get('kind')}.")
-        network = cls(Backbone(**config["backbone"]), tuple(config["classes"]))
+        stride = {} if output_stride is None else {"output_stride": output_stride}
+        network = cls(Backbone(**{**config["backbone"], **stride}), tuple(config["classes"]))
         if "_map_weight" in weights:
             network.map_weight = weights["_map_weight"]
         network.load_state_dict(weights)

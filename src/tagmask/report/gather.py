@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -50,13 +51,31 @@ def gather(
         tags_per_class={name: tags[id_] for id_, name in enumerate(images.classes, 1)},
         stages=_stages(recipe, folder),
         histories={name: history for name in recipe.stages if (history := read_history(folder / name))},
-        curves=evaluation.curves,
+        maps=evaluation.maps,
         chosen=evaluation.chosen,
         scores=evaluation.scores,
         examples=examples,
         worst=_worst(recipe, folder, images, threshold),
         notes=_notes(recipe, folder, images, held_out),
         places=_places(recipe, folder),
+    )
+
+
+def gather_maps(recipe: Recipe, folder: Path, evaluation: Evaluation) -> Report:
+    """The report of a run's response maps alone, at every threshold."""
+    notes = [f"Seed {recipe.seed}. The threshold used is Otsu's on each stage's own maps."]
+    nothing: dict[str, Any] = {"counts": {}, "tags_per_class": {}, "histories": {}, "scores": {}, "chosen": {}}
+    return Report(
+        title=f"{folder.resolve().name}: thresholds",
+        description=recipe.description,
+        recipe="",
+        classes=evaluation.classes,
+        stages=(),
+        maps=evaluation.maps,
+        examples=(),
+        worst=(),
+        notes=notes,
+        **nothing,
     )
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tagmask.artifacts import write_text
-from tagmask.measure import SegmentationReport, ThresholdReport
+from tagmask.evaluate import MapScores
+from tagmask.measure import SegmentationReport
 from tagmask.report import sections
 from tagmask.report.pictures import thumbnail
 
@@ -57,7 +58,7 @@ class Report:
         tags_per_class: class → images that have it.
         stages: in the order in which they ran.
         histories: stage → an entry an epoch, as `training.fit` writes them.
-        curves: what was measured → mIoU of its maps against the threshold.
+        maps: what was measured → the figures of its response maps.
         chosen: of these, the threshold that the run used.
         scores: what was measured → its figures; the last one is what the run is judged by.
         examples: pictures of some images.
@@ -74,7 +75,7 @@ class Report:
     tags_per_class: Mapping[str, int]
     stages: Sequence[StageSummary]
     histories: Mapping[str, Sequence[Mapping[str, Any]]]
-    curves: Mapping[str, ThresholdReport]
+    maps: Mapping[str, MapScores]
     chosen: Mapping[str, float]
     scores: Mapping[str, SegmentationReport]
     examples: Sequence[Example]
@@ -126,5 +127,7 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=sections.percent, count=sections.count, duration=sections.duration)
+    environment.filters.update(
+        percent=sections.percent, plain=sections.plain, count=sections.count, duration=sections.duration
+    )
     return environment.get_template("template.html.j2")

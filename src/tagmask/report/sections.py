@@ -33,6 +33,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}" if math.isfinite(share) else "–"
 
 
+def plain(value: float) -> str:
+    """2.345 → "2.35"; nan → "–"."""
+    return f"{value:.2f}" if not math.isnan(value) else "–"
+
+
 def count(value: int | str) -> str:
     """12345 → "12,345"; text as it is."""
     return f"{value:,}" if isinstance(value, int) else str(value)
@@ -67,6 +72,13 @@ def summary(report: Report) -> list[str]:
         f"tagmask was given {images} and, for each, only {given}. From these it made masks: "
         f"every pixel is marked as {made}, or as background."
     ]
+    if not report.scores and report.maps:
+        row = max(map_results(report), key=lambda row: row.best_miou)
+        told.append(
+            f"Compared with true masks, the response maps of {row.name} are the best: cut at {row.best_threshold:.2f} "
+            f"they reach {percent(row.best_miou)} % mIoU (the overlap of mask and truth, averaged over the classes)."
+        )
+        return told
     if not report.scores:
         return [*told, "No true masks were given, so how good these are is not known: look at the pictures below."]
     name, final = list(report.scores.items())[-1]
@@ -111,7 +123,7 @@ def results(report: Report) -> list[ResultRow]:
 
 
 class MapRow(NamedTuple):
-    """Response maps cut at a threshold; `chosen` and `miou` are nan where the run used none."""
+    """Figures of response maps; `chosen` is the threshold that the run used, else the automatic one."""
 
     name: str
     chosen: float
@@ -119,16 +131,22 @@ class MapRow(NamedTuple):
     best_threshold: float
     best_miou: float
     interval: tuple[float, float]
+    oracle_miou: float
+    imbalance: float
+    gap: float
 
 
 def map_results(report: Report) -> list[MapRow]:
-    """mIoU of all response maps that were measured, at the threshold used (the nearest measured) and at the best."""
+    """Figures of all response maps that were measured; of thresholds between the measured ones, at the nearest."""
     rows = []
-    for name, curve in report.curves.items():
-        chosen, miou = report.chosen.get(name, math.nan), math.nan
+    for name, (curve, auto, activation) in report.maps.items():
+        chosen, miou = report.chosen.get(name, auto), math.nan
         if math.isfinite(chosen):
             miou = float(curve.miou[np.abs(curve.thresholds - chosen).argmin()])
-        rows.append(MapRow(name, chosen, miou, curve.best_threshold, curve.best_miou, curve.interval))
+        rows.append(
+            MapRow(name, chosen, miou, curve.best_threshold, curve.best_miou, curve.interval, curve.oracle_miou,
+                   activation.imbalance, activation.gap)
+        )  # fmt: skip
     return rows
 
 
@@ -143,7 +161,7 @@ def threshold_chart(report: Report) -> Markup:
             (("chosen", row.chosen, 100 * row.miou), ("best", row.best_threshold, 100 * row.best_miou)),
             row.interval,
         )
-        for row, curve in zip(rows, report.curves.values(), strict=True)
+        for row, (curve, _, _) in zip(rows, report.maps.values(), strict=True)
     ]
     label = "; ".join(f"{row.name}: best {percent(row.best_miou)} % at {row.best_threshold:.2f}" for row in rows)
     x, y = Axis("threshold", "{:.2f}".format), Axis("mIoU, %", "{:.4g}".format)

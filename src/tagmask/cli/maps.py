@@ -1,0 +1,120 @@
+"""Commands about response maps: maps, thresholds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tagmask.cli.options import (
+    DATA,
+    Classes,
+    ClassList,
+    Device,
+    Format,
+    Json,
+    Masks,
+    PrecisionOption,
+    Quiet,
+    RunFolder,
+    SkipBad,
+    Split,
+    Tags,
+    Workers,
+    checked_precision,
+    data_source,
+    print_json,
+)
+
+
+def maps(
+    run_or_images: Annotated[str, typer.Argument(help="A run folder; with --classifier, a folder of images.")],
+    method: Annotated[
+        str | None, typer.Option(help="conditional, layercam, recam, amn, or another that makes maps.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")
+    ] = None,
+    classifier: Annotated[
+        str | None, typer.Option(help="Instead of a run: a timm classifier as it is, e.g. resnet50.")
+    ] = None,
+    with_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with", metavar="KEY=VALUE", help="A setting of --classifier, e.g. weights=FILE; may be repeated."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="With --classifier: the run folder to make.")] = None,
+    tags: Tags = None,
+    format: Format = "auto",
+    split: Split = None,
+    masks: Masks = None,
+    class_list: ClassList = None,
+    classes: Classes = None,
+    skip_bad: SkipBad = False,
+    redo: Annotated[bool, typer.Option("--redo", help="Make them anew, if made with other settings.")] = False,
+    device: Device = "auto",
+    precision: PrecisionOption = "auto",
+    workers: Workers = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make other response maps of a finished run, or maps of a ready classifier: no training."""
+    import tagmask
+    from tagmask.recipe import ready_classifier
+    from tagmask.tables import maps_json, print_maps
+
+    place = {"device": device, "precision": checked_precision(precision), "workers": workers}
+    if classifier is None:
+        if method is None:
+            raise typer.BadParameter("say which: --method conditional, or --classifier NAME")
+        result = tagmask.load(run_or_images, **place)
+    else:
+        if out is None:
+            raise typer.BadParameter("--classifier needs --out, the run folder to make")
+        source = data_source(run_or_images, format, split, tags, None, masks, None, class_list, classes)
+        recipe = ready_classifier(classifier, with_ or ())
+        result = tagmask.run(source, out, recipe=recipe, skip_bad=skip_bad, redo=redo, quiet=quiet or as_json, **place)
+    if method is not None:
+        result = result.add(method, set_ or (), redo=redo, quiet=quiet or as_json)
+    if result.compute.main:
+        if as_json:
+            print_json(maps_json(result))
+        elif not quiet:
+            print_maps(result)
+
+
+def thresholds(
+    run_folder: RunFolder,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="The training images with their truth, where the run's own data has none.", rich_help_panel=DATA
+        ),
+    ] = None,
+    tags: Tags = None,
+    format: Format = "auto",
+    split: Split = None,
+    masks: Masks = None,
+    class_list: ClassList = None,
+    classes: Classes = None,
+    out: Annotated[Path | None, typer.Option(help="The page.", show_default="thresholds.html in the run")] = None,
+    workers: Workers = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare a run's response maps at every threshold: figures, and their curves on one page."""
+    import tagmask
+    from tagmask.api import THRESHOLDS
+    from tagmask.tables import print_curves
+
+    opened = tagmask.load(run_folder, device="cpu", workers=workers)
+    source = data_source(data, format, split, tags, None, masks, None, class_list, classes) if data else None
+    found = opened.thresholds(source, out=out, quiet=quiet or as_json)
+    if opened.compute.main:
+        if as_json:
+            print_json({"maps": found.to_json()["maps"]})
+        elif not quiet:
+            print_curves(found.to_json())
+            print(f"curves  {out or run_folder / THRESHOLDS}")

@@ -1,0 +1,110 @@
+"""A ready classifier as it is: response maps of the classes that it already knows, nothing trained.
+
+For single-label networks such as ImageNet's, whose logits are a linear layer of the mean of the features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import AfterValidator, Field
+from timm.data import ImageNetInfo
+from torch import Tensor
+
+from tagmask.data.samples import did_you_mean
+from tagmask.errors import RecipeError
+from tagmask.methods.cam import SCALES, make_maps
+from tagmask.models.backbone import Backbone, check_backbone, create_network, load_weights
+from tagmask.models.classifier import FILE, Classifier
+from tagmask.stage import Kind, Method, Work
+
+
+class Pretrained(Method):
+    """Make response maps with a timm network's own classes, found by their names or given by their numbers."""
+
+    makes: ClassVar[tuple[Kind, ...]] = ("classifier", "maps")
+
+    backbone: Annotated[str, AfterValidator(check_backbone)] = Field("resnet50", description="any timm classifier")
+    weights: str = Field("pretrained", description="pretrained (timm's hub), or a local file")
+    options: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
+    output_stride: int = 16
+    num_outputs: int | None = Field(None, ge=1, description="of the network; null: timm's number for it")
+    outputs: dict[str, list[int]] = Field(
+        {}, description="class → numbers (from 0) of the outputs that mean it; others: by the names of ImageNet's"
+    )
+    scales: tuple[float, ...] = Field(SCALES, min_length=1, description="of the maps; each with its mirror image")
+    map_batch: int = Field(16, ge=1, description="images of one size that are mapped together")
+
+    def run(self, work: Work) -> None:
+        if work.compute.main and not (work.folder / FILE).exists():
+            self.classifier(work.images.classes).save(work.folder, weights=self.weights)
+        work.compute.barrier()
+        make_maps(Classifier.load(work.folder), work, scales=self.scales, batch_size=self.map_batch)
+
+    def classifier(self, classes: tuple[str, ...]) -> Classifier:
+        """The network, with a row of weights for each class.
+
+        A class of several outputs has the mean of their rows. What all rows have in common is taken off: it changes
+        no probability of a softmax, but it would change which activations are above 0.
+
+        Raises:
+            RecipeError: a class is not among the network's, or its head is more than a linear layer.
+        """
+        options = self.options | ({"num_classes": self.num_outputs} if self.num_outputs else {})
+        net: Any = create_network(self.backbone, self.weights == "pretrained", self.output_stride, options, head=True)
+        if self.weights != "pretrained":
+            load_weights(net, Path(self.weights))
+        rows = linear_head(net.eval(), self.backbone)
+        found = outputs_of(classes, len(rows), self.outputs)
+        backbone = Backbone(self.backbone, "none", self.output_stride, self.options)
+        own = backbone.net.state_dict()
+        backbone.net.load_state_dict({name: value for name, value in net.state_dict().items() if name in own})
+        classifier = Classifier(backbone, classes)
+        with torch.no_grad():
+            centred = rows - rows.mean(0)
+            classifier.weight.copy_(torch.stack([centred[numbers].mean(0) for numbers in found]))
+        return classifier
+
+
+@torch.inference_mode()
+def linear_head(net: Any, name: str) -> Tensor:
+    """The weights [N, D] of a timm network's last layer. Raises RecipeError if its logits are not W · GAP(f) + b."""
+    features = net.forward_features(torch.randn(2, 3, 64, 64))
+    last = net.get_classifier()
+    weight = getattr(last, "weight", None)
+    if features.ndim == 4 and weight is not None and weight.flatten(1).shape[1] == features.shape[1]:
+        logits = features.mean((2, 3)) @ weight.flatten(1).T + (0 if last.bias is None else last.bias)
+        if torch.allclose(logits, net.forward_head(features), rtol=1e-3, atol=1e-4):
+            return weight.detach().flatten(1).clone()
+    raise RecipeError(
+        f"the logits of {name!r} are not a linear layer of its mean features, so it has no class activation maps: "
+        "choose another, e.g. resnet50, or train one with the cam method."
+    )
+
+
+def outputs_of(classes: tuple[str, ...], n_outputs: int, given: Mapping[str, list[int]]) -> list[list[int]]:
+    """For each class the numbers of the outputs that mean it: those given, or else the ImageNet class of this name.
+
+    Raises:
+        RecipeError: a number that the network has not, or a class that is no name of ImageNet's.
+    """
+    names: dict[str, list[int]] = {}
+    info = ImageNetInfo()
+    if n_outputs == info.num_classes():
+        for number in range(n_outputs):
+            for name in info.index_to_description(number).split(","):
+                names.setdefault(name.strip().lower(), []).append(number)
+    names |= {name.lower(): numbers for name, numbers in given.items()}
+    for name in classes:
+        numbers = names.get(name.lower())
+        if not numbers:
+            raise RecipeError(
+                f"class {name!r} is not one that the network knows by this name{did_you_mean(name, names)}; "
+                f"say which outputs mean it, e.g. pretrained.outputs={{{name}: [7, 8]}}."
+            )
+        if not 0 <= min(numbers) <= max(numbers) < n_outputs:
+            raise RecipeError(f"outputs of {name!r} are {numbers}, but the network has 0 to {n_outputs - 1}.")
+    return [names[name.lower()] for name in classes]
