@@ -27,6 +27,31 @@ def test_every_shipped_recipe_loads_and_comes_back(name: str, tmp_path: Path) ->
     assert "#" in recipe_text(name)  # with its comments
 
 
+@pytest.mark.parametrize("name", [name for name in recipe_names() if "/" in name])
+def test_the_papers_settings(name: str) -> None:
+    """What the papers state: seeds, walk, steps, crops, batches, and the figures to compare with."""
+    place, method = name.split("/")
+    stages = {stage: settings.model_dump() for stage, settings in load_recipe(name).stages.items()}
+    assert list(stages) == ["cam", *{"cam": [], "infercam": ["conditional"]}.get(method, [method]), "irn", "segment"]
+    fg, bg = {"recam": (0.35, 0.10), "amn": (0.45, 0.15)}.get(method, (0.30, 0.05))
+    assert (stages["irn"]["seeds"]["fg"], stages["irn"]["seeds"]["bg"]) == (fg, bg)
+    assert stages["irn"]["walk"]["power"] == (1.3 if method == "amn" else 1)
+    assert (stages["irn"]["epochs"], stages["irn"]["batch_size"], stages["irn"]["pair_radius"]) == (3, 32, 10)
+    assert stages["segment"]["crop"] == {"voc": 321, "coco": 481}[place]
+    assert stages["segment"]["steps"] == {"voc": 20_000, "coco": 100_000}[place]
+    if method == "recam":
+        batch, weight = {"voc": (16, 1.0), "coco": (6, 0.1)}[place]
+        assert (stages["recam"]["batch_size"], stages["recam"]["sce_weight"]) == (batch, weight)
+    if method == "amn":
+        assert (stages["amn"]["seeds"]["fg"], stages["amn"]["seeds"]["bg"]) == (0.30, 0.05)
+    network = {
+        "voc/cam": "63.5", "voc/recam": "68.5", "voc/amn": "69.5", "voc/infercam": "70.8",
+        "coco/cam": "42.0", "coco/recam": "42.9 to 45.0", "coco/amn": "44.7",
+    }[name]  # fmt: skip
+    assert f"{network} (val)" in recipe_text(name).replace("\n# ", " ")
+    assert f"--recipe {name} " in recipe_text(name)
+
+
 def test_every_method_can_be_found() -> None:
     for name in method_names():
         assert find_method(name).__module__ == f"tagmask.methods.{name}"

@@ -87,8 +87,8 @@ def stage_keys(recipe: Recipe, images: TaggedImages) -> dict[str, dict[str, Any]
 
 
 def fingerprint(images: TaggedImages) -> str:
-    """A hash of what the stages read of a data set: classes, ids, tags, sizes."""
-    return digest([images.classes, [(s.id, s.tags, s.size) for s in images.samples]])
+    """A hash of what the stages read of a data set: classes, ids, tags, sizes, and which have saliency."""
+    return digest([images.classes, [(s.id, s.tags, s.size, s.saliency is not None) for s in images.samples]])
 
 
 def finish(stage: Path, compute: Compute, seconds: float, n_images: int) -> None:
@@ -179,10 +179,12 @@ def write_run_record(
 
     Raises, and leaves the folder as it was:
         RunError: it holds something that is not a run, or stages made from something else and `redo` was not said.
-        DataError: there are no tags to learn from.
+        DataError: there are no tags to learn from, or the images lack something else that a stage needs.
     """
     check_run_folder(folder)
     _check_tags(images)
+    for method in recipe.stages.values():
+        method.check(images)
     for name, key in stage_keys(recipe, images).items():
         _record(folder / name, key, redo)
     write_json(folder / RUN, {"tagmask": tagmask.__version__, "sources": sources})

@@ -92,6 +92,9 @@ class Method(BaseModel):
     needs: ClassVar[tuple[Kind, ...]] = ()
     makes: ClassVar[tuple[Kind, ...]] = ()
 
+    def check(self, images: TaggedImages) -> None:
+        """Raise a DataError if the images lack what the method needs; called before the run begins."""
+
     @abstractmethod
     def run(self, work: Work) -> None: ...
 

@@ -21,13 +21,15 @@ from tagmask.compute import Compute
 from tagmask.data.loading import TrainingSet
 from tagmask.data.samples import TaggedImages
 from tagmask.data.transforms import RandomScale, training_transform
-from tagmask.errors import DataError, RunError
+from tagmask.errors import DataError
 from tagmask.maps import ResponseMaps, grid_size
 from tagmask.methods.activation_aware import ActivationAware, activation_aware_loss, saliency_target, target_file
 from tagmask.methods.segment import Segment, pixel_loss
+from tagmask.pipeline import write_run_record
+from tagmask.recipe import Recipe
 from tagmask.stage import Work, mask_file
 from tagmask.training import read_history
-from tests.methods.contract import MakeWork, MethodContract
+from tests.methods.contract import TOY_CAM, MakeWork, MethodContract
 from tests.methods.test_segment import TOY
 
 U = 255
@@ -103,10 +105,12 @@ def test_saliency_goes_through_the_augmentation_as_the_labels_do(work: Work) -> 
         assert torch.equal(item["saliency"], torch.where(padded, U, (item["labels"] > 0).to(torch.uint8)))
 
 
-def test_no_saliency_at_all_is_one_sentence(work: Work) -> None:
+def test_no_saliency_at_all_is_one_sentence_before_the_run_begins(work: Work, tmp_path: Path) -> None:
     none = replace(work.images, samples=tuple(replace(s, saliency=None) for s in work.images.samples))
-    with pytest.raises(RunError) as error:
-        ActivationAware(**TOY).run(replace(work, images=none))
+    recipe = Recipe.model_validate({"stages": {"cam": TOY_CAM, "crf": {}, "activation_aware": TOY}})
+    with pytest.raises(DataError) as error:
+        write_run_record(tmp_path, recipe, none, {})
+    assert not any(tmp_path.iterdir())
     assert str(error.value) == (
         "no image of toy has saliency, which the activation-aware loss needs: "
         "give --saliency FOLDER, or make it with `tagmask saliency DATA --out FOLDER`."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -10,16 +11,51 @@ import torch
 from benchmarks.conditional import on_grid, plain_loop
 from torch import Tensor
 
+from tagmask.errors import RecipeError
+from tagmask.maps import ResponseMaps
 from tagmask.methods.conditional import Conditional, Piece, conditional_maps, quadrants
 from tagmask.models.backbone import Backbone
 from tagmask.models.classifier import Classifier
-from tests.methods.contract import MethodContract
+from tagmask.recipe import load_recipe
+from tests.methods.contract import MakeWork, MethodContract
 
 
 class TestConditional(MethodContract):
     method = Conditional
     settings: ClassVar = {"scales": [1.0, 0.5], "map_batch": 2}
     trains = False
+
+
+class TestConditionalOnLayerCam(MethodContract):
+    method = Conditional
+    settings: ClassVar = {"scales": [1.0], "map_batch": 2, "of": "layercam"}
+    trains = False
+
+
+@pytest.mark.parametrize(
+    ("of", "sentence"),
+    [
+        ("recam", r"of: 'recam' defines no activations\(classifier\); leave `of` out"),
+        ("no.such", r"of: 'no.such' cannot be imported .*; name a method, such as layercam, or a module on PYTHONPATH"),
+        ("", "of: '' cannot be imported"),
+        (".layercam", "of: '.layercam' cannot be imported"),
+    ],
+)
+def test_activations_that_do_not_exist_are_one_sentence(of: str, sentence: str) -> None:
+    with pytest.raises(RecipeError, match=sentence):
+        load_recipe("infercam", [f"conditional.of={of!r}"])
+
+
+def test_activations_of_one_s_own(
+    make_work: MakeWork, earlier: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module's `activations(classifier)` is what every look at a piece goes through."""
+    (tmp_path / "all_ones.py").write_text("def activations(net): return lambda x: 0 * net.activations(x) + 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    work = make_work(classifier=earlier["classifier"])
+    Conditional(of="all_ones", scales=(1.0,)).run(work)
+    for sample in work.images.samples:
+        np.testing.assert_allclose(ResponseMaps.load(work.maps_file(sample)).maps, 1, atol=1e-3)
 
 
 class Recorder:

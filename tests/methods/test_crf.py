@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tagmask.artifacts import read_label_map
 from tagmask.compute import Compute
 from tagmask.data.images import read_image
+from tagmask.data.samples import TaggedImages
 from tagmask.maps import ResponseMaps, grid_size
 from tagmask.methods.crf import THRESHOLD_FILE, Crf
 from tagmask.refine.dense_crf import dense_crf, unary_from_labels
@@ -122,3 +124,29 @@ def test_the_mask_has_the_image_s_own_size(make_work: MakeWork, earlier: dict[st
     Crf(threshold=0.3).run(work)
     for sample in work.images.samples:
         assert read_label_map(work.mask_file(sample)).shape == read_image(sample.image).shape[:2]
+
+
+class TestPerImage(MethodContract):
+    method = Crf
+    settings = {"threshold": "per-image", "crf": {"steps": 2}}  # noqa: RUF012
+    trains = False
+
+
+def test_saliency_chooses_where_the_threshold_is_per_image(
+    make_work: MakeWork, tmp_path: Path, toy_images: TaggedImages
+) -> None:
+    """On an even image, with a map that falls from left to right, the mask ends nearest to where the saliency ends."""
+    size, shown = (32, 64), {}
+    image = tmp_path / "even.png"
+    Image.fromarray(np.full((*size, 3), 90, np.uint8)).save(image)
+    fall = np.linspace(1, 0, 16, dtype=np.float32)[None, None].repeat(8, 1)
+    ResponseMaps(np.array([1]), fall, size).save(tmp_path / "maps.safetensors")
+    for end in (24, 40):
+        grey = np.where(np.arange(64) < end, 255, 0)[None].repeat(32, 0).astype(np.uint8)
+        saliency = tmp_path / f"{end}.png"
+        Image.fromarray(grey).save(saliency)
+        sample = replace(toy_images.samples[0], id="even", image=str(image), tags=(1,), size=size, saliency=saliency)
+        mask = tmp_path / f"mask-{end}.png"
+        Crf(threshold="per-image", crf=None).write_mask(sample, tmp_path / "maps.safetensors", mask, 0.5, 1.0)
+        shown[end] = (read_label_map(mask) > 0).sum(1).mean()
+    assert shown == pytest.approx({24: 24, 40: 40}, abs=2)

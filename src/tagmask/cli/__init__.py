@@ -13,7 +13,7 @@ from tagmask import __version__
 from tagmask.cli import data, maps, results, run
 from tagmask.errors import TagmaskError
 
-STOPPED = 130  # the status that typer makes of Ctrl-C
+STOPPED = 130  # the shell's status of a command that Ctrl-C ended
 
 app = typer.Typer(
     name="tagmask",
@@ -40,8 +40,15 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 def main() -> None:
     """Entry point: an error that the user can mend is one sentence and exit status 1."""
+    stopping = threading.Event()
+
+    def stop(signum: int, frame: object) -> None:
+        stopping.set()
+        raise KeyboardInterrupt
+
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: loading processes end, too
+        for number in (signal.SIGINT, signal.SIGTERM):  # clusters send the latter, and to the loading processes, too
+            signal.signal(number, stop)
     try:
         app()
     except TagmaskError as error:
@@ -53,10 +60,12 @@ def main() -> None:
         where = f"{error.filename}: " if error.filename else ""
         print(f"tagmask: {where}{error.strerror}; see to it, then give the same command again.", file=sys.stderr)
         sys.exit(1)
-    except SystemExit as end:
-        if end.code == STOPPED:
-            print("tagmask: stopped; the same command goes on from here.", file=sys.stderr)
-        raise
+    except (SystemExit, Exception) as end:
+        # Ctrl-C comes from typer as an exit; of a process that lost its helpers to the same signal it may be any error.
+        if not stopping.is_set():
+            raise
+        print("tagmask: stopped; the same command goes on from here.", file=sys.stderr)
+        raise SystemExit(STOPPED) from end
 
 
 def _sentence(error: TagmaskError) -> str:

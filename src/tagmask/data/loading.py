@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -87,8 +88,18 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
 def training_loader(data: TrainingSet, batch_size: int, compute: Compute) -> DataLoader[dict[str, Any]]:
     sampler = ShuffledBatches(len(data.images), batch_size, data.seed, compute)
     return DataLoader(
-        data, batch_sampler=sampler, num_workers=compute.workers, pin_memory=compute.device.type == "cuda"
+        data,
+        batch_sampler=sampler,
+        num_workers=compute.workers,
+        pin_memory=compute.device.type == "cuda",
+        worker_init_fn=_end_with_the_main_process,
     )
+
+
+def _end_with_the_main_process(worker: int) -> None:
+    """Let loading processes ignore Ctrl-C and SIGTERM, which come to the whole group: the main process ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _WholeImages(Dataset[tuple[list[Sample], Tensor]]):
@@ -107,6 +118,9 @@ class _WholeImages(Dataset[tuple[list[Sample], Tensor]]):
 def whole_images(groups: Sequence[Sequence[Sample]], compute: Compute) -> Iterator[tuple[list[Sample], Tensor]]:
     """Read groups of samples of equal size ahead: yields (samples, images [B, 3, H, W] uint8), in order."""
     loader = DataLoader(
-        _WholeImages(groups), batch_size=None, num_workers=min(compute.workers, len(groups)), pin_memory=False
+        _WholeImages(groups),
+        batch_size=None,
+        num_workers=min(compute.workers, len(groups)),
+        worker_init_fn=_end_with_the_main_process,
     )
     return iter(loader)

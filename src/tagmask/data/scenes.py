@@ -312,7 +312,7 @@ def write_scenes(
 
     JPEGImages/<id>.png (PNG: exact), SegmentationClass/<id>.png (indexed), Saliency/<id>.png (grey, half size,
     simulated: see `simulate_saliency`), ImageSets/Segmentation/{train,val}.txt; last, tags.csv (image,tags,split) and
-    classes.txt (in id order). A call that was cut off goes on where it was. `progress` gets the number of scenes done.
+    classes.txt (in id order). A call that was cut off goes on where it was. `progress` gets 1 for each scene.
     Raises DataError where the folder holds scenes of another seed or size, RunError where it cannot be written.
     """
     if n_train < 0 or n_val < 0:
@@ -328,7 +328,7 @@ def write_scenes(
         splits[split] += f"{name}\n"
         table += f"{name},{';'.join(CLASSES[tag - 1] for tag in tags)},{split}\n"
         if progress:
-            progress(index + 1)
+            progress(1)
     for split, names in splits.items():
         write_text(folder / "ImageSets" / "Segmentation" / f"{split}.txt", names)
     write_text(folder / "tags.csv", table)

@@ -22,8 +22,8 @@ from torch import Tensor
 from tagmask.artifacts import UNSURE, read_label_map, write_label_map
 from tagmask.data.loading import Layers
 from tagmask.data.saliency import read_saliency
-from tagmask.data.samples import Sample
-from tagmask.errors import RunError
+from tagmask.data.samples import Sample, TaggedImages
+from tagmask.errors import DataError
 from tagmask.maps import ResponseMaps
 from tagmask.methods.segment import PseudoMasks, Segment, SegmentTraining, pixel_loss
 from tagmask.stage import Kind, Work, maps_file
@@ -39,6 +39,13 @@ class ActivationAware(Segment):
     needs: ClassVar[tuple[Kind, ...]] = ("masks", "classifier", "maps")
 
     saliency_weight: float = Field(0.1, ge=0, description="λ of the saliency's part of the loss")
+
+    def check(self, images: TaggedImages) -> None:
+        if not any(sample.saliency for sample in images.samples):
+            raise DataError(
+                f"no image of {images.name} has saliency, which the activation-aware loss needs: "
+                "give --saliency FOLDER, or make it with `tagmask saliency DATA --out FOLDER`."
+            )
 
     def layers(self, work: Work) -> Layers:
         write_targets(work)
@@ -143,15 +150,10 @@ def write_targets(work: Work) -> None:
     """Write the `saliency_target` of every image that has none yet, in parallel.
 
     Raises:
-        RunError: no image has saliency. DataError: a saliency map cannot be read, or has not its image's shape.
+        DataError: a saliency map cannot be read, or has not its image's shape.
     """
     samples = work.images.samples
     without = sum(sample.saliency is None for sample in samples)
-    if without == len(samples):
-        raise RunError(
-            f"no image of {work.images.name} has saliency, which the activation-aware loss needs: "
-            "give --saliency FOLDER, or make it with `tagmask saliency DATA --out FOLDER`."
-        )
     if without:
         work.say(f"{without} of {len(samples)} images have no saliency: they are learnt from their masks alone")
     groups = work.missing([[sample] for sample in samples], lambda sample: target_file(work.folder, sample))
