@@ -16,16 +16,15 @@ import timm
 import torch
 
 import tagmask
-from tagmask import clock, downloads, rehearsal
 from tagmask.cli import main
-from tagmask.clock import Clock, Timing
-from tagmask.data.few import FewImages
 from tagmask.data.samples import Sample, TaggedImages
-from tagmask.downloads import weights_from_outside, without_downloads
 from tagmask.errors import DataError, RecipeError, RunError
 from tagmask.methods.cam import Cam
 from tagmask.recipe import Recipe, load_recipe
-from tagmask.rehearsal import Rehearsal
+from tagmask.rehearsal import Rehearsal, clock, downloads, dry_run
+from tagmask.rehearsal.clock import Clock, Timing
+from tagmask.rehearsal.downloads import weights_from_outside, without_downloads
+from tagmask.rehearsal.few import FewImages
 from tagmask.training import read_history
 from tests.runs import SETTINGS, toy_run, write_toy
 
@@ -50,8 +49,8 @@ def rehearsed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Rehearsal
     temporary, folder = tmp_path_factory.mktemp("temporary"), tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(temporary))
-        patch.setitem(rehearsal.STEPS, "cpu", 1)
-        patch.setitem(rehearsal.PIXELS, "cpu", HALF)
+        patch.setitem(dry_run.STEPS, "cpu", 1)
+        patch.setitem(dry_run.PIXELS, "cpu", HALF)
         found = tagmask.rehearse(
             source(data), folder / "a" / "run", held_out=source(data), recipe="scratch", settings=CHANGES, device="cpu",
             workers=0, quiet=True,
@@ -109,13 +108,13 @@ def test_json(rehearsed: Rehearsal) -> None:
 def test_a_disk_that_is_full(rehearsed: Rehearsal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(path) or SimpleNamespace(free=10_000_000))
-    full = replace(rehearsed, disk_free=rehearsal._free(tmp_path / "not" / "yet"))
+    full = replace(rehearsed, disk_free=dry_run._free(tmp_path / "not" / "yet"))
     assert asked == [tmp_path]
     with pytest.raises(RunError, match=r"run would take 0\.\d GB, and 10 MB are free there: free some, or choose"):
         full.check(Path("run"))
     rehearsed.check(Path("run"))
     (tmp_path / "maps").write_bytes(bytes(1000))  # of a run that is to go on
-    assert rehearsal._free(tmp_path) == 10_001_000
+    assert dry_run._free(tmp_path) == 10_001_000
 
 
 @pytest.mark.parametrize(
@@ -270,7 +269,7 @@ def test_the_command(
             code = int(end.code or 0)
         return code, *capsys.readouterr()
 
-    monkeypatch.setattr(rehearsal, "rehearse", rehearse)
+    monkeypatch.setattr("tagmask.rehearsal.rehearse", rehearse)
     code, out, _ = command("--dry-run", "--recipe", "scratch", "--set", "cam.epochs=1", "--workers", "2")
     assert code == 0
     assert asked[0][0] == tmp_path / "run"

@@ -14,7 +14,7 @@ from tagmask.api import EVALUATION, Run
 from tagmask.artifacts import read_json
 from tagmask.data.check import CheckReport
 from tagmask.measure import SegmentationReport
-from tagmask.rehearsal import Rehearsal, gigabytes
+from tagmask.rehearsal.dry_run import Rehearsal, gigabytes
 
 MAX_ROWS = 40
 

@@ -150,5 +150,7 @@ def test_a_combination_in_a_wrong_order_is_refused() -> None:
 
 def test_a_method_without_toy_settings_says_what_to_add(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(TOY, "layercam")
-    with pytest.raises(pytest.fail.Exception, match="method 'layercam' .* add toy settings for it to TOY in test_comb"):
+    with pytest.raises(
+        pytest.fail.Exception, match=r"method 'layercam' .* add toy settings for it to TOY in test_comb"
+    ):
         recipe(("layercam", "crf"))

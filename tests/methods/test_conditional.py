@@ -28,7 +28,7 @@ class TestConditional(MethodContract):
 
 class TestConditionalOnLayerCam(MethodContract):
     method = Conditional
-    settings: ClassVar = {"scales": [1.0], "map_batch": 2, "of": "layercam"}
+    settings: ClassVar = {"scales": [1.0], "iterations": 2, "map_batch": 2, "of": "layercam"}
     trains = False
 
 

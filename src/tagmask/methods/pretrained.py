@@ -55,7 +55,7 @@ class Pretrained(Method):
         """
         options = self.options | ({"num_classes": self.num_outputs} if self.num_outputs else {})
         net: Any = create_network(self.backbone, self.weights == "pretrained", self.output_stride, options, head=True)
-        if self.weights != "pretrained":
+        if self.weights not in ("pretrained", "none"):  # none: for a rehearsal
             load_weights(net, Path(self.weights))
         rows = linear_head(net.eval(), self.backbone)
         found = outputs_of(classes, len(rows), self.outputs)

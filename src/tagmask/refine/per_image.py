@@ -14,7 +14,7 @@ from tagmask.refine.seeds import crf_label_map
 from tagmask.refine.settings import CrfSettings
 
 # The candidates around the expected global threshold, and the weights of the cues: settled on 800 photographs and
-# 1,000 scenes, confirmed on photographs not used for it.
+# 1,000 scenes (docs/thresholds.md).
 OFFSETS = np.arange(-4, 7) * 0.05
 DISTANCE_WEIGHT, DISTANCE_WIDTH = 0.2, 0.2
 COLOUR_WEIGHT, COLOURS = 0.5, 8  # bins a channel

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tagmask.data.few import FewImages
 from tagmask.progress import Shown
+from tagmask.rehearsal.few import FewImages
 
 
 @dataclass(frozen=True)

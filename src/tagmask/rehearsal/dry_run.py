@@ -20,15 +20,15 @@ import torch
 from rich.console import Console
 
 from tagmask.api import REPORT, Run, read_data, resolve_recipe
-from tagmask.clock import Clock, Timing
 from tagmask.compute import Compute, Precision
-from tagmask.data.few import FewImages
 from tagmask.data.source import DataSource
-from tagmask.downloads import weights_from_outside, without_downloads
 from tagmask.errors import RunError
 from tagmask.evaluate import HELD_OUT, evaluate_run
 from tagmask.pipeline import carry_out, check_run_folder, write_run_record
 from tagmask.recipe import Recipe
+from tagmask.rehearsal.clock import Clock, Timing
+from tagmask.rehearsal.downloads import weights_from_outside, without_downloads
+from tagmask.rehearsal.few import FewImages
 from tagmask.report.gather import gather
 from tagmask.report.page import write_report
 
