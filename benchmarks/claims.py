@@ -9,7 +9,6 @@ same command goes on. Each seed has scenes of its own, too.
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,12 @@ import numpy as np
 from rich.console import Console
 
 import tagmask
-from tagmask.api import latest
+from tagmask.artifacts import digest, read_json, write_json
 from tagmask.compute import Compute
 from tagmask.data.check import verified
 from tagmask.data.samples import TaggedImages
 from tagmask.data.scenes import write_scenes
-from tagmask.evaluate import score_maps, score_masks, segment_held_out
+from tagmask.evaluate import latest, score_maps, score_masks, segment_held_out
 from tagmask.pipeline import carry_out
 from tagmask.progress import Shown
 from tagmask.stage import mask_file
@@ -37,9 +36,15 @@ METHODS = {  # the stages that make the maps
     "ReCAM, AMN": ["cam", "recam", "amn"],
 }
 DEFAULT = 0.30  # the threshold that the field takes on CAM where nothing is known
-IRN = {
-    "epochs": 3, "batch_size": 32, "crop": 96, "output_stride": 8, "pair_radius": 5, "scale": (0.8, 1.3),
-}  # fmt: skip
+IRN = {  # the grid of such small pictures has 24 × 24 cells: 256 steps would spread everything over all of it
+    "epochs": 8,
+    "batch_size": 32,
+    "crop": 96,
+    "output_stride": 8,
+    "pair_radius": 5,
+    "scale": (0.8, 1.3),
+    "walk": {"steps": 16, "threshold": 0.35},
+}
 COLUMNS = ("best", "at", "default", "auto", "width", "CRF", "IRN", "network", "aware network")
 
 
@@ -49,29 +54,33 @@ def main() -> None:
     shown = Shown(Console(stderr=True))
     chosen = arguments.methods.split(",") if arguments.methods else list(METHODS)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
-    for seed in range(arguments.seeds):
+    for seed in range(arguments.first, arguments.first + arguments.seeds):
         folder = arguments.out / f"seed-{seed}"
         images, held_out = _scenes(folder / "scenes", arguments.images, seed, compute, shown)
         for name in chosen:
-            file = folder / f"{name}.json"
+            stages = settings()
+            file = folder / f"{name} {digest([arguments.images, stages])}.json"
             if not file.exists():
-                figures = measure(METHODS[name], folder / "run", images, held_out, seed, compute, shown)
-                file.write_text(json.dumps(figures))
-            found[name].append(json.loads(file.read_text()))
+                write_json(file, measure(METHODS[name], stages, folder / "run", images, held_out, seed, compute, shown))
+            found[name].append(read_json(file))
     print(f"\n{arguments.images} scenes, {arguments.seeds} seeds; mIoU in %, mean ± standard deviation\n")
     print(_table(found))
 
 
+def settings() -> dict[str, dict[str, Any]]:
+    """Every method's settings for scenes: the demo's, and those of what the demo leaves out."""
+    recipe = tagmask.load_recipe("demo")
+    found = {name: method.model_dump(exclude_unset=True) for name, method in recipe.stages.items()}
+    return {"conditional": {}, "layercam": {}, "irn": IRN, "activation_aware": found["segment"], **found}
+
+
 def measure(
-    stages: list[str], folder: Path, images: TaggedImages, held_out: TaggedImages, seed: int, compute: Compute,
+    stages: list[str],
+    settings: dict[str, dict[str, Any]],
+    folder: Path, images: TaggedImages, held_out: TaggedImages, seed: int, compute: Compute,
     shown: Shown,
 ) -> dict[str, float]:  # fmt: skip
     """One method's figures; stages that methods share are made once."""
-    settings = {
-        name: method.model_dump(exclude_unset=True) for name, method in tagmask.load_recipe("demo").stages.items()
-    }
-    settings |= {"layercam": {"scales": (1.0, 0.5, 1.5, 2.0)}, "irn": IRN}
-    settings["activation_aware"] = settings["segment"]
     maps = {"-".join(stages[: n + 1]): {"method": name, **settings[name]} for n, name in enumerate(stages)}
     last = "-".join(stages)
 
@@ -93,7 +102,8 @@ def measure(
     curve, auto, _ = score_maps(images, run("crf"), compute, shown)
     run("irn")
     run("crf", "segment")
-    run("crf", "activation_aware")
+    if stages == ["cam"]:
+        run("crf", "activation_aware")
 
     def at(threshold: float) -> float:
         return float(curve.miou[np.abs(curve.thresholds - threshold).argmin()])
@@ -101,7 +111,7 @@ def measure(
     return {
         "best": 100 * curve.best_miou, "at": curve.best_threshold, "default": 100 * at(DEFAULT),
         "auto": 100 * at(auto), "width": curve.width, "CRF": 100 * figures["crf"], "IRN": 100 * figures["irn"],
-        "network": 100 * figures["segment"], "aware network": 100 * figures["activation_aware"],
+        "network": 100 * figures["segment"], "aware network": 100 * figures.get("activation_aware", np.nan),
     }  # fmt: skip
 
 
@@ -126,6 +136,8 @@ def _table(found: dict[str, list[dict[str, float]]]) -> str:
 
 
 def _cell(values: list[float], column: str) -> str:
+    if np.isnan(values).any():
+        return "–"
     digits = 2 if column in ("at", "width") else 1
     spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
     return f"{np.mean(values):.{digits}f}{spread}"
@@ -135,6 +147,7 @@ def _arguments() -> Any:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("claims"))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="the first seed, to share the seeds out")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--methods", help=", ".join(METHODS).join(("of: ", "")))
     parser.add_argument("--workers", type=int, default=2)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import tagmask
-from tagmask.artifacts import read_label_map, write_label_map
+from tagmask.artifacts import read_json, read_label_map, write_json, write_label_map
 from tagmask.data.images import read_image
+from tagmask.data.samples import TaggedImages
 from tagmask.errors import DataError, RecipeError, RunError
+from tagmask.pipeline import stage_keys
 from tests.runs import toy_run, write_toy
 
 
@@ -162,3 +167,64 @@ def test_held_out_images_of_a_set_with_fewer_classes(data: Path, tmp_path: Path)
     assert scores.confusion.sum() == 2 * 40 * 48
     truth = sum(int((read_label_map(held_out / "masks" / f"{i}.png") == 1).sum()) for i in (0, 5))
     assert scores.confusion[3].sum() == truth == 13 * 13  # red is class 3 of the run
+
+
+CONDITIONAL = ["iterations=1", "scales=[1.0]"]
+
+
+@pytest.fixture
+def copied(run: tagmask.Run, tmp_path: Path) -> tagmask.Run:
+    shutil.copytree(run.folder, tmp_path / "run")
+    return tagmask.load(tmp_path / "run", device="cpu", workers=0)
+
+
+def test_added_stages_stay_and_disturb_nothing(copied: tagmask.Run, data: Path) -> None:
+    masks = copied.masks
+    before = {file.name: file.stat().st_mtime_ns for file in masks.glob("*.png")}
+    longer = copied.add("conditional", CONDITIONAL, quiet=True)
+    assert list(longer.recipe.stages) == ["cam", "crf", "segment", "conditional"]
+    assert longer.maps_folder == copied.folder / "conditional" / "maps"
+    again = toy_run(data, copied.folder)  # the command that made the run
+    assert list(again.recipe.stages) == list(tagmask.load(copied.folder).recipe.stages) == list(longer.recipe.stages)
+    assert {file.name: file.stat().st_mtime_ns for file in masks.glob("*.png")} == before
+    assert len(again.thresholds(quiet=True).maps) == 2
+
+    with pytest.raises(RunError, match=r"iterations 1 → 2.*--redo"):
+        longer.add("conditional", ["iterations=2", "scales=[1.0]"], quiet=True)
+    other = longer.add("conditional", ["iterations=2", "scales=[1.0]"], name="twice", quiet=True)
+    assert list(other.recipe.stages)[-2:] == ["conditional", "twice"]
+    redone = other.add("conditional", ["iterations=2", "scales=[1.0]"], redo=True, quiet=True)
+    assert list(redone.recipe.stages) == list(other.recipe.stages)
+    assert {file.name: file.stat().st_mtime_ns for file in masks.glob("*.png")} == before
+
+
+def test_a_stage_whose_place_is_taken_is_not_moved(copied: tagmask.Run) -> None:
+    """CRF and network follow from it: with other settings they would be remade, which must be said."""
+    with pytest.raises(RunError, match=r"cam was made with other settings .*--redo"):
+        copied.add("cam", quiet=True)
+    assert len(list(copied.masks.glob("*.png"))) == 8
+
+
+def test_what_a_stage_needs_of_the_data_is_asked_before_it_is_added(copied: tagmask.Run) -> None:
+    with pytest.raises(DataError, match=r"no image of .* has saliency"):
+        copied.add("activation_aware", quiet=True)
+    assert not (copied.folder / "activation_aware").exists()
+
+
+def test_thresholds_wait_for_all_maps(copied: tagmask.Run) -> None:
+    record = read_json(copied.folder / "cam" / "stage.json")
+    write_json(copied.folder / "cam" / "stage.json", {**record, "status": "running"})
+    with pytest.raises(RunError, match=r"stage 'cam' of .* has not made all its maps yet"):
+        copied.thresholds(quiet=True)
+
+
+def test_other_saliency_is_noticed_where_it_is_read(tmp_path: Path, toy_images: TaggedImages) -> None:
+    def keys(value: int) -> dict[str, dict[str, object]]:
+        Image.fromarray(np.full((20, 24), value, np.uint8)).save(tmp_path / "s.png")
+        samples = tuple(replace(sample, saliency=tmp_path / "s.png") for sample in toy_images.samples)
+        stages = {"cam": {}, "crf": {}, "mine": {"method": "crf", "threshold": "per-image"}, "activation_aware": {}}
+        recipe = tagmask.Recipe.model_validate({"stages": stages})
+        return stage_keys(recipe, replace(toy_images, samples=samples))
+
+    dark, bright = keys(10), keys(200)
+    assert [name for name in dark if dark[name] != bright[name]] == ["mine", "activation_aware"]

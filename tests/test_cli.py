@@ -585,7 +585,23 @@ def test_maps_that_cannot_be_made_are_one_sentence(fails: Callable[..., str], fi
     )
     shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "cam" / "maps")
-    assert "give --masks" in fails("thresholds", tmp_path / "run")
+    assert "give --data, and --masks" in fails("thresholds", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (["maps", "run"], "--method conditional, or --classifier NAME"),
+        (["maps", "run", "--method", "conditional", "--masks", "m"], "--masks goes with --classifier"),
+        (["maps", "run", "--classifier", "resnet10t", "--set", "a=1"], "--set is of --method"),
+        (["maps", "photos", "--classifier", "resnet10t"], "needs --out"),
+        (["thresholds", "run", "--masks", "m"], "--masks goes with --data"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(command: Command, line: list[str], sentence: str) -> None:
+    result = command(*line)
+    assert result.code == 2
+    assert sentence in " ".join(result.err.replace("│", " ").split())
 
 
 def test_maps_of_a_ready_classifier(command: Command, data: Path, tmp_path: Path) -> None:

@@ -13,15 +13,15 @@ from rich.console import Console
 from tagmask.artifacts import digest, read_json, write_json, write_text
 from tagmask.compute import Compute, Precision
 from tagmask.data.check import verified
-from tagmask.data.samples import PngMask, Sample, TaggedImages, did_you_mean
-from tagmask.data.source import DataSource
+from tagmask.data.samples import Sample, TaggedImages, did_you_mean
+from tagmask.data.source import DataSource, in_classes
 from tagmask.data.unlabelled import unlabelled_images
 from tagmask.errors import DataError, RecipeError, RunError
 from tagmask.evaluate import Evaluation, evaluate_maps, evaluate_run, latest, score_masks, segment_held_out
 from tagmask.maps import ResponseMaps
 from tagmask.measure import SegmentationReport
 from tagmask.outputs.folder import target_of, write_outputs
-from tagmask.pipeline import RECORD, RUN, carry_out, check_run_folder, write_run_record
+from tagmask.pipeline import RECORD, RUN, carry_out, check_run_folder, check_stages, with_added_stages, write_run_record
 from tagmask.predict import Predictor, predict_folder
 from tagmask.progress import Shown
 from tagmask.recipe import Recipe, extended, load_recipe
@@ -89,8 +89,7 @@ class Run:
     def evaluate(self, *, quiet: bool = False) -> Evaluation:
         """Measure the run where truth is known; writes evaluation.json and the report anew."""
         shown = _shown(self.compute, quiet)
-        skip_bad = read_json(self.folder / RUN)["sources"]["skip_bad"]
-        return _measure_and_report(self, *read_data(self, skip_bad, shown), shown)
+        return _measure_and_report(self, *read_data(self, self._skip_bad, shown), shown)
 
     def thresholds(
         self, data: DataSource | None = None, *, out: str | Path | None = None, quiet: bool = False
@@ -102,36 +101,47 @@ class Run:
             out: the page; None: thresholds.html in the run folder.
 
         Raises:
-            DataError: no training image's truth is known. RunError: the run has no maps.
+            DataError: no training image's truth is known. RunError: the run has no maps, or has not made them yet.
         """
         shown = _shown(self.compute, quiet)
         self._stage("maps")
         source, classes = data or self.images, self.images.read().classes
-        images = _in_classes(_verified(source, data is not None, self.compute, shown), source, classes)
+        verified_images = _verified(source, self._skip_bad or data is not None, self.compute, shown)
+        images = in_classes(verified_images, source, classes)
         evaluation = evaluate_maps(self.recipe, self.folder, images, self.compute, shown)
         if self.compute.main:
             write_report(gather_maps(self.recipe, self.folder, evaluation), Path(out or self.folder / THRESHOLDS))
         self.compute.barrier()
         return evaluation
 
-    def add(self, method: str, settings: Iterable[str] = (), *, redo: bool = False, quiet: bool = False) -> Run:
+    def add(
+        self,
+        method: str,
+        settings: Iterable[str] = (),
+        *,
+        name: str | None = None,
+        redo: bool = False,
+        quiet: bool = False,
+    ) -> Run:
         """Carry out one more stage on what the run has made, e.g. "conditional" for other maps.
 
         Args:
-            method: a module of `tagmask.methods`, or the dotted name of any other; the stage's name is its last part.
+            method: a module of `tagmask.methods`, or the dotted name of any other.
             settings: "setting=value" of the stage.
-            redo: make it anew if it was made with other settings.
+            name: of the stage; None: the last part of the method's.
+            redo: where the run has a stage of this name with other settings, make it anew, and what follows from it.
 
         Returns:
             The run with this stage; the report shows it, too.
 
         Raises:
             RecipeError: no such method or setting, or the run lacks what it needs.
+            RunError: the run has a stage of this name with other settings, and `redo` was not said.
         """
         shown = _shown(self.compute, quiet)
-        skip_bad = read_json(self.folder / RUN)["sources"]["skip_bad"]
-        longer = replace(self, recipe=extended(self.recipe, method, settings))
-        read = read_data(longer, skip_bad, shown)
+        longer = replace(self, recipe=extended(self.recipe, method, settings, name))
+        read = read_data(longer, self._skip_bad, shown)
+        check_stages(longer.recipe, read[0], self.folder, redo)
         carry_out(longer.recipe, read[0], self.folder, compute=self.compute, shown=shown, redo=redo)
         if self.compute.main:
             write_text(self.folder / "recipe.yaml", longer.recipe.to_yaml())
@@ -180,6 +190,11 @@ class Run:
         for form in also if self.compute.main else ():
             write_outputs(images.samples, lambda s: masks[s.id], self.classes, Path(out), form)
         return masks
+
+    @property
+    def _skip_bad(self) -> bool:
+        """Whether the run was told to leave out images that cannot be used."""
+        return bool(read_json(self.folder / RUN)["sources"]["skip_bad"])
 
     def _stage(self, kind: str) -> Path:
         stage = latest(self.recipe, kind)
@@ -234,6 +249,9 @@ def run(
         check_run_folder(folder)
     result = Run(folder, chosen, source, held_out, compute)
     read = read_data(result, skip_bad, shown)
+    chosen = with_added_stages(chosen, read[0], folder)
+    compute.barrier()  # all have seen which there are
+    result = replace(result, recipe=chosen)
     if compute.main:
         sources = {"images": source, "held_out": held_out}
         dumped = {name: s.absolute().model_dump(mode="json") if s else None for name, s in sources.items()}
@@ -288,7 +306,7 @@ def score(
     shown = _shown(compute, quiet)
     images = _verified(data, False, compute, shown)
     if opened:
-        images = _in_classes(images, data, opened.classes)
+        images = in_classes(images, data, opened.classes)
     known = images.select(lambda sample: sample.mask is not None)
     if not len(known):
         raise DataError(f"no image of {images.name} has a true mask to measure against: give --masks FOLDER.")
@@ -313,23 +331,10 @@ def read_data(run: Run, skip_bad: bool, shown: Shown) -> tuple[TaggedImages, Tag
     images = _verified(run.images, skip_bad, run.compute, shown)
     held_out = _verified(run.held_out, skip_bad, run.compute, shown) if run.held_out else None
     if held_out is not None and run.held_out is not None:
-        held_out = _in_classes(held_out, run.held_out, images.classes)
+        held_out = in_classes(held_out, run.held_out, images.classes)
     if held_out is not None and held_out.name == images.name:
         held_out = replace(held_out, name=f"{held_out.name}, held out")
     return images, held_out
-
-
-def _in_classes(images: TaggedImages, source: DataSource, classes: tuple[str, ...]) -> TaggedImages:
-    """The images with a network's class list. Raises DataError where the ids in their masks are anybody's guess."""
-    if images.classes == classes:
-        return images
-    if any(isinstance(sample.mask, PngMask) for sample in images.samples) and not source.lists_its_classes():
-        shown = ", ".join(images.classes[:10]) + ", ..." * (len(images.classes) > 10)
-        raise DataError(
-            f"the tags of {images.name} name other classes ({shown}) than the network has, so it cannot be known which "
-            f"class each id in its masks is; write the class names in order, one a line, in {source.root}/classes.txt."
-        )
-    return images.with_classes(classes)
 
 
 def _measure_and_report(run: Run, images: TaggedImages, held_out: TaggedImages | None, shown: Shown) -> Evaluation:

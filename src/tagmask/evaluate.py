@@ -14,7 +14,7 @@ import torch
 from tagmask.artifacts import digest, read_json, read_label_map
 from tagmask.compute import Compute
 from tagmask.data.samples import Sample, TaggedImages
-from tagmask.errors import DataError
+from tagmask.errors import DataError, RunError
 from tagmask.maps import ResponseMaps
 from tagmask.measure import (
     ActivationFigures,
@@ -109,16 +109,19 @@ def evaluate_run(
 def evaluate_maps(recipe: Recipe, folder: Path, images: TaggedImages, compute: Compute, shown: Shown) -> Evaluation:
     """Measure the maps of every stage of a run on those of its images whose truth is known.
 
-    Raises DataError if there is none.
+    Raises DataError if there is none, RunError if a stage has not finished.
     """
     found = Evaluation(images.classes)
     for name, method in recipe.stages.items():
         if "maps" not in method.makes:
             continue
+        record = folder / name / RECORD
+        if not record.exists() or read_json(record)["status"] != "done":
+            raise RunError(f"stage {name!r} of {folder} has not made all its maps yet: finish the run first.")
         known = images.select(lambda s, at=folder / name: s.mask is not None and maps_file(at, s).exists())  # type: ignore[misc]
         if not len(known):
             raise DataError(
-                f"no image of {images.name} has both a true mask and maps in {folder / name}: give --masks."
+                f"no image of {images.name} has both a true mask and maps in {folder / name}: give --data, and --masks."
             )
         found.maps[f"{name} ({images.name})"] = score_maps(known, folder / name, compute, shown)
     return found

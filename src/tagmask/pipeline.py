@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ import tagmask
 from tagmask.artifacts import digest, read_json, remove_unfinished, write_json, write_text
 from tagmask.compute import Compute
 from tagmask.data.samples import TaggedImages
-from tagmask.errors import DataError, RunError
+from tagmask.errors import DataError, RecipeError, RunError
 from tagmask.progress import Shown
-from tagmask.recipe import Recipe
+from tagmask.recipe import Recipe, load_recipe
 from tagmask.stage import Kind, Work
 
 RECORD = "stage.json"
@@ -82,13 +83,15 @@ def stage_keys(recipe: Recipe, images: TaggedImages) -> dict[str, dict[str, Any]
             "images": fingerprint(images),
             "inputs": {kind: made[kind] for kind in method.needs},
         }
+        if (besides := method.reads_besides(images)) is not None:
+            keys[name]["besides"] = besides
         made |= dict.fromkeys(method.makes, digest(keys[name]))
     return keys
 
 
 def fingerprint(images: TaggedImages) -> str:
-    """A hash of what the stages read of a data set: classes, ids, tags, sizes, and which have saliency."""
-    return digest([images.classes, [(s.id, s.tags, s.size, s.saliency is not None) for s in images.samples]])
+    """A hash of what all stages read of a data set: classes, ids, tags, sizes."""
+    return digest([images.classes, [(s.id, s.tags, s.size) for s in images.samples]])
 
 
 def finish(stage: Path, compute: Compute, seconds: float, n_images: int) -> None:
@@ -107,7 +110,7 @@ def claim(stage: Path, key: dict[str, Any], compute: Compute, redo: bool) -> boo
     Raises:
         RunError: the folder holds the same stage made from something else than `key`, and `redo` was not said.
     """
-    record = _record(stage, key, redo)
+    record = read_record(stage, key, redo)
     compute.barrier()  # every process has read the record before the first one writes it
     if record is None and compute.main:
         _remove(stage)
@@ -121,7 +124,7 @@ def claim(stage: Path, key: dict[str, Any], compute: Compute, redo: bool) -> boo
     return done
 
 
-def _record(stage: Path, key: dict[str, Any], redo: bool) -> dict[str, Any] | None:
+def read_record(stage: Path, key: dict[str, Any], redo: bool) -> dict[str, Any] | None:
     """The stage's record; None where there is none of this key. Raises RunError as `claim`."""
     file = stage / RECORD
     record = read_json(file) if file.exists() else None
@@ -146,7 +149,9 @@ def _remove(folder: Path) -> None:
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     parts = {"method": "another method", "seed": "another seed", "images": "other images or tags"}
-    for part, words in (parts | {"inputs": "another input", "network": "another network"}).items():
+    for part, words in (
+        parts | {"besides": "other saliency maps", "inputs": "another input", "network": "another network"}
+    ).items():
         if old.get(part) != new.get(part):
             return words
     before, now = old.get("settings", {}), new.get("settings", {})
@@ -172,6 +177,34 @@ def check_run_folder(folder: Path) -> None:
         raise RunError(f"{folder} is not empty and holds no tagmask run: choose another --out.")
 
 
+def check_stages(recipe: Recipe, images: TaggedImages, folder: Path, redo: bool = False) -> None:
+    """Whether all stages can be carried out in a run folder, before any of them is touched.
+
+    Raises:
+        DataError: the images lack what a stage needs.
+        RunError: a stage there was made from something else, and `redo` was not said.
+    """
+    for method in recipe.stages.values():
+        method.check(images)
+    for name, key in stage_keys(recipe, images).items():
+        read_record(folder / name, key, redo)
+
+
+def with_added_stages(recipe: Recipe, images: TaggedImages, folder: Path) -> Recipe:
+    """The recipe and, after its own, the stages that were added to its run folder (`Run.add`) and still fit it."""
+    file = folder / "recipe.yaml"
+    if not file.exists():
+        return recipe
+    with suppress(RecipeError):
+        added = {name: m for name, m in load_recipe(str(file)).stages.items() if name not in recipe.stages}
+        longer = recipe.model_copy(update={"stages": {**recipe.stages, **added}})
+        for name, key in stage_keys(longer, images).items():
+            if name in added and read_record(folder / name, key, redo=True) is None:
+                return recipe
+        return longer
+    return recipe
+
+
 def write_run_record(
     folder: Path, recipe: Recipe, images: TaggedImages, sources: dict[str, Any], redo: bool = False
 ) -> None:
@@ -186,6 +219,6 @@ def write_run_record(
     for method in recipe.stages.values():
         method.check(images)
     for name, key in stage_keys(recipe, images).items():
-        _record(folder / name, key, redo)
+        read_record(folder / name, key, redo)
     write_json(folder / RUN, {"tagmask": tagmask.__version__, "sources": sources})
     write_text(folder / "recipe.yaml", recipe.to_yaml())

@@ -154,21 +154,22 @@ def ready_classifier(name: str, settings: Iterable[str] = ()) -> Recipe:
     return Recipe(description=f"{name} as it is", seed=0, stages=raw["stages"])
 
 
-def extended(recipe: Recipe, method: str, settings: Iterable[str] = ()) -> Recipe:
-    """The recipe with one more stage, named after its method; where there is one of this name, instead of it.
+def extended(recipe: Recipe, method: str, settings: Iterable[str] = (), name: str | None = None) -> Recipe:
+    """The recipe with one more stage at its end; where there is one of this name, with that in its place.
 
     Args:
         settings: "setting=value" of the stage.
+        name: of the stage; None: the last part of the method's.
 
     Raises:
         RecipeError: as `load_recipe`, or the stages before it do not make what it needs.
     """
-    name = method.rpartition(".")[2]
+    name = name or method.rpartition(".")[2]
     raw: dict[str, Any] = {"stages": {name: {"method": method}}}
     for setting in settings:
         _change(raw, f"{name}.{setting}")
-    stages = {**{n: m for n, m in recipe.stages.items() if n != name}, name: _stage(name, raw["stages"][name])}
     try:
+        stages = {**recipe.stages, name: _stage(name, raw["stages"][name])}
         return Recipe(description=recipe.description, seed=recipe.seed, stages=stages)
     except ValidationError as error:
         raise RecipeError(_sentence(error, Recipe)) from error

@@ -95,6 +95,10 @@ class Method(BaseModel):
     def check(self, images: TaggedImages) -> None:
         """Raise a DataError if the images lack what the method needs; called before the run begins."""
 
+    def reads_besides(self, images: TaggedImages) -> str | None:
+        """A hash of what else of the images the result depends on (saliency), so that a change of it is noticed."""
+        return None
+
     @abstractmethod
     def run(self, work: Work) -> None: ...
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from tagmask.api import EVALUATION, Run
 from tagmask.artifacts import read_json
 from tagmask.data.check import CheckReport
+from tagmask.evaluate import latest
 from tagmask.measure import SegmentationReport
 from tagmask.rehearsal.dry_run import Rehearsal, gigabytes
 
@@ -23,7 +24,7 @@ def run_json(run: Run) -> dict[str, Any]:
     """What a finished run is, for scripts."""
     return {
         "run": str(run.folder),
-        "masks": str(run.masks),
+        **({"masks": str(run.masks)} if latest(run.recipe, "masks") else {"maps": str(run.maps_folder)}),
         "report": str(run.report),
         "evaluation": read_json(run.folder / EVALUATION),
     }
@@ -37,7 +38,8 @@ def print_run(run: Run) -> None:
         console.print(_results(evaluation))
     else:
         console.print("No true masks were given, so how good the masks are cannot be known: look at the report.")
-    console.print(f"masks   {run.masks}\nreport  {run.report}", markup=False, highlight=False, soft_wrap=True)
+    made = f"masks   {run.masks}" if latest(run.recipe, "masks") else f"maps    {run.maps_folder}"
+    console.print(f"{made}\nreport  {run.report}", markup=False, highlight=False, soft_wrap=True)
 
 
 def maps_json(run: Run) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import typer
 
 from tagmask.cli.options import (
     DATA,
+    Annotations,
     Classes,
     ClassList,
     Device,
@@ -36,6 +37,7 @@ def maps(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")
     ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the stage's folder.", show_default="the method's")] = None,
     classifier: Annotated[
         str | None, typer.Option(help="Instead of a run: a timm classifier as it is, e.g. resnet50.")
     ] = None,
@@ -49,6 +51,7 @@ def maps(
     tags: Tags = None,
     format: Format = "auto",
     split: Split = None,
+    annotations: Annotations = None,
     masks: Masks = None,
     class_list: ClassList = None,
     classes: Classes = None,
@@ -60,24 +63,30 @@ def maps(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make other response maps of a finished run, or maps of a ready classifier: no training."""
+    """Make other response maps of a finished run, or the maps of a ready classifier."""
     import tagmask
     from tagmask.recipe import ready_classifier
     from tagmask.tables import maps_json, print_maps
 
     place = {"device": device, "precision": checked_precision(precision), "workers": workers}
+    if set_ and method is None:
+        raise typer.BadParameter("--set is of --method: name one, or say --with for --classifier")
     if classifier is None:
         if method is None:
             raise typer.BadParameter("say which: --method conditional, or --classifier NAME")
+        data = {"--with": with_, "--out": out, "--tags": tags, "--split": split, "--annotations": annotations,
+                "--masks": masks, "--class-list": class_list, "--classes": classes, "--skip-bad": skip_bad}  # fmt: skip
+        if useless := [option for option, value in data.items() if value]:
+            raise typer.BadParameter(f"{useless[0]} goes with --classifier; a run has its data already")
         result = tagmask.load(run_or_images, **place)
     else:
         if out is None:
             raise typer.BadParameter("--classifier needs --out, the run folder to make")
-        source = data_source(run_or_images, format, split, tags, None, masks, None, class_list, classes)
+        source = data_source(run_or_images, format, split, tags, annotations, masks, None, class_list, classes)
         recipe = ready_classifier(classifier, with_ or ())
         result = tagmask.run(source, out, recipe=recipe, skip_bad=skip_bad, redo=redo, quiet=quiet or as_json, **place)
     if method is not None:
-        result = result.add(method, set_ or (), redo=redo, quiet=quiet or as_json)
+        result = result.add(method, set_ or (), name=name, redo=redo, quiet=quiet or as_json)
     if result.compute.main:
         if as_json:
             print_json(maps_json(result))
@@ -96,6 +105,7 @@ def thresholds(
     tags: Tags = None,
     format: Format = "auto",
     split: Split = None,
+    annotations: Annotations = None,
     masks: Masks = None,
     class_list: ClassList = None,
     classes: Classes = None,
@@ -110,7 +120,10 @@ def thresholds(
     from tagmask.tables import print_curves
 
     opened = tagmask.load(run_folder, device="cpu", workers=workers)
-    source = data_source(data, format, split, tags, None, masks, None, class_list, classes) if data else None
+    beside = {"--tags": tags, "--split": split, "--annotations": annotations, "--masks": masks}
+    if data is None and (useless := [option for option, value in beside.items() if value]):
+        raise typer.BadParameter(f"{useless[0]} goes with --data: name the folder of the images, too")
+    source = data_source(data, format, split, tags, annotations, masks, None, class_list, classes) if data else None
     found = opened.thresholds(source, out=out, quiet=quiet or as_json)
     if opened.compute.main:
         if as_json:

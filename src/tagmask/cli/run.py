@@ -76,12 +76,13 @@ def run(
     held_out = held_out_source(source, val, val_annotations)
     arguments: dict[str, Any] = {
         "held_out": held_out, "recipe": recipe, "settings": set_ or (), "seed": seed, "device": device,
-        "precision": checked_precision(precision), "workers": workers, "skip_bad": skip_bad, "quiet": quiet or as_json,
+        "precision": checked_precision(precision), "workers": workers, "skip_bad": skip_bad, "redo": redo,
+        "quiet": quiet or as_json,
     }  # fmt: skip
     if dry_run:
         show_rehearsal(tagmask.rehearse(source, out, **arguments), out, as_json, quiet)
         return
-    result = tagmask.run(source, out, redo=redo, **arguments)
+    result = tagmask.run(source, out, **arguments)
     if result.compute.main:
         show_run(result, as_json, quiet)
 

@@ -6,6 +6,7 @@ touches the image's border much, for its size, is background, and what differs i
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +22,7 @@ from scipy.sparse.csgraph import dijkstra
 from scipy.sparse.linalg import spsolve
 from scipy.spatial.distance import cdist
 
-from tagmask.artifacts import remove_unfinished, written_atomically
+from tagmask.artifacts import digest, remove_unfinished, written_atomically
 from tagmask.data.check import verified
 from tagmask.data.images import read_grey, read_image
 from tagmask.data.samples import TaggedImages
@@ -58,6 +59,14 @@ def read_saliency(path: Path, size: tuple[int, int]) -> np.ndarray:
         raise DataError(f"{path} has {w}×{h} pixels, its image {width}×{height}; give it the same shape.")
     tensor = torch.from_numpy(np.array(grey))[None, None]
     return F.interpolate(tensor, size, mode="bilinear", antialias=True)[0, 0].numpy()
+
+
+def saliency_hash(images: TaggedImages) -> str:
+    """A hash of all the images' saliency files. Raises DataError if one cannot be read."""
+    try:
+        return digest([(s.id, s.saliency and zlib.crc32(s.saliency.read_bytes())) for s in images.samples])
+    except OSError as error:
+        raise DataError(f"saliency {error.filename} cannot be read ({error.strerror}); correct it.") from error
 
 
 def write_saliency(

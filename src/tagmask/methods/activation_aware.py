@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tagmask.artifacts import UNSURE, read_label_map, write_label_map
 from tagmask.data.loading import Layers
-from tagmask.data.saliency import read_saliency
+from tagmask.data.saliency import read_saliency, saliency_hash
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.errors import DataError
 from tagmask.maps import ResponseMaps
@@ -46,6 +46,9 @@ class ActivationAware(Segment):
                 f"no image of {images.name} has saliency, which the activation-aware loss needs: "
                 "give --saliency FOLDER, or make it with `tagmask saliency DATA --out FOLDER`."
             )
+
+    def reads_besides(self, images: TaggedImages) -> str | None:
+        return saliency_hash(images)
 
     def layers(self, work: Work) -> Layers:
         write_targets(work)

@@ -64,6 +64,7 @@ class Amn(Method):
         if not (work.folder / FILE).exists():
             self.train(work, seeds)
         work.compute.barrier()
+        finish_training(work.folder)
         self.make_maps(LabelConditioned.load(work.folder), work, seeds)
 
     def train(self, work: Work, seeds: SeedFolder) -> None:
@@ -86,7 +87,6 @@ class Amn(Method):
         fit(module, data, work, epochs=self.epochs, batch_size=self.batch_size)
         if work.compute.main:
             network.save(work.folder)
-            finish_training(work.folder)
 
     def make_maps(self, network: LabelConditioned, work: Work, seeds: SeedFolder) -> None:
         """Write the maps of every image of the stage that has none yet."""
@@ -117,7 +117,7 @@ class AmnTraining(Training):
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         logits = self.network(batch["image"], batch["tags"]).float()
         labels = labels_on_grid(batch["labels"], (logits.shape[2], logits.shape[3]))
-        return {"loss": balanced_loss(logits, labels, self.smoothing)}
+        return {"loss": balanced_loss(logits, labels, self.smoothing, self.all_mean)}
 
 
 def labels_on_grid(labels: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -125,13 +125,19 @@ def labels_on_grid(labels: Tensor, grid: tuple[int, int]) -> Tensor:
     return F.interpolate(labels[:, None].float(), grid, mode="nearest-exact")[:, 0].long()
 
 
-def balanced_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.4) -> Tensor:
+def balanced_loss(
+    logits: Tensor,
+    labels: Tensor,
+    smoothing: float = 0.4,
+    over_processes: Callable[[Tensor], Tensor] = Tensor.float,
+) -> Tensor:
     """Half the mean over background pixels plus half that over foreground pixels, whichever are more.
 
     Args:
         logits: [B, K + 1, h, w], background first.
         labels: [B, h, w] int: 0, class ids, 255 unsure (in neither mean).
         smoothing: ε; the target is 1 − ε at the label and ε / K at each of the other K channels.
+        over_processes: the counts' mean, for processes whose common batch this is a part of (`Training.all_mean`).
 
     Returns:
         A scalar. The half of a kind that has no pixel in the batch is 0.
@@ -140,10 +146,10 @@ def balanced_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.4) -> Ten
     label = log_probabilities.gather(1, labels.where(labels != UNSURE, 0)[:, None])[:, 0]
     others = (log_probabilities.sum(1) - label) / (logits.shape[1] - 1)
     losses = -(1 - smoothing) * label - smoothing * others
-    halves = []
-    for kind in (labels == 0, (labels != 0) & (labels != UNSURE)):
-        halves.append((losses * kind).sum() / kind.sum().clamp(min=1))
-    return (halves[0] + halves[1]) / 2
+    kinds = torch.stack([labels == 0, (labels != 0) & (labels != UNSURE)])
+    counts = over_processes(kinds.sum((1, 2, 3)))
+    halves = (losses * kinds).sum((1, 2, 3)) / counts.where(counts > 0, 1)
+    return halves.sum() / 2
 
 
 @torch.inference_mode()

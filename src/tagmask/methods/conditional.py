@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
-from typing import Annotated, ClassVar, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -77,11 +77,14 @@ class Conditional(Method):
     found: float = Field(0.7, gt=0, le=1, description="activation from which an area is found, and painted over")
     growth: float = Field(0.02, ge=0, le=1, description="share of a piece: when less is newly found, it is done")
     enlarge: float = Field(1.0, gt=0, description="working size of a piece, as a factor of its own")
+    map_stride: Literal[8, 16, 32] | None = Field(
+        None, description="output_stride when mapping, which may be finer than in training; null: the same"
+    )
     map_batch: int = Field(16, ge=1, description="images, and pieces of one size, that are mapped together")
 
     def run(self, work: Work) -> None:
         settings = self.model_dump(include={"split", "iterations", "found", "growth", "enlarge"})
-        classifier = Classifier.load(work.inputs["classifier"])
+        classifier = Classifier.load(work.inputs["classifier"], output_stride=self.map_stride)
         look = activations_of(self.of)(classifier) if self.of else classifier.activations
         make_maps(
             classifier,

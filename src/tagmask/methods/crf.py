@@ -11,8 +11,8 @@ from pydantic import Field
 
 from tagmask.artifacts import read_json, write_json, write_label_map
 from tagmask.data.images import read_image
-from tagmask.data.saliency import read_saliency
-from tagmask.data.samples import Sample
+from tagmask.data.saliency import read_saliency, saliency_hash
+from tagmask.data.samples import Sample, TaggedImages
 from tagmask.maps import ResponseMaps
 from tagmask.measure import ActivationHistogram
 from tagmask.refine.per_image import choose_threshold, expected_threshold, typical_root
@@ -37,6 +37,9 @@ class Crf(Method):
     )
     gt_prob: float = Field(0.7, gt=0, lt=1, description="how sure the CRF is of the labels it starts from")
     crf: CrfSettings | None = Field(CrfSettings(), description="null: no CRF, just the threshold")
+
+    def reads_besides(self, images: TaggedImages) -> str | None:
+        return saliency_hash(images) if self.threshold == "per-image" else None
 
     def run(self, work: Work) -> None:
         threshold = self.choose_threshold(work)

@@ -6,7 +6,7 @@ Ahn, Cho and Kwak, "Weakly Supervised Learning of Instance Segmentation with Int
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -134,7 +134,7 @@ class IrnTraining(Training):
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         boundary, displacement = self.network(batch["image"])
         labels = F.interpolate(batch["labels"][:, None].float(), boundary.shape[1:], mode="nearest-exact")[:, 0]
-        losses = pair_losses(boundary.float(), displacement.float(), labels.long(), self.radius)
+        losses = pair_losses(boundary.float(), displacement.float(), labels.long(), self.radius, self.all_mean)
         return {"loss": losses.total, "boundary": (losses.positive + losses.negative) / 2}
 
 
@@ -155,7 +155,13 @@ class PairLosses:
         return (self.positive + self.negative + self.displacement_fg + self.displacement_bg) / 2
 
 
-def pair_losses(boundary: Tensor, displacement: Tensor, labels: Tensor, radius: int = 10) -> PairLosses:
+def pair_losses(
+    boundary: Tensor,
+    displacement: Tensor,
+    labels: Tensor,
+    radius: int = 10,
+    over_processes: Callable[[Tensor], Tensor] = Tensor.float,
+) -> PairLosses:
     """IRN's losses over all pairs of cells nearer than `radius` (sections 4.1 and 4.2, equations 4, 5 and 9 to 11).
 
     The first of a pair is any cell with the whole half disc of second ones below it on the grid.
@@ -165,6 +171,7 @@ def pair_losses(boundary: Tensor, displacement: Tensor, labels: Tensor, radius: 
         displacement: [B, 2, h, w] (rows, columns) in cells.
         labels: [B, h, w] int: 0, class ids, 255 unsure (in no pair).
         radius: in cells; the grid must be at least `radius` high and 2 · `radius` − 1 wide.
+        over_processes: the counts' mean, for processes whose common batch this is a part of (`Training.all_mean`).
     """
     probability = boundary.sigmoid()
     # An offset at a time, and once more backwards: all pairs of a batch at once would take gigabytes.
@@ -173,13 +180,14 @@ def pair_losses(boundary: Tensor, displacement: Tensor, labels: Tensor, radius: 
         for offset in half_disc(radius).tolist()
     ]
     bg, fg, different, disp_fg, disp_bg, *pairs = torch.stack(per_offset).sum(0)
-    n_bg, n_fg, n_different = pairs
+    counts = torch.stack(pairs)
+    n_bg, n_fg, n_different = over_processes(counts)
     return PairLosses(
         (bg / (n_bg + EPSILON) + fg / (n_fg + EPSILON)) / 2,
         different / (n_different + EPSILON),
         disp_fg / (2 * n_fg + EPSILON),
         disp_bg / (2 * n_bg + EPSILON),
-        torch.stack(pairs),
+        counts,
     )
 
 
@@ -229,11 +237,15 @@ def predictions(
 def mean_displacement(network: BoundaryNetwork, work: Work, batch_size: int) -> Tensor:
     """The mean [2] of the displacements over (some of) the training images, each image alike."""
     samples = work.images.samples
-    some = samples[:: -(-len(samples) // MEAN_IMAGES)]
+    some = samples[:: -(-len(work.images) // MEAN_IMAGES)]
     network = network.to(memory_format=torch.channels_last).eval()
     network.mean_displacement.zero_()
     groups = batches(some, batch_size, work.compute.batch_pixels)
-    means = [move.mean((1, 2)) for _, _, move in predictions(network, work, groups)]
+    means = []
+    with work.progress("mean displacement", len(some)) as advance:
+        for _, _, move in predictions(network, work, groups):
+            means.append(move.mean((1, 2)))
+            advance(1)
     return torch.from_numpy(np.mean(means, 0)).to(network.mean_displacement)
 
 

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Sequence
 from functools import partial, reduce
 from itertools import zip_longest
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,10 +31,13 @@ class LayerCam(Method):
     stages: tuple[int, ...] = Field((-3, -2, -1), min_length=1, description="of the network; -1 is its last")
     gamma: float = Field(2.0, gt=0, description="of tanh(γ · map), which lifts the maps of all stages but the last")
     scales: tuple[float, ...] = Field(SCALES, min_length=1, description="of the maps; each with its mirror image")
+    map_stride: Literal[8, 16, 32] | None = Field(
+        None, description="output_stride when mapping, which may be finer than in training; null: the same"
+    )
     map_batch: int = Field(16, ge=1, description="images of one size that are mapped together")
 
     def run(self, work: Work) -> None:
-        classifier = Classifier.load(work.inputs["classifier"])
+        classifier = Classifier.load(work.inputs["classifier"], output_stride=self.map_stride)
         look = StageMaps(classifier, self)
         make_maps(
             classifier,
@@ -89,7 +92,7 @@ class StageMaps:
         """
         features: list[Tensor] = []
         self.seen.features = features
-        last = self.classifier.backbone(images.clone())  # a tensor made in inference mode has no gradient
+        last = self.classifier.backbone(images.clone())  # no backward pass may go through inference mode's tensors
         self.seen.features = None
         # the sum over cells, not the mean: so that an image's small and large views weigh alike
         scores = last.sum((2, 3)) @ self.classifier.map_weight.T

@@ -13,8 +13,8 @@ from pydantic import Field
 
 from tagmask.artifacts import write_label_map
 from tagmask.data.loading import whole_images
-from tagmask.data.saliency import read_saliency
-from tagmask.data.samples import Sample
+from tagmask.data.saliency import read_saliency, saliency_hash
+from tagmask.data.samples import Sample, TaggedImages
 from tagmask.data.transforms import normalised
 from tagmask.maps import ResponseMaps
 from tagmask.methods.crf import Crf
@@ -39,6 +39,9 @@ class PerImage(Method):
     batch: int = Field(8, ge=1, description="images of one size that the network sees together")
     gt_prob: float = Field(0.7, gt=0, lt=1, description="how sure the CRF is of the labels it starts from")
     crf: CrfSettings | None = Field(CrfSettings(), description="null: no CRF, just the thresholds")
+
+    def reads_besides(self, images: TaggedImages) -> str | None:
+        return saliency_hash(images)
 
     def run(self, work: Work) -> None:
         threshold = Crf().choose_threshold(work)

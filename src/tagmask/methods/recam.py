@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -38,13 +38,18 @@ class ReCam(Method):
     scales: tuple[float, ...] = Field(
         SCALES, min_length=1, description="of the response maps; each with its mirror image"
     )
+    map_stride: Literal[8, 16, 32] | None = Field(
+        None, description="output_stride when mapping, which may be finer than in training; null: the same"
+    )
     map_batch: int = Field(16, ge=1, description="images of one size that are mapped together")
 
     def run(self, work: Work) -> None:
         if not (work.folder / FILE).exists():
             self.train(work)
         work.compute.barrier()
-        make_maps(Classifier.load(work.folder), work, scales=self.scales, batch_size=self.map_batch)
+        finish_training(work.folder)
+        classifier = Classifier.load(work.folder, output_stride=self.map_stride)
+        make_maps(classifier, work, scales=self.scales, batch_size=self.map_batch)
 
     def train(self, work: Work) -> None:
         """Train both classifiers and write the one whose maps are of both to `work.folder`."""
@@ -65,7 +70,6 @@ class ReCam(Method):
         fit(module, data, work, epochs=self.epochs, batch_size=self.batch_size)
         if work.compute.main:
             network.reactivated().save(work.folder)
-            finish_training(work.folder)
 
 
 class ReCamNetwork(nn.Module):

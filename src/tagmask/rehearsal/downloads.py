@@ -22,9 +22,10 @@ def weights_from_outside(recipe: Recipe) -> dict[str, dict[str, Any]]:
     Raises RecipeError for a file that does not exist, or a network without pretrained weights.
     """
     found: dict[str, dict[str, Any]] = {}
-    backbone = ""
+    classifier = ""
     for stage, method in recipe.stages.items():
-        backbone = getattr(method, "backbone", None) or backbone  # without one of its own: the classifier's
+        backbone = getattr(method, "backbone", None) or classifier
+        classifier = backbone if "classifier" in method.makes else classifier
         weights = getattr(method, "weights", "none")
         if weights == "pretrained":
             found[stage] = {"weights": f"{backbone}, pretrained", "here": _in_cache(stage, backbone)}

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from joblib.externals.loky import get_reusable_executor
 from rich.console import Console
 
 from tagmask.api import REPORT, Run, read_data, resolve_recipe
@@ -24,7 +25,7 @@ from tagmask.compute import Compute, Precision
 from tagmask.data.source import DataSource
 from tagmask.errors import RunError
 from tagmask.evaluate import HELD_OUT, evaluate_run
-from tagmask.pipeline import carry_out, check_run_folder, write_run_record
+from tagmask.pipeline import carry_out, check_run_folder, read_record, stage_keys, write_run_record
 from tagmask.recipe import Recipe
 from tagmask.rehearsal.clock import Clock, Timing
 from tagmask.rehearsal.downloads import weights_from_outside, without_downloads
@@ -88,6 +89,7 @@ def rehearse(
     precision: Precision = "auto",
     workers: int | None = None,
     skip_bad: bool = False,
+    redo: bool = False,
     quiet: bool = False,
 ) -> Rehearsal:
     """Find out what `tagmask.run` with these arguments would take, without making `out` or downloading anything.
@@ -111,6 +113,8 @@ def rehearse(
         with clock.part("the data"):
             read = read_data(Run(folder, chosen, source, held_out, compute), skip_bad, clock)
             write_run_record(folder, chosen, read[0], {})
+            for name, key in stage_keys(chosen, read[0]).items():
+                read_record(Path(out) / name, key, redo)
         pixels = PIXELS.get(compute.device.type, PIXELS["other"])
         few = FewImages.of(read[0], pixels)
         few_held_out = FewImages.of(read[1], pixels) if read[1] else None
@@ -156,6 +160,7 @@ def _memory_suffices(stage: str, compute: Compute) -> Iterator[None]:
 
 
 def _memory(compute: Compute) -> dict[str, int | None]:
+    get_reusable_executor(reuse=True).shutdown()  # workers count once they have ended, and joblib's would stay
     unit = 1 if sys.platform == "darwin" else 1024
     process, worker = (
         resource.getrusage(who).ru_maxrss * unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
