@@ -14,18 +14,23 @@ import numpy as np
 import pytest
 import timm
 import torch
+from joblib import delayed
 
 import tagmask
 from tagmask.cli import main
+from tagmask.compute import Compute
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.errors import DataError, RecipeError, RunError
+from tagmask.methods.amn import Amn
 from tagmask.methods.cam import Cam
+from tagmask.methods.irn import Irn
 from tagmask.recipe import Recipe, load_recipe
 from tagmask.rehearsal import Rehearsal, clock, downloads, dry_run
 from tagmask.rehearsal.clock import Clock, Timing
 from tagmask.rehearsal.downloads import weights_from_outside, without_downloads
 from tagmask.rehearsal.few import FewImages
 from tagmask.training import read_history
+from tests.methods.contract import MakeWork
 from tests.runs import SETTINGS, toy_run, write_toy
 
 # Five steps are three epochs of the eight pictures in batches of four, but would be five of four pictures
@@ -150,6 +155,25 @@ def test_what_the_run_would_refuse(data: Path, tmp_path: Path, monkeypatch: pyte
         tagmask.rehearse(data, tmp_path / "run", tags=data / "untagged.csv", **refuse)
 
 
+def test_stages_made_with_other_settings(data: Path, real: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dry_run, "_carry_out", lambda *arguments: {})
+    common = {"recipe": "scratch", "device": "cpu", "workers": 0, "quiet": True}
+    tagmask.rehearse(source(data), real, settings=CHANGES, **common)
+    changes = [*CHANGES, "crf.threshold=0.4"]
+    with pytest.raises(RunError, match=r"crf was made with other settings \(threshold .* → 0\.4\); .* say --redo"):
+        tagmask.rehearse(source(data), real, settings=changes, **common)
+    with pytest.raises(RunError, match="crf was made with other settings"):
+        tagmask.run(source(data), real, settings=changes, **common)
+    tagmask.rehearse(source(data), real, settings=changes, redo=True, **common)
+
+
+def test_the_memory_of_workers_that_wait_for_more(make_work: MakeWork) -> None:
+    before = dry_run._memory(Compute())["worker"] or 0
+    work = replace(make_work(), compute=Compute(workers=2))
+    work.in_parallel("much", (delayed(bytearray)(size) for size in (1, before + 100_000_000)), 2)
+    assert (dry_run._memory(Compute())["worker"] or 0) > before + 100_000_000
+
+
 # Weights
 
 
@@ -168,6 +192,8 @@ def test_weights_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert weights_from_outside(changed) == {"cam": {"weights": str(file), "here": True}}
     hub = Recipe(stages={"cam": Cam(backbone="hf-hub:timm/resnet101.tv_in1k")})
     assert weights_from_outside(hub)["cam"]["here"]
+    of_two = {"cam": Cam(), "amn": Amn(backbone="resnet101", weights="none"), "irn": Irn(weights="pretrained")}
+    assert weights_from_outside(Recipe(stages=of_two))["irn"]["weights"] == "resnet50, pretrained"  # the classifier's
     without = sorted({*timm.list_models()} - {name.partition(".")[0] for name in timm.list_models(pretrained=True)})[0]
     with pytest.raises(RecipeError, match=f"timm has no pretrained weights of '{without}'"):
         weights_from_outside(Recipe(stages={"cam": Cam(backbone=without)}))
@@ -275,6 +301,9 @@ def test_the_command(
     assert asked[0][0] == tmp_path / "run"
     assert asked[0][1]["settings"] == ["cam.epochs=1"]
     assert asked[0][1]["workers"] == 2
+    assert not asked[0][1]["redo"]
+    assert command("--dry-run", "--redo")[0] == 0
+    assert asked[1][1]["redo"]
     for part in ("9,000 images", "1.5 s", "3 h 50 min", "weights of cam: resnet50, pretrained, to be downloaded"):
         assert part in out
     assert json.loads(command("--dry-run", "--json")[1])["seconds"] == 13_800

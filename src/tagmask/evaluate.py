@@ -26,7 +26,7 @@ from tagmask.measure import (
     ThresholdReport,
 )
 from tagmask.measure.arrays import number
-from tagmask.methods.crf import THRESHOLD_FILE
+from tagmask.methods._threshold import read_threshold
 from tagmask.pipeline import RECORD, claim, fingerprint, finish
 from tagmask.predict import Predictor
 from tagmask.progress import Shown
@@ -61,7 +61,7 @@ class Evaluation:
     Attributes:
         classes: the class names.
         maps: figures of each stage's response maps, by "stage (split)".
-        chosen: the threshold that the run cut those maps at.
+        chosen: the threshold that the run cut those maps at, if it was one for all images.
         scores: of each stage's masks, by "stage (split)".
     """
 
@@ -94,9 +94,8 @@ def evaluate_run(
             found.maps[key] = score_maps(known, folder / name, compute, shown)
         if len(known) and "masks" in method.makes:
             found.scores[key] = score_masks(known, lambda s, at=folder / name: mask_file(at, s), compute, shown)  # type: ignore[misc]
-            threshold = folder / name / THRESHOLD_FILE
-            if threshold.exists() and found.maps:
-                found.chosen[list(found.maps)[-1]] = float(read_json(threshold)["threshold"])
+            if found.maps and (threshold := read_threshold(folder / name)) is not None:
+                found.chosen[list(found.maps)[-1]] = threshold
     if held_out is not None and (segmenter := latest(recipe, "segmenter")):
         masks = segment_held_out(recipe, folder, segmenter, held_out, compute, shown)
         known = held_out.select(lambda sample: sample.mask is not None)

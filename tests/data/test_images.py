@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from tagmask.data.images import image_size, read_grey, read_image, read_mask_image
+from tagmask.data.images import check_shape, image_size, read_grey, read_image, read_mask_image
 from tagmask.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning")
@@ -201,3 +201,17 @@ def test_png_header_with_impossible_size(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + header + bytes(4))
     with pytest.raises(DataError):
         read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("size", "fits"),
+    [((100, 200), True), ((50, 102), True), ((50, 103), False), ((3, 7), True), ((1, 2), True), ((200, 100), False)],
+)
+def test_a_map_has_its_image_s_aspect(size: tuple[int, int], fits: bool) -> None:
+    """To 2 %, or to a pixel of the map where that is more."""
+    if fits:
+        check_shape("a.png", size, (400, 800))
+    else:
+        sentence = rf"^a\.png has {size[1]}×{size[0]} pixels, its image 800×400; give it the same shape\.$"
+        with pytest.raises(DataError, match=sentence):
+            check_shape("a.png", size, (400, 800))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,6 +74,19 @@ def test_batches_are_the_same_with_any_number_of_workers(toy_images: TaggedImage
     assert same(alone, all_batches(data, 1, Compute(workers=2)))
     assert not same(alone, all_batches(data, 2, Compute()))
     assert not same(alone, all_batches(a_set(toy_images, seed=1), 1, Compute()))
+
+
+def test_loading_processes_stay_from_epoch_to_epoch(toy_images: TaggedImages) -> None:
+    """Else Ctrl-C would be lost on torch between two epochs, while it ends some and starts others."""
+    data, before = a_set(toy_images), multiprocessing.active_children()
+    loader = training_loader(data, 4, Compute(workers=2))
+    workers = []
+    for epoch in (1, 2):
+        loader.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+        assert same(list(loader), all_batches(data, epoch, Compute()))
+        workers.append({process.pid for process in multiprocessing.active_children() if process not in before})
+    assert len(workers[0]) == 2
+    assert workers[0] == workers[1]
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -192,6 +208,23 @@ def test_whole_images_come_in_order(toy_images: TaggedImages, workers: int) -> N
         assert pixels.dtype == torch.uint8
         for sample, image in zip(samples, pixels, strict=True):
             np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), read_image(sample.image))
+
+
+def test_a_loading_process_that_is_stuck_ignores_ctrl_c_and_ends_at_sigterm(
+    toy_images: TaggedImages, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "stuck.png")  # nobody will ever write into it
+    stuck = replace(toy_images.samples[0], image=str(tmp_path / "stuck.png"))
+    before = multiprocessing.active_children()
+    read = whole_images([[toy_images.samples[0]], [stuck]], Compute(workers=1))
+    [worker] = [process for process in multiprocessing.active_children() if process not in before]
+    next(read)  # it has begun
+    os.kill(worker.pid or 0, signal.SIGINT)
+    worker.join(1)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0  # of another the main process would say that it was killed
 
 
 def test_normalised() -> None:

@@ -16,6 +16,7 @@ from tagmask.data.samples import TaggedImages
 from tagmask.maps import ResponseMaps, grid_size
 from tagmask.methods.cam import Cam
 from tagmask.methods.crf import Crf
+from tagmask.models.classifier import Classifier
 from tagmask.stage import Method, Work
 from tagmask.training import read_history
 
@@ -99,6 +100,37 @@ class MethodContract:
         self.run(make_work, earlier)
         assert victim.read_bytes() == before
         assert kept == victim or kept.stat().st_mtime_ns == stamp
+
+    def test_a_checkpoint_that_outlived_its_training_is_removed(
+        self, make_work: MakeWork, earlier: dict[str, Path]
+    ) -> None:
+        """Whoever is killed when the weights are written leaves it."""
+        if not self.trains:
+            pytest.skip("nothing is trained")
+        checkpoint = self.run(make_work, earlier).folder / "training" / "last.ckpt"
+        assert not checkpoint.parent.exists()
+        checkpoint.parent.mkdir()
+        checkpoint.touch()
+        self.run(make_work, earlier)
+        assert not checkpoint.parent.exists()
+
+    def test_maps_at_another_stride(self, make_work: MakeWork, earlier: dict[str, Path], tmp_path: Path) -> None:
+        """`map_stride` makes the maps of a classifier that has this stride."""
+        if "map_stride" not in self.method.model_fields or not self.method.needs:
+            pytest.skip("it takes no classifier's stride")
+        Classifier.load(earlier["classifier"], output_stride=32).save(tmp_path / "coarse")
+        untrained = {"epochs": 0} if self.trains else {}
+        works = []
+        for name, folder, change in (
+            ("plain", earlier["classifier"], {}),
+            ("changed", earlier["classifier"], {"map_stride": 32}),
+            ("expected", tmp_path / "coarse", {}),
+        ):
+            works.append(make_work(name, classifier=folder))
+            self.method(**{**self.settings, **untrained, **change}).run(works[-1])
+        plain, changed, expected = (work.folder / "maps" for work in works)
+        assert self.same(changed, expected)
+        assert not self.same(changed, plain)
 
     def test_a_single_class_is_enough(
         self, make_work: MakeWork, earlier: dict[str, Path], tmp_path: Path, toy_images: TaggedImages

@@ -158,6 +158,19 @@ def test_loss_without_one_kind_is_half_the_other() -> None:
     assert loss.item() == 0  # unsure pixels alone
 
 
+def test_many_processes_make_the_loss_of_one() -> None:
+    """Their parts' mean is the whole's, with its gradients, however unevenly the pixels of each kind lie."""
+    logits = torch.randn(2, 3, 4, 4, requires_grad=True)
+    labels = torch.randint(1, 3, (2, 4, 4))
+    labels[0, :3], labels[1, 1:], labels[1, 0, 0] = 255, 255, 0  # one pixel of background in all
+    whole = balanced_loss(logits, labels)
+    agreed = [torch.tensor([1, 7]) / 2] * 2  # the processes' mean counts of background and foreground
+    parts = [balanced_loss(logits[i : i + 1], labels[i : i + 1], 0.4, lambda _, i=i: agreed[i]) for i in range(2)]
+    together = torch.stack(parts).mean()
+    torch.testing.assert_close(together, whole)
+    torch.testing.assert_close(torch.autograd.grad(together, logits), torch.autograd.grad(whole, logits))
+
+
 def test_unsure_pixels_and_their_number_do_not_matter() -> None:
     logits = torch.randn(1, 3, 2, 8)
     labels = torch.tensor([[[0, 0, 0, 0, 0, 0, 1, 2], [255] * 8]])

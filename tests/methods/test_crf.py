@@ -15,7 +15,8 @@ from tagmask.compute import Compute
 from tagmask.data.images import read_image
 from tagmask.data.samples import TaggedImages
 from tagmask.maps import ResponseMaps, grid_size
-from tagmask.methods.crf import THRESHOLD_FILE, Crf
+from tagmask.methods._threshold import THRESHOLD_FILE, Threshold, read_threshold, threshold_of_run
+from tagmask.methods.crf import Crf
 from tagmask.refine.dense_crf import dense_crf, unary_from_labels
 from tagmask.refine.settings import CrfSettings
 from tests.methods.contract import MakeWork, MethodContract
@@ -85,9 +86,8 @@ def test_the_automatic_threshold_lies_between_object_and_background(make_work: M
         if sample.tags:
             maps.maps[0, :3, :3] = 0.8
         maps.save(tmp_path / "maps-stage" / "maps" / f"{sample.id}.safetensors")
-    method = Crf(crf=None)
-    assert 0.1 <= method.choose_threshold(work) < 0.8
-    method.run(work)
+    assert 0.1 <= threshold_of_run(work, "auto") < 0.8
+    Crf(crf=None).run(work)
     labels = read_label_map(work.mask_file(work.images.samples[0]))
     assert labels[:8, :8].all()
     assert not labels[16:, 16:].any()
@@ -95,11 +95,26 @@ def test_the_automatic_threshold_lies_between_object_and_background(make_work: M
 
 def test_the_threshold_is_kept(make_work: MakeWork, earlier: dict[str, Path]) -> None:
     work = make_work(maps=earlier["maps"])
-    method = Crf(crf=None)
-    chosen = method.choose_threshold(work)
+    chosen = threshold_of_run(work, "auto")
     assert json.loads((work.folder / THRESHOLD_FILE).read_text()) == {"threshold": chosen}
     elsewhere = replace(work, inputs={"maps": Path("nowhere")})
-    assert method.choose_threshold(elsewhere) == chosen
+    assert threshold_of_run(elsewhere, "auto") == chosen
+
+
+@pytest.mark.parametrize("setting", [0.3, "auto", "per-image"])
+def test_only_a_threshold_for_all_images_is_said_to_be_used(
+    make_work: MakeWork, earlier: dict[str, Path], setting: Threshold
+) -> None:
+    work = make_work(maps=earlier["maps"])
+    assert read_threshold(work.folder) is None
+    Crf(threshold=setting, crf=None).run(work)
+    kept = threshold_of_run(replace(work, inputs={}), setting)
+    assert 0 < kept < 1
+    if setting == "per-image":
+        assert json.loads((work.folder / THRESHOLD_FILE).read_text()) == {"threshold": kept, "per_image": True}
+        assert read_threshold(work.folder) is None
+    else:
+        assert read_threshold(work.folder) == kept == (kept if setting == "auto" else setting)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])

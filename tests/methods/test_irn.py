@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,10 +14,15 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from tagmask.artifacts import read_label_map, voc_palette
+from tagmask.data.samples import TaggedImages
 from tagmask.maps import ResponseMaps
-from tagmask.methods.irn import Irn, pair_losses
+from tagmask.methods.irn import Irn, mean_displacement, pair_losses
+from tagmask.models.backbone import Backbone
+from tagmask.models.boundary import BoundaryNetwork
 from tagmask.refine.random_walk import half_disc
 from tagmask.refine.walk import Walk
+from tagmask.rehearsal.clock import Clock
+from tagmask.rehearsal.few import FewImages
 from tests.conftest import GOLDENS
 from tests.methods.contract import MakeWork, MethodContract
 
@@ -73,6 +79,36 @@ def test_gradients_are_those_of_the_values() -> None:
     displacement = torch.randn(1, 2, 4, 6, dtype=torch.double, requires_grad=True)
     labels = torch.randint(0, 3, (1, 4, 6))
     assert torch.autograd.gradcheck(lambda b, d: pair_losses(b, d, labels, 3).total, (boundary, displacement))
+
+
+def test_many_processes_make_the_loss_of_one() -> None:
+    """Their parts' mean is the whole's, with its gradients, however unevenly the pairs lie."""
+    torch.manual_seed(0)
+    boundary, displacement = torch.randn(2, 8, 12, requires_grad=True), torch.randn(2, 2, 8, 12, requires_grad=True)
+    labels = torch.randint(0, 3, (2, 8, 12))
+    labels[0, 3:], labels[1, :, :5] = 255, 1
+    whole = pair_losses(boundary, displacement, labels, 3)
+    parts = []
+    for i in range(2):
+        one = slice(i, i + 1)
+        parts.append(pair_losses(boundary[one], displacement[one], labels[one], 3, lambda _: whole.pairs / 2))
+    assert not torch.equal(parts[0].pairs, parts[1].pairs)
+    torch.testing.assert_close(parts[0].pairs + parts[1].pairs, whole.pairs)
+    together = (parts[0].total + parts[1].total) / 2
+    torch.testing.assert_close(together, whole.total)
+    inputs = (boundary, displacement)
+    torch.testing.assert_close(torch.autograd.grad(together, inputs), torch.autograd.grad(whole.total, inputs))
+
+
+def test_a_rehearsal_counts_the_images_of_the_mean_displacement(make_work: MakeWork, toy_images: TaggedImages) -> None:
+    """Of 2,928 images every second one is looked at, as of the eight that stand for them."""
+    few = FewImages(toy_images.classes, toy_images.samples, many=2928)
+    timed = Clock(None, Path())
+    work = replace(make_work(images=few), progress=timed.progress)
+    with timed.part("irn", few):
+        mean = mean_displacement(BoundaryNetwork(Backbone("test_resnet")), work, 2)
+    assert mean.shape == (2,)
+    assert [(t.what, t.units) for t in timed.timings] == [("mean displacement", 1464), ("all besides", 1)]
 
 
 @pytest.mark.parametrize("label", [0, 1, 255])

@@ -114,7 +114,7 @@ def test_a_network_with_channels_last_by_plain_autograd() -> None:
 
 
 def test_stages_are_fused_by_their_maximum_the_earlier_ones_lifted() -> None:
-    net, images = classifier("resnet18").double(), some_images(2, 40, 56).double()
+    net, images = classifier("test_resnet").double(), some_images(2, 40, 56).double()
     net.backbone.net.layer4.register_forward_hook(lambda module, inputs, output: F.avg_pool2d(output, 2))
     fine, coarse = layercam(net, images, -2), layercam(net, images, -1)
     assert fine.shape[2:] != coarse.shape[2:]
@@ -124,7 +124,7 @@ def test_stages_are_fused_by_their_maximum_the_earlier_ones_lifted() -> None:
 
 
 def test_only_tagged_classes_are_looked_at_and_they_are_the_same() -> None:
-    net, images = classifier(), some_images(3, 40, 56)
+    net, images = classifier("test_resnet"), some_images(3, 40, 56)
     look, tags = activations(net), [(2,), (), (4, 1)]
     views = torch.cat([images, images.flip(3)])
     everything, tagged = look(views), StageMaps(net, LayerCam())(views, tags)
@@ -162,7 +162,7 @@ def test_in_inference_mode_and_bfloat16() -> None:
 
 
 def test_from_several_threads() -> None:
-    net = classifier()
+    net = classifier("test_resnet")
     look, batches = activations(net), [some_images(1 + i % 3, 32 + 8 * i, 40) for i in range(6)]
     alone = [look(batch) for batch in batches]
     with ThreadPoolExecutor(3) as pool:
@@ -195,7 +195,7 @@ def test_a_class_that_nothing_speaks_for_has_an_empty_map() -> None:
     assert not maps.maps[1].any()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "test_vit"])
+@pytest.mark.parametrize("name", ["test_resnet", "convnext_atto", "test_vit"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 70), (45, 33)])
 def test_images_of_any_size(name: str, size: tuple[int, int]) -> None:
     [maps] = response_maps(activations(classifier(name)), some_images(1, *size), [(1, 3)])

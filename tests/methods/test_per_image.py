@@ -15,6 +15,7 @@ from torch import Tensor
 from tagmask.artifacts import read_label_map
 from tagmask.data.samples import TaggedImages
 from tagmask.maps import ResponseMaps
+from tagmask.methods._threshold import THRESHOLD_FILE, read_threshold
 from tagmask.methods.per_image import PerImage
 from tagmask.models.segmenter import Segmenter
 from tests.methods.contract import MakeWork, MethodContract
@@ -89,3 +90,5 @@ def test_the_mask_ends_where_the_network_or_the_saliency_does(
     PerImage(crf=None).run(work)
     width = (read_label_map(work.mask_file(sample)) > 0).sum(1).mean()
     assert width == pytest.approx(saliency_end or end, abs=2)
+    assert (work.folder / THRESHOLD_FILE).exists()
+    assert read_threshold(work.folder) is None  # each image has its own

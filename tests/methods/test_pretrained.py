@@ -14,7 +14,8 @@ import torch
 
 from tagmask.data.samples import TaggedImages
 from tagmask.errors import RecipeError
-from tagmask.methods.pretrained import Pretrained, outputs_of
+from tagmask.methods.pretrained import Pretrained, linear_head, outputs_of
+from tagmask.recipe import Recipe
 from tagmask.stage import Work
 from tests.methods.contract import MethodContract
 
@@ -76,12 +77,37 @@ def test_classes_that_the_network_lacks_are_named(
         outputs_of(classes, n, given)
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "mobilenetv3_small_050"])
+@pytest.mark.parametrize(
+    "name",
+    ["vit_tiny_patch16_224", "mobilenetv3_small_050", "mixer_s16_224", "eva02_tiny_patch14_336", "levit_128s"],
+)
 def test_a_head_that_is_more_than_linear_is_an_error(name: str, tmp_path: Path) -> None:
     file = tmp_path / "w.safetensors"
     safetensors.torch.save_file(timm.create_model(name).state_dict(), file)
     with pytest.raises(RecipeError, match="not a linear layer of its mean features"):
         Pretrained(backbone=name, weights=str(file)).classifier(("tench",))
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "swin_tiny_patch4_window7_224", "inception_v3"])
+def test_the_rows_of_a_linear_head_make_the_networks_own_logits(name: str) -> None:
+    """Swin keeps its channels last; Inception needs more than 64 pixels."""
+    torch.manual_seed(0)
+    net: Any = timm.create_model(name).eval()
+    images = torch.randn(2, 3, 224, 224)
+    with torch.inference_mode():
+        features = net.forward_features(images)
+        channels_last = features.movedim(features.shape.index(net.num_features), -1)
+        found = channels_last.flatten(1, 2).mean(1) @ linear_head(net, name).T
+        torch.testing.assert_close(found + net.get_classifier().bias, net(images), rtol=1e-3, atol=1e-4)
+
+
+def test_timm_s_own_weights_have_their_own_number_of_outputs(weights: Path) -> None:
+    """timm would replace their head by a random one, and say nothing."""
+    with pytest.raises(RecipeError, match="num_outputs goes with a weights file"):
+        Pretrained(num_outputs=3)
+    with pytest.raises(RecipeError, match="num_outputs goes with a weights file"):
+        Recipe.model_validate({"stages": {"pretrained": {"num_outputs": 1000}}})
+    assert Pretrained(num_outputs=3, weights=str(weights)).num_outputs == 3
 
 
 def test_another_number_of_outputs(tmp_path: Path, make_work: Callable[..., Work], toy_images: TaggedImages) -> None:

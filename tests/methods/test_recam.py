@@ -60,6 +60,15 @@ class TestReCam(MethodContract):
         assert second.abs().max() <= bound * 1.001
         assert float(second.std()) == pytest.approx(bound / 3**0.5, rel=0.05)
 
+    def test_the_stride_of_the_maps_does_not_change_the_training(
+        self, make_work: MakeWork, earlier: dict[str, Path]
+    ) -> None:
+        plain, work = self.run(make_work, earlier, "plain"), make_work(classifier=earlier["classifier"])
+        ReCam(**TOY, map_stride=32).run(work)
+        ours, theirs = Classifier.load(work.folder), Classifier.load(plain.folder)
+        assert ours.backbone.config == theirs.backbone.config
+        assert torch.equal(ours.map_weight, theirs.map_weight)
+
     def test_it_runs_on_a_vision_transformer(self, make_work: MakeWork) -> None:
         torch.manual_seed(0)
         work = make_work()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tagmask.artifacts import UNSURE
-from tagmask.data.images import is_url, read_bytes, read_grey, read_image
+from tagmask.data.images import check_shape, is_url, read_bytes, read_grey, read_image
 from tagmask.data.lookalikes import Lookalike, lookalikes
 from tagmask.data.samples import PngMask, Problem, Sample, TaggedImages
 from tagmask.errors import DataError
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 _CHUNK = 512  # images handed to the threads at a time, so that a million do not wait in memory
 _SHOWN = 20  # of a long list
-_ASPECT = 0.02  # by how much a saliency map's aspect may differ from the image's; it is resized anyway
 
 
 def verified(images: TaggedImages, *, skip_bad: bool, workers: int, progress: Progress) -> TaggedImages:
@@ -99,9 +98,7 @@ def _look(sample: Sample, n_classes: int, fingerprint: bool) -> Look:
             present = _mask_classes(sample.mask.read(), size, n_classes)
         if sample.saliency:
             where = str(sample.saliency)
-            h, w = read_grey(where).shape
-            if abs(h * width - w * height) > max(_ASPECT * h * width, height, width):  # or a pixel, from rounding
-                raise DataError(f"has {w}×{h} pixels, its image {width}×{height}; give it the same shape")
+            check_shape(where, read_grey(where).shape, size)
         digest = None
         if fingerprint and not is_url(sample.image):
             digest = hashlib.blake2b(read_bytes(sample.image), digest_size=16).digest()

@@ -17,6 +17,7 @@ from tagmask.errors import DataError
 MAX_PIXELS = 100_000_000  # beyond this one image alone would need tens of GB in the networks
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 
+_ASPECT = 0.02  # by how much a map's aspect may differ from its image's
 _ORIENTATION = 0x0112  # the EXIF tag
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -76,6 +77,13 @@ def read_grey(path: str | Path) -> np.ndarray:
     """Read a grey picture (saliency) as [H, W] float32, 0..1. Raises DataError as `read_image`."""
     with _opened(path) as image:
         return np.asarray(image.convert("L"), np.float32) / 255
+
+
+def check_shape(path: str | Path, size: tuple[int, int], image: tuple[int, int]) -> None:
+    """Raises DataError unless a map of `size` (H, W) has the aspect of its image, to whose size it will be resized."""
+    (h, w), (height, width) = size, image
+    if abs(h * width - w * height) > max(_ASPECT * h * width, height, width):  # or a pixel, from rounding
+        raise DataError(f"{path} has {w}×{h} pixels, its image {width}×{height}; give it the same shape.")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -93,13 +94,18 @@ def training_loader(data: TrainingSet, batch_size: int, compute: Compute) -> Dat
         num_workers=compute.workers,
         pin_memory=compute.device.type == "cuda",
         worker_init_fn=_end_with_the_main_process,
+        persistent_workers=compute.workers > 0,  # Ctrl-C would be lost on torch while it ends them, each epoch anew
     )
 
 
 def _end_with_the_main_process(worker: int) -> None:
-    """Let loading processes ignore Ctrl-C and SIGTERM, which come to the whole group: the main process ends them."""
+    """Let loading processes end without a word: the main process, to which Ctrl-C and SIGTERM come, too, says it all.
+
+    They ignore Ctrl-C, and end at SIGTERM, by which the main process ends one that is stuck. Not as killed, as by
+    default: the main process would take that for an error.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda signum, frame: os._exit(0))
 
 
 class _WholeImages(Dataset[tuple[list[Sample], Tensor]]):

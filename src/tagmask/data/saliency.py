@@ -24,14 +24,13 @@ from scipy.spatial.distance import cdist
 
 from tagmask.artifacts import digest, remove_unfinished, written_atomically
 from tagmask.data.check import verified
-from tagmask.data.images import read_grey, read_image
+from tagmask.data.images import check_shape, read_grey, read_image
 from tagmask.data.samples import TaggedImages
 from tagmask.errors import DataError, RunError
 
 if TYPE_CHECKING:
     from tagmask.stage import Progress
 
-ASPECT = 0.02  # by how much a map's aspect may differ from its image's
 LONG_SIDE = 400  # pixels; larger images are made smaller for what follows, the paper's numbers
 SUPERPIXELS = 200
 COMPACTNESS = 20  # of the superpixels (SLIC)
@@ -54,9 +53,7 @@ def read_saliency(path: Path, size: tuple[int, int]) -> np.ndarray:
         DataError: it cannot be read, or its aspect is not the image's.
     """
     grey = read_grey(path)
-    (h, w), (height, width) = grey.shape, size
-    if abs(h * width - w * height) > max(ASPECT * h * width, height, width):  # or a pixel, from rounding
-        raise DataError(f"{path} has {w}×{h} pixels, its image {width}×{height}; give it the same shape.")
+    check_shape(path, grey.shape, size)
     tensor = torch.from_numpy(np.array(grey))[None, None]
     return F.interpolate(tensor, size, mode="bilinear", antialias=True)[0, 0].numpy()
 

@@ -1,6 +1,7 @@
 """CAM: class activation maps of a classifier trained on tags (Zhou et al., CVPR 2016), as IRN's code trains it.
 
-The ground that the other methods stand on: they import from here, and from no other method.
+The ground that the other methods stand on, with `segment` for what trains or asks a segmentation network: they import
+from these two, and from no other method.
 """
 
 from __future__ import annotations

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 from joblib import delayed
 from pydantic import Field
 
-from tagmask.artifacts import read_json, write_json, write_label_map
+from tagmask.artifacts import write_label_map
 from tagmask.data.images import read_image
 from tagmask.data.saliency import read_saliency, saliency_hash
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.maps import ResponseMaps
-from tagmask.measure import ActivationHistogram
+from tagmask.methods._threshold import Threshold, threshold_of_run
 from tagmask.refine.per_image import choose_threshold, expected_threshold, typical_root
 from tagmask.refine.seeds import crf_label_map
 from tagmask.refine.settings import CrfSettings
 from tagmask.stage import Kind, Method, Work, maps_file
-
-Threshold = Annotated[float, Field(ge=0, le=1)] | Literal["auto", "per-image"]
-THRESHOLD_FILE = "threshold.json"
 
 
 class Crf(Method):
@@ -42,7 +39,7 @@ class Crf(Method):
         return saliency_hash(images) if self.threshold == "per-image" else None
 
     def run(self, work: Work) -> None:
-        threshold = self.choose_threshold(work)
+        threshold = threshold_of_run(work, self.threshold)
         groups = work.missing([[sample] for sample in work.images.samples], work.mask_file)
         if groups and self.crf:
             self.crf.compile(work.say)
@@ -54,26 +51,6 @@ class Crf(Method):
             for (sample,) in groups
         )
         work.in_parallel("pseudo-masks (CRF)" if self.crf else "pseudo-masks", jobs, len(groups))
-
-    def choose_threshold(self, work: Work) -> float:
-        """The threshold given, or Otsu's over the strongest activation of every pixel of the run."""
-        file = work.folder / THRESHOLD_FILE
-        if file.exists():
-            return float(read_json(file)["threshold"])
-        threshold = self.threshold
-        if isinstance(threshold, str):
-            activations = ActivationHistogram()
-            tagged = work.compute.share([sample for sample in work.images.samples if sample.tags])
-            with work.progress("choosing the threshold", len(tagged)) as advance:
-                for sample in tagged:
-                    activations.update(ResponseMaps.load(maps_file(work.inputs["maps"], sample)).maps)
-                    advance(1)
-            threshold = activations.otsu()  # summed over the processes
-            work.say(f"threshold {threshold:.2f} (Otsu's on the activations)")
-        work.compute.barrier()  # all have looked for the file before it is there
-        if work.compute.main:
-            write_json(file, {"threshold": threshold})
-        return float(threshold)
 
     def write_mask(self, sample: Sample, maps_path: Path, mask_path: Path, threshold: float, typical: float) -> None:
         """Make one image's pseudo-mask, in whichever process."""

@@ -180,8 +180,8 @@ def pair_losses(
         for offset in half_disc(radius).tolist()
     ]
     bg, fg, different, disp_fg, disp_bg, *pairs = torch.stack(per_offset).sum(0)
-    counts = torch.stack(pairs)
-    n_bg, n_fg, n_different = over_processes(counts)
+    counts = torch.stack(pairs).detach()
+    n_bg, n_fg, n_different = over_processes(counts.clone())  # which are averaged in place
     return PairLosses(
         (bg / (n_bg + EPSILON) + fg / (n_fg + EPSILON)) / 2,
         different / (n_different + EPSILON),

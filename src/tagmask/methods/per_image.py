@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-import torch
 from joblib import delayed
 from pydantic import Field
 
 from tagmask.artifacts import write_label_map
-from tagmask.data.loading import whole_images
 from tagmask.data.saliency import read_saliency, saliency_hash
 from tagmask.data.samples import Sample, TaggedImages
-from tagmask.data.transforms import normalised
 from tagmask.maps import ResponseMaps
-from tagmask.methods.crf import Crf
-from tagmask.methods.segment import probabilities
+from tagmask.methods._threshold import threshold_of_run
+from tagmask.methods.segment import segmented
 from tagmask.models.segmenter import Segmenter
 from tagmask.refine.per_image import choose_threshold, expected_threshold, typical_root
 from tagmask.refine.settings import CrfSettings
-from tagmask.stage import Kind, Method, Work, batches, maps_file
+from tagmask.stage import Kind, Method, Work, maps_file
 
 
 class PerImage(Method):
@@ -44,35 +40,24 @@ class PerImage(Method):
         return saliency_hash(images)
 
     def run(self, work: Work) -> None:
-        threshold = Crf().choose_threshold(work)
+        threshold = threshold_of_run(work, "per-image")
         typical = typical_root(sample.tags for sample in work.images.samples)
-        groups = work.missing(batches(work.images.samples, self.batch, work.compute.batch_pixels), work.mask_file)
-        if groups and self.crf:
+        network = Segmenter.load(work.inputs["segmenter"])
+        seen, missing = segmented(network, work, scales=self.scales, batch_size=self.batch)
+        if missing and self.crf:
             self.crf.compile(work.say)
-        network = Segmenter.load(work.inputs["segmenter"]).to(work.compute.device)
-        network = network.to(memory_format=torch.channels_last).eval()
-
-        def jobs() -> Iterator[Any]:
-            for samples, pixels in whole_images(groups, work.compute):
-                images = normalised(pixels.to(work.compute.device), network.mean, network.std)
-                with work.compute.autocast(network):
-                    found = probabilities(network, images, [s.tags for s in samples], self.scales)
-                for sample, rgb, (_, probs) in zip(samples, pixels, found, strict=True):
-                    if work.mask_file(sample).exists():  # it is here to make the batch what it was
-                        continue
-                    expected = expected_threshold(threshold, len(sample.tags or ()), typical)
-                    image = rgb.permute(1, 2, 0).contiguous().numpy()
-                    yield delayed(self.write_mask)(
-                        sample,
-                        image,
-                        1 - probs[0],
-                        maps_file(work.inputs["maps"], sample),
-                        work.mask_file(sample),
-                        expected,
-                    )
-
-        missing = [sample for group in groups for sample in group if not work.mask_file(sample).exists()]
-        work.in_parallel("pseudo-masks (a threshold for each)", jobs() if groups else (), len(missing))
+        jobs = (
+            delayed(self.write_mask)(
+                sample,
+                image,
+                1 - probs[0],
+                maps_file(work.inputs["maps"], sample),
+                work.mask_file(sample),
+                expected_threshold(threshold, len(sample.tags or ()), typical),
+            )
+            for sample, image, _, probs in seen
+        )
+        work.in_parallel("pseudo-masks (a threshold for each)", jobs, missing)
 
     def write_mask(
         self, sample: Sample, image: np.ndarray, foreground: np.ndarray, maps_path: Path, path: Path, expected: float

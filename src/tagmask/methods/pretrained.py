@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
-from pydantic import AfterValidator, Field
+import torch.nn.functional as F
+from pydantic import AfterValidator, Field, model_validator
 from timm.data import ImageNetInfo
 from torch import Tensor
 
@@ -20,6 +21,8 @@ from tagmask.methods.cam import SCALES, make_maps
 from tagmask.models.backbone import Backbone, check_backbone, create_network, load_weights
 from tagmask.models.classifier import FILE, Classifier
 from tagmask.stage import Kind, Method, Work
+
+PROBE = 224  # pixels: the size that most networks of a fixed size take, and a multiple of the usual patches
 
 
 class Pretrained(Method):
@@ -31,12 +34,21 @@ class Pretrained(Method):
     weights: str = Field("pretrained", description="pretrained (timm's hub), or a local file")
     options: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
     output_stride: int = 16
-    num_outputs: int | None = Field(None, ge=1, description="of the network; null: timm's number for it")
+    num_outputs: int | None = Field(None, ge=1, description="of a weights file's network; null: timm's number for it")
     outputs: dict[str, list[int]] = Field(
         {}, description="class → numbers (from 0) of the outputs that mean it; others: by the names of ImageNet's"
     )
     scales: tuple[float, ...] = Field(SCALES, min_length=1, description="of the maps; each with its mirror image")
     map_batch: int = Field(16, ge=1, description="images of one size that are mapped together")
+
+    @model_validator(mode="after")
+    def _outputs_are_those_of_the_weights(self) -> Self:
+        if self.num_outputs is not None and self.weights == "pretrained":
+            raise RecipeError(
+                "num_outputs goes with a weights file: timm's own weights keep the outputs that they have "
+                "(with another number of them timm would put a random layer in their place); leave it out."
+            )
+        return self
 
     def run(self, work: Work) -> None:
         if work.compute.main and not (work.folder / FILE).exists():
@@ -72,17 +84,20 @@ class Pretrained(Method):
 @torch.inference_mode()
 def linear_head(net: Any, name: str) -> Tensor:
     """The weights [N, D] of a timm network's last layer. Raises RecipeError if its logits are not W · GAP(f) + b."""
-    features = net.forward_features(torch.randn(2, 3, 64, 64))
-    last = net.get_classifier()
-    weight = getattr(last, "weight", None)
-    if features.ndim == 4 and weight is not None and weight.flatten(1).shape[1] == features.shape[1]:
-        logits = features.mean((2, 3)) @ weight.flatten(1).T + (0 if last.bias is None else last.bias)
-        if torch.allclose(logits, net.forward_head(features), rtol=1e-3, atol=1e-4):
-            return weight.detach().flatten(1).clone()
-    raise RecipeError(
-        f"the logits of {name!r} are not a linear layer of its mean features, so it has no class activation maps: "
-        "choose another, e.g. resnet50, or train one with the cam method."
-    )
+    try:
+        features = net.forward_features(torch.randn(2, 3, PROBE, PROBE))
+        grid = (1, 2) if getattr(net, "output_fmt", "NCHW") == "NHWC" else (2, 3)
+        last = net.get_classifier()
+        weight: Tensor = last.weight.detach().flatten(1)
+        logits = F.linear(features.mean(grid), weight, last.bias)
+        if not torch.allclose(logits, net.forward_head(features), rtol=1e-3, atol=1e-4):
+            raise ValueError("the head does more than that")
+    except Exception as error:  # a size that it does not take, features without a grid, a head of several layers, ...
+        raise RecipeError(
+            f"the logits of {name!r} are not a linear layer of its mean features, so it has no class activation maps: "
+            "choose another, e.g. resnet50, or train one with the cam method."
+        ) from error
+    return weight.clone()
 
 
 def outputs_of(classes: tuple[str, ...], n_outputs: int, given: Mapping[str, list[int]]) -> list[list[int]]:

@@ -1,6 +1,7 @@
 """The segmentation network, trained on pseudo-masks as if they were true (methods, section 8).
 
-The ground for a method that trains it with another loss: it overrides `Segment.layers` and `Segment.training`.
+The second ground, beside `cam`, that other methods stand on: one that trains the network with another loss overrides
+`Segment.layers` and `Segment.training`, and one that asks a network for masks takes what it says from `segmented`.
 """
 
 from __future__ import annotations
@@ -195,26 +196,37 @@ def decide(image: np.ndarray, ids: np.ndarray, probs: np.ndarray, crf: CrfSettin
     return ids[probs.argmax(0)]
 
 
+def segmented(
+    network: Segmenter, work: Work, *, scales: Sequence[float], batch_size: int
+) -> tuple[Iterator[tuple[Sample, np.ndarray, np.ndarray, np.ndarray]], int]:
+    """What the network says of this process's images of the stage that have no mask yet.
+
+    Returns:
+        (sample, image [H, W, 3] uint8, and the ids and values of `probabilities`) of each, and how many they are.
+    """
+    groups = work.missing(batches(work.images.samples, batch_size, work.compute.batch_pixels), work.mask_file)
+    missing = sum(not work.mask_file(sample).exists() for group in groups for sample in group)
+    network = network.to(work.compute.device).to(memory_format=torch.channels_last).eval()
+
+    def found() -> Iterator[tuple[Sample, np.ndarray, np.ndarray, np.ndarray]]:
+        for samples, pixels in whole_images(groups, work.compute):
+            images = normalised(pixels.to(work.compute.device), network.mean, network.std)
+            with work.compute.autocast(network):  # here: joblib may run this generator in a thread of its own
+                results = probabilities(network, images, [s.tags for s in samples], scales)
+            for sample, rgb, (ids, probs) in zip(samples, pixels, results, strict=True):
+                if not work.mask_file(sample).exists():  # else it is here to make the batch what it was
+                    yield sample, rgb.permute(1, 2, 0).contiguous().numpy(), ids, probs
+
+    return (found() if groups else iter(())), missing
+
+
 def write_masks(
     network: Segmenter, work: Work, *, scales: Sequence[float], crf: CrfSettings | None, batch_size: int
 ) -> None:
     """Write the network's label map of every image of the stage that has none yet."""
-    groups = work.missing(batches(work.images.samples, batch_size, work.compute.batch_pixels), work.mask_file)
-    network = network.to(work.compute.device).to(memory_format=torch.channels_last).eval()
-
-    def jobs() -> Iterator[Any]:
-        for samples, pixels in whole_images(groups, work.compute):
-            images = normalised(pixels.to(work.compute.device), network.mean, network.std)
-            with work.compute.autocast(network):  # here: joblib may run this generator in a thread of its own
-                found = probabilities(network, images, [s.tags for s in samples], scales)
-            for sample, rgb, (ids, probs) in zip(samples, pixels, found, strict=True):
-                if work.mask_file(sample).exists():  # it is here to make the batch what it was
-                    continue
-                image = rgb.permute(1, 2, 0).contiguous().numpy()
-                yield delayed(_write_mask)(work.mask_file(sample), image, ids, probs, crf)
-
-    missing = [sample for group in groups for sample in group if not work.mask_file(sample).exists()]
-    work.in_parallel("masks from the network", jobs() if groups else (), len(missing))
+    seen, missing = segmented(network, work, scales=scales, batch_size=batch_size)
+    jobs = (delayed(_write_mask)(work.mask_file(sample), image, ids, probs, crf) for sample, image, ids, probs in seen)
+    work.in_parallel("masks from the network", jobs, missing)
 
 
 def _write_mask(path: Path, image: np.ndarray, ids: np.ndarray, probs: np.ndarray, crf: CrfSettings | None) -> None:

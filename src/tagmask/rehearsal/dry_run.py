@@ -25,7 +25,7 @@ from tagmask.compute import Compute, Precision
 from tagmask.data.source import DataSource
 from tagmask.errors import RunError
 from tagmask.evaluate import HELD_OUT, evaluate_run
-from tagmask.pipeline import carry_out, check_run_folder, read_record, stage_keys, write_run_record
+from tagmask.pipeline import carry_out, check_run_folder, check_stages, write_run_record
 from tagmask.recipe import Recipe
 from tagmask.rehearsal.clock import Clock, Timing
 from tagmask.rehearsal.downloads import weights_from_outside, without_downloads
@@ -113,8 +113,7 @@ def rehearse(
         with clock.part("the data"):
             read = read_data(Run(folder, chosen, source, held_out, compute), skip_bad, clock)
             write_run_record(folder, chosen, read[0], {})
-            for name, key in stage_keys(chosen, read[0]).items():
-                read_record(Path(out) / name, key, redo)
+            check_stages(chosen, read[0], Path(out), redo)
         pixels = PIXELS.get(compute.device.type, PIXELS["other"])
         few = FewImages.of(read[0], pixels)
         few_held_out = FewImages.of(read[1], pixels) if read[1] else None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,10 @@ import numpy as np
 from tagmask.artifacts import read_json, read_label_map
 from tagmask.data.images import read_image
 from tagmask.data.samples import Sample, TaggedImages
-from tagmask.evaluate import HELD_OUT, Evaluation, held_out_folder, read_truth
+from tagmask.evaluate import HELD_OUT, Evaluation, held_out_folder, latest, read_truth
 from tagmask.maps import ResponseMaps
 from tagmask.measure import confusion_matrix, iou, mean_iou
-from tagmask.methods.crf import THRESHOLD_FILE
+from tagmask.methods._threshold import THRESHOLD_FILE, read_threshold
 from tagmask.outputs.overlays import overlay
 from tagmask.pipeline import RECORD
 from tagmask.recipe import Recipe
@@ -31,10 +33,8 @@ def gather(
     recipe: Recipe, folder: Path, images: TaggedImages, held_out: TaggedImages | None, evaluation: Evaluation
 ) -> Report:
     """Collect a finished run's report: counts, times, curves, scores and example pictures."""
-    threshold = next((t for name in recipe.stages if (t := _threshold(folder / name)) is not None), None)
-    examples = [
-        _example(s, recipe, folder, threshold) for s in _spread([s for s in images.samples if s.tags], EXAMPLES)
-    ]
+    sources = _Sources.of(recipe, folder)
+    examples = [_example(s, sources) for s in _spread([s for s in images.samples if s.tags], EXAMPLES)]
     if held_out is not None and (masks := held_out_folder(folder, held_out)).exists():
         for sample in _spread(held_out.samples, HELD_OUT_EXAMPLES):
             columns = {"final": read_label_map(mask_file(masks, sample))}
@@ -52,10 +52,10 @@ def gather(
         stages=_stages(recipe, folder),
         histories={name: history for name in recipe.stages if (history := read_history(folder / name))},
         maps=evaluation.maps,
-        chosen=evaluation.chosen,
+        chosen=_chosen(recipe, folder, images, evaluation),
         scores=evaluation.scores,
         examples=examples,
-        worst=_worst(recipe, folder, images, threshold),
+        worst=_worst(sources, images),
         notes=_notes(recipe, folder, images, held_out),
         places=_places(recipe, folder),
     )
@@ -79,27 +79,74 @@ def gather_maps(recipe: Recipe, folder: Path, evaluation: Evaluation) -> Report:
     )
 
 
-def _threshold(stage: Path) -> float | None:
-    file = stage / THRESHOLD_FILE
-    return float(read_json(file)["threshold"]) if file.exists() else None
-
-
 def _makers(recipe: Recipe, kind: Kind) -> list[str]:
     return [name for name, method in recipe.stages.items() if kind in method.makes]
 
 
-def _example(sample: Sample, recipe: Recipe, folder: Path, threshold: float | None, note: str = "") -> Example:
+@dataclass(frozen=True)
+class _Sources:
+    """The stage folders that an example's columns are from; None where there is no such stage.
+
+    Attributes:
+        maps: of the response maps that became the final masks.
+        seed: of the response maps that a stage was the last to cut at one threshold for all, and that threshold.
+        refined, final: of the last masks but one, and the last.
+    """
+
+    maps: Path | None
+    seed: tuple[Path, float] | None
+    refined: Path | None
+    final: Path | None
+
+    @classmethod
+    def of(cls, recipe: Recipe, folder: Path) -> _Sources:
+        origins = _origins(recipe)
+        maskers = list(origins)
+        maps = origins[maskers[-1]] if maskers else latest(recipe, "maps")
+        seeds = [
+            (folder / origin, threshold)
+            for name, origin in origins.items()
+            if origin and (threshold := read_threshold(folder / name)) is not None
+        ]
+        return cls(
+            maps=folder / maps if maps else None,
+            seed=seeds[-1] if seeds else None,
+            refined=folder / maskers[-2] if len(maskers) > 1 else None,
+            final=folder / maskers[-1] if maskers else None,
+        )
+
+
+def _origins(recipe: Recipe) -> dict[str, str | None]:
+    """For each stage that makes masks the one whose maps they come from, perhaps by way of other masks."""
+    origins: dict[str, str | None] = {}
+    maps, masks = None, ""
+    for name, method in recipe.stages.items():
+        if "maps" in method.makes:
+            maps = name
+        if "masks" in method.makes:
+            origins[name] = origins[masks] if "masks" in method.needs else maps
+            masks = name
+    return origins
+
+
+def _chosen(recipe: Recipe, folder: Path, images: TaggedImages, evaluation: Evaluation) -> dict[str, float]:
+    """The threshold at which each stage's maps were cut; nan where it was one for each image."""
+    cut = [maps for name, maps in _origins(recipe).items() if maps and (folder / name / THRESHOLD_FILE).exists()]
+    return {**{f"{maps} ({images.name})": math.nan for maps in cut}, **evaluation.chosen}
+
+
+def _example(sample: Sample, sources: _Sources, note: str = "") -> Example:
     labels: dict[str, np.ndarray] = {}
     pictures: dict[str, np.ndarray] = {}
-    if mappers := _makers(recipe, "maps"):
-        maps = ResponseMaps.load(maps_file(folder / mappers[-1], sample))
+    if sources.maps:
+        maps = ResponseMaps.load(maps_file(sources.maps, sample))
         pictures["map"] = np.array(maps.figure(read_image(sample.image)))
-        if threshold is not None:
-            labels["seed"] = maps.label_map(threshold)
-    maskers = _makers(recipe, "masks")
-    for column, stages in (("refined", maskers[:-1]), ("final", maskers)):
-        if stages:
-            labels[column] = read_label_map(mask_file(folder / stages[-1], sample))
+    if sources.seed:
+        cut, threshold = sources.seed
+        labels["seed"] = ResponseMaps.load(maps_file(cut, sample)).label_map(threshold)
+    for column, stage in (("refined", sources.refined), ("final", sources.final)):
+        if stage:
+            labels[column] = read_label_map(mask_file(stage, sample))
     return _with_pictures(sample, labels, pictures, note)
 
 
@@ -113,18 +160,17 @@ def _with_pictures(
     return Example(sample.id, note, columns)
 
 
-def _worst(recipe: Recipe, folder: Path, images: TaggedImages, threshold: float | None) -> list[Example]:
-    maskers = _makers(recipe, "masks")
-    known = [sample for sample in images.samples if sample.mask is not None and sample.tags][:WORST_OF]
-    if not maskers:
+def _worst(sources: _Sources, images: TaggedImages) -> list[Example]:
+    if sources.final is None:
         return []
+    known = [sample for sample in images.samples if sample.mask is not None and sample.tags][:WORST_OF]
     rated = []
     for sample in known:
-        labels = read_label_map(mask_file(folder / maskers[-1], sample))
+        labels = read_label_map(mask_file(sources.final, sample))
         truth = read_truth(sample, labels.shape)
         rated.append((mean_iou(iou(confusion_matrix(truth, labels, len(images.classes)))), sample))
     rated.sort(key=lambda pair: pair[0])
-    return [_example(s, recipe, folder, threshold, f"mIoU {100 * value:.0f} %") for value, s in rated[:WORST]]
+    return [_example(s, sources, f"mIoU {100 * value:.0f} %") for value, s in rated[:WORST]]
 
 
 def _spread(samples: Sequence[Sample], n: int) -> list[Sample]:
