@@ -32,19 +32,38 @@ METHODS = {  # the stages that make the maps
     "LayerCAM": ["cam", "layercam"],
     "conditional": ["cam", "conditional"],
     "ReCAM": ["cam", "recam"],
+    "ReCAM, sign kept": ["cam", "recam_signed"],
     "AMN": ["cam", "amn"],
-    "ReCAM, AMN": ["cam", "recam", "amn"],
+    "ReCAM, AMN": ["cam", "recam_signed", "amn"],
 }
 DEFAULT = 0.30  # the threshold that the field takes on CAM where nothing is known
-IRN = {  # the grid of such small pictures has 24 × 24 cells: 256 steps would spread everything over all of it
-    "epochs": 8,
-    "batch_size": 32,
-    "crop": 96,
-    "output_stride": 8,
-    "pair_radius": 5,
-    "scale": (0.8, 1.3),
-    "walk": {"steps": 16, "threshold": 0.35},
-}
+SMALL = {"batch_size": 32, "crop": 96}
+RECAM = {**SMALL, "epochs": 4, "long_side": (96, 112), "optimizer": "adamw", "lr": 1e-5, "head_lr": 1e-2}
+SEGMENT = {
+    **SMALL, "architecture": "Unet", "frozen_norms": False, "epochs": 10, "optimizer": "adamw", "lr": 5e-4,
+    "head_factor": 2, "test_scales": (1.0,),
+}  # fmt: skip
+SETTINGS: dict[str, dict[str, Any]] = {  # for small pictures and from scratch; the rest is the papers'
+    "cam": {
+        "backbone": "resnet18", "weights": "none", "options": {"channels": [32, 64, 128, 256]}, "output_stride": 8,
+        "frozen_stride": 0, "frozen_norms": False, "epochs": 16, "batch_size": 16, "crop": 96, "long_side": (96, 112),
+        "optimizer": "adamw", "lr": 2e-3, "head_lr": 2e-3, "weight_decay": 0.01,
+    },
+    "layercam": {},
+    "conditional": {},
+    "recam": RECAM,
+    "recam_signed": {**RECAM, "method": "recam", "keep_sign": True},
+    "amn": {
+        **SMALL, "batch_size": 16, "output_stride": 8, "epochs": 5, "scale": (0.8, 1.3), "lr": 1e-4, "head_lr": 1e-3
+    },
+    "crf": {},
+    "irn": {  # the grid of such pictures has 24 × 24 cells: 256 steps would spread everything over all of it
+        **SMALL, "epochs": 8, "output_stride": 8, "pair_radius": 5, "scale": (0.8, 1.3),
+        "walk": {"steps": 16, "threshold": 0.35},
+    },
+    "segment": SEGMENT,
+    "activation_aware": SEGMENT,
+}  # fmt: skip
 COLUMNS = ("best", "at", "default", "auto", "width", "CRF", "IRN", "network", "aware network")
 
 
@@ -58,35 +77,25 @@ def main() -> None:
         folder = arguments.out / f"seed-{seed}"
         images, held_out = _scenes(folder / "scenes", arguments.images, seed, compute, shown)
         for name in chosen:
-            stages = settings()
-            file = folder / f"{name} {digest([arguments.images, stages])}.json"
+            file = folder / f"{name} {digest([arguments.images, SETTINGS])}.json"
             if not file.exists():
-                write_json(file, measure(METHODS[name], stages, folder / "run", images, held_out, seed, compute, shown))
+                write_json(file, measure(METHODS[name], folder / "run", images, held_out, seed, compute, shown))
             found[name].append(read_json(file))
     print(f"\n{arguments.images} scenes, {arguments.seeds} seeds; mIoU in %, mean ± standard deviation\n")
     print(_table(found))
 
 
-def settings() -> dict[str, dict[str, Any]]:
-    """Every method's settings for scenes: the demo's, and those of what the demo leaves out."""
-    recipe = tagmask.load_recipe("demo")
-    found = {name: method.model_dump(exclude_unset=True) for name, method in recipe.stages.items()}
-    return {"conditional": {}, "layercam": {}, "irn": IRN, "activation_aware": found["segment"], **found}
-
-
 def measure(
-    stages: list[str],
-    settings: dict[str, dict[str, Any]],
-    folder: Path, images: TaggedImages, held_out: TaggedImages, seed: int, compute: Compute,
+    stages: list[str], folder: Path, images: TaggedImages, held_out: TaggedImages, seed: int, compute: Compute,
     shown: Shown,
 ) -> dict[str, float]:  # fmt: skip
     """One method's figures; stages that methods share are made once."""
-    maps = {"-".join(stages[: n + 1]): {"method": name, **settings[name]} for n, name in enumerate(stages)}
+    maps = {"-".join(stages[: n + 1]): {"method": name, **SETTINGS[name]} for n, name in enumerate(stages)}
     last = "-".join(stages)
 
     def run(*names: str) -> Path:
         """Make the maps, then these stages; returns the last one's folder."""
-        more = {f"{last}-{name}": {"method": name, **settings[name]} for name in names}
+        more = {f"{last}-{name}": {"method": name, **SETTINGS[name]} for name in names}
         recipe = tagmask.Recipe.model_validate({"seed": seed, "stages": {**maps, **more}})
         made = carry_out(recipe, images, folder, compute=compute, shown=shown)
         if latest(recipe, "segmenter"):

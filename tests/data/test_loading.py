@@ -224,7 +224,9 @@ def test_a_loading_process_that_is_stuck_ignores_ctrl_c_and_ends_at_sigterm(
     assert worker.is_alive()
     worker.terminate()
     worker.join(10)
-    assert worker.exitcode == 0  # of another the main process would say that it was killed
+    ended = worker.exitcode
+    worker.kill()  # else the tests would not end
+    assert ended == 0  # of another the main process would say that it was killed
 
 
 def test_normalised() -> None:

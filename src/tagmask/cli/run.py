@@ -89,11 +89,11 @@ def run(
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the scenes and the run.")] = Path("demo"),
-    images: Annotated[int, typer.Option(min=20, help="Training scenes to generate.")] = 1000,
+    images: Annotated[int, typer.Option(min=20, help="Training scenes to generate.")] = 900,
     device: Device = "auto",
     workers: Workers = None,
 ) -> None:
-    """The whole job on generated pictures: no data, no download, a few minutes."""
+    """The whole job on generated pictures, and three methods' maps: no data, no download, a few minutes."""
     import tagmask
     from tagmask.data.scenes import write_scenes
 
@@ -102,7 +102,7 @@ def demo(
     write_scenes(scenes, n_train=images, n_val=200)
     source = tagmask.DataSource(root=str(scenes), split="train")
     held_out = source.model_copy(update={"split": "val"})
-    result = tagmask.run(source, out / "run", held_out=held_out, recipe="scratch", device=device, workers=workers)
+    result = tagmask.run(source, out / "run", held_out=held_out, recipe="demo", device=device, workers=workers)
     if result.compute.main:
         show_run(result, as_json=False, quiet=False)
 

@@ -24,6 +24,11 @@ class ReCam(Method):
     makes: ClassVar[tuple[Kind, ...]] = ("classifier", "maps")
 
     sce_weight: float = Field(1.0, ge=0, description="λ of the softmax cross-entropy; 0.1 in the paper's COCO setting")
+    keep_sign: bool = Field(
+        False,
+        description="a channel that speaks against a class in both classifiers does not speak for it: the maps' "
+        "weights are V ∘ ReLU(W), not the paper's V ∘ W (docs/claims.md)",
+    )
     frozen_stride: int = Field(0, description="layers up to this stride stay as they are; 0: all learn")
     frozen_norms: bool = Field(True, description="keep the norm layers' running statistics")
     epochs: int = Field(4, ge=0)
@@ -69,7 +74,7 @@ class ReCam(Method):
         data = TrainingSet(work.images, transform, work.seed)
         fit(module, data, work, epochs=self.epochs, batch_size=self.batch_size)
         if work.compute.main:
-            network.reactivated().save(work.folder)
+            network.reactivated(self.keep_sign).save(work.folder)
 
 
 class ReCamNetwork(nn.Module):
@@ -87,9 +92,10 @@ class ReCamNetwork(nn.Module):
         of_classes, _ = class_features(features, self.classifier.weight)
         return self.classifier.logits(features), of_classes @ self.second.T
 
-    def reactivated(self) -> Classifier:
-        """The classifier, with V ∘ W as the weights of its response maps."""
-        self.classifier.map_weight = self.second * self.classifier.weight
+    def reactivated(self, keep_sign: bool = False) -> Classifier:
+        """The classifier, with V ∘ W (or V ∘ ReLU(W)) as the weights of its response maps."""
+        first = self.classifier.weight
+        self.classifier.map_weight = self.second * (first.relu() if keep_sign else first)
         return self.classifier
 
 
