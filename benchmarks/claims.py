@@ -54,8 +54,8 @@ SETTINGS: dict[str, dict[str, Any]] = {  # for small pictures and from scratch; 
     "recam": RECAM,
     "recam_signed": {**RECAM, "method": "recam", "keep_sign": True},
     "amn": {  # seeds: around the threshold at which these maps are best
-        **SMALL, "seeds": {"fg": 0.5, "bg": 0.2}, "batch_size": 16, "output_stride": 8, "epochs": 5, "scale": (0.8, 1.3),
-        "lr": 3e-4, "head_lr": 3e-3,
+        **SMALL, "seeds": {"fg": 0.5, "bg": 0.2}, "batch_size": 16, "output_stride": 8, "epochs": 5,
+        "scale": (0.8, 1.3), "lr": 3e-4, "head_lr": 3e-3,
     },
     "crf": {},
     "irn": {  # the grid of such pictures has 24 × 24 cells: 256 steps would spread everything over all of it
