@@ -119,10 +119,10 @@ def thresholds(
     from tagmask.api import THRESHOLDS
     from tagmask.tables import print_curves
 
-    opened = tagmask.load(run_folder, device="cpu", workers=workers)
     beside = {"--tags": tags, "--split": split, "--annotations": annotations, "--masks": masks}
     if data is None and (useless := [option for option, value in beside.items() if value]):
         raise typer.BadParameter(f"{useless[0]} goes with --data: name the folder of the images, too")
+    opened = tagmask.load(run_folder, device="cpu", workers=workers)
     source = data_source(data, format, split, tags, annotations, masks, None, class_list, classes) if data else None
     found = opened.thresholds(source, out=out, quiet=quiet or as_json)
     if opened.compute.main:
