@@ -61,7 +61,8 @@ class Training(L.LightningModule):
 
     def all_mean(self, count: Tensor) -> Tensor:
         """A number's mean over the processes, as float."""
-        mean = self._trainer.strategy.reduce(count.float()) if self._trainer else count.float()
+        own = count.detach().clone().float()  # what is reduced is overwritten
+        mean = self._trainer.strategy.reduce(own) if self._trainer else own
         return cast(Tensor, mean)
 
     def on_train_epoch_start(self) -> None:

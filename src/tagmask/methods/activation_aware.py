@@ -93,7 +93,8 @@ def activation_aware_loss(
     foreground = logits[:, 1:].logsumexp(1) - logits[:, 0]  # the logit of p_fg
     counted = (target != UNSURE).float()
     bce = F.binary_cross_entropy_with_logits(foreground, (target == 1).float(), counted, reduction="sum")
-    saliency = bce / over_processes(counted.sum()).clamp(min=1)
+    n = over_processes(counted.sum())
+    saliency = bce / n.where(n > 0, 1)
     return {"loss": ce + weight * saliency, "ce": ce, "saliency": saliency}
 
 
