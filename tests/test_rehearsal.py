@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 from dataclasses import replace
+from operator import mul
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -170,7 +171,7 @@ def test_stages_made_with_other_settings(data: Path, real: Path, monkeypatch: py
 def test_the_memory_of_workers_that_wait_for_more(make_work: MakeWork) -> None:
     before = dry_run._memory(Compute())["worker"] or 0
     work = replace(make_work(), compute=Compute(workers=2))
-    work.in_parallel("much", (delayed(bytearray)(size) for size in (1, before + 100_000_000)), 2)
+    work.in_parallel("much", (delayed(mul)(b"x", size) for size in (1, before + 100_000_000)), 2)
     assert (dry_run._memory(Compute())["worker"] or 0) > before + 100_000_000
 
 
