@@ -58,6 +58,7 @@ SETTINGS: dict[str, dict[str, Any]] = {  # for small pictures and from scratch; 
         "scale": (0.8, 1.3), "lr": 3e-4, "head_lr": 3e-3,
     },
     "crf": {},
+    "unsure": {"method": "crf", "margin": 0.2},
     "irn": {  # the grid of such pictures has 24 × 24 cells: 256 steps would spread everything over all of it
         **SMALL, "epochs": 8, "output_stride": 8, "pair_radius": 5, "scale": (0.8, 1.3),
         "walk": {"steps": 16, "threshold": 0.35},
@@ -65,7 +66,15 @@ SETTINGS: dict[str, dict[str, Any]] = {  # for small pictures and from scratch; 
     "segment": SEGMENT,
     "activation_aware": SEGMENT,
 }  # fmt: skip
-COLUMNS = ("best", "at", "default", "auto", "width", "CRF", "IRN", "network", "aware network")
+FIGURES = {  # the stages after the maps, and the column of their figure
+    ("crf",): "CRF", ("irn",): "IRN", ("crf", "segment"): "network",
+}  # fmt: skip
+FIGURES_OF_CAM = {
+    ("crf", "activation_aware"): "aware network",
+    ("unsure", "segment"): "network of unsure masks",
+    ("unsure", "activation_aware"): "aware network of unsure masks",
+}
+COLUMNS = ("best", "at", "default", "auto", "width", *FIGURES.values(), *FIGURES_OF_CAM.values())
 
 
 def main() -> None:
@@ -94,34 +103,26 @@ def measure(
     maps = {"-".join(stages[: n + 1]): {"method": name, **SETTINGS[name]} for n, name in enumerate(stages)}
     last = "-".join(stages)
 
-    def run(*names: str) -> Path:
-        """Make the maps, then these stages; returns the last one's folder."""
-        more = {f"{last}-{name}": {"method": name, **SETTINGS[name]} for name in names}
+    def run(*names: str) -> tuple[Path, float]:
+        """Make the maps, then these stages; returns the maps' folder and the mIoU of what the last stage makes."""
+        more = {"-".join([last, *names[: n + 1]]): {"method": name, **SETTINGS[name]} for n, name in enumerate(names)}
         recipe = tagmask.Recipe.model_validate({"seed": seed, "stages": {**maps, **more}})
         made = carry_out(recipe, images, folder, compute=compute, shown=shown)
+        truth, masks = images, list(made.values())[-1]
         if latest(recipe, "segmenter"):
-            stage = segment_held_out(recipe, folder, f"{last}-{names[-1]}", held_out, compute, shown)
-            figures[names[-1]] = score_masks(held_out, lambda s: mask_file(stage, s), compute, shown).miou
-        else:
-            figures[names[-1]] = score_masks(
-                images, lambda s: mask_file(list(made.values())[-1], s), compute, shown
-            ).miou
-        return made[last]
+            truth, masks = held_out, segment_held_out(recipe, folder, list(more)[-1], held_out, compute, shown)
+        return made[last], 100 * score_masks(truth, lambda s: mask_file(masks, s), compute, shown).miou
 
-    figures: dict[str, float] = {}
-    curve, auto, _ = score_maps(images, run("crf"), compute, shown)
-    run("irn")
-    run("crf", "segment")
-    if stages == ["cam"]:
-        run("crf", "activation_aware")
+    after = {**FIGURES, **(FIGURES_OF_CAM if stages == ["cam"] else {})}
+    figures = {column: run(*names)[1] for names, column in after.items()}
+    curve, auto, _ = score_maps(images, run("crf")[0], compute, shown)
 
     def at(threshold: float) -> float:
         return float(curve.miou[np.abs(curve.thresholds - threshold).argmin()])
 
     return {
         "best": 100 * curve.best_miou, "at": curve.best_threshold, "default": 100 * at(DEFAULT),
-        "auto": 100 * at(auto), "width": curve.width, "CRF": 100 * figures["crf"], "IRN": 100 * figures["irn"],
-        "network": 100 * figures["segment"], "aware network": 100 * figures.get("activation_aware", np.nan),
+        "auto": 100 * at(auto), "width": curve.width, **figures,
     }  # fmt: skip
 
 
@@ -140,7 +141,7 @@ def _scenes(folder: Path, n: int, seed: int, compute: Compute, shown: Shown) -> 
 def _table(found: dict[str, list[dict[str, float]]]) -> str:
     lines = ["| method | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for name, seeds in found.items():
-        cells = [_cell([figures[column] for figures in seeds], column) for column in COLUMNS]
+        cells = [_cell([figures.get(column, np.nan) for figures in seeds], column) for column in COLUMNS]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

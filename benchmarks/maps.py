@@ -4,7 +4,8 @@
 
 The plain loop is what one writes first: batch 1, float32, one scale and one mirror image at a time, every class
 resized, in a process with PyTorch's default allocation. The bare forward passes are the network alone on the very
-batches of the stage (all scales, mirrored, same number format). All three run in turn, each in a process of its own.
+batches of the stage (all scales, mirrored, same number format, norms folded into its convolutions likewise). All three
+run in turn, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -78,9 +79,10 @@ def bare(arguments: argparse.Namespace) -> dict[str, float]:
 
     from tagmask.compute import Compute
     from tagmask.methods.cam import SCALES
-    from tagmask.models.backbone import scaled
+    from tagmask.models.inference import for_inference, scaled
 
-    classifier, compute = _classifier(arguments), Compute()
+    compute = Compute()
+    classifier = for_inference(_classifier(arguments), compute)
     together = max(1, compute.batch_pixels // (SIZE[0] * SIZE[1]))
     batches = [torch.randn(2 * together, 3, *scaled(SIZE, scale)) for scale in SCALES]
     batches = [batch.contiguous(memory_format=torch.channels_last) for batch in batches]
@@ -101,7 +103,7 @@ def plain_loop(arguments: argparse.Namespace) -> dict[str, float]:
     import torch.nn.functional as F
 
     from tagmask.methods.cam import SCALES
-    from tagmask.models.backbone import scaled
+    from tagmask.models.inference import scaled
 
     classifier, images = _classifier(arguments), _samples(arguments)
     classifier = classifier.to(memory_format=torch.contiguous_format)

@@ -16,6 +16,7 @@ from tagmask.data.samples import TaggedImages, did_you_mean
 from tagmask.data.transforms import normalised
 from tagmask.errors import DataError, RunError
 from tagmask.methods.segment import decide, probabilities, write_masks
+from tagmask.models.inference import for_inference
 from tagmask.models.segmenter import Segmenter
 from tagmask.outputs.folder import write_legend
 from tagmask.pipeline import RECORD, claim, finish
@@ -43,10 +44,10 @@ class Predictor:
     @classmethod
     def load(cls, folder: Path, compute: Compute) -> Predictor:
         """Load the network of a stage folder. Raises RunError if there is none."""
-        network = Segmenter.load(folder).to(compute.device).to(memory_format=torch.channels_last)
+        network = for_inference(Segmenter.load(folder), compute)
         test = read_json(folder / "config.json")["test"]
         crf = CrfSettings(**test["crf"]) if test["crf"] else None
-        return cls(network.eval(), tuple(test["scales"]), crf, compute)
+        return cls(network, tuple(test["scales"]), crf, compute)
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from tagmask.artifacts import UNSURE, read_label_map
 from tagmask.data.samples import Sample, TaggedImages
+from tagmask.data.transforms import labels_on_grid
 from tagmask.errors import RecipeError
 from tagmask.maps import ResponseMaps
-from tagmask.methods.amn import Amn, balanced_loss, labels_on_grid, mean_logits, renormalised
+from tagmask.methods.amn import Amn, balanced_loss, mean_logits, renormalised
 from tagmask.models.backbone import Backbone
 from tagmask.models.label_conditioned import LabelConditioned
 from tests.conftest import GOLDENS

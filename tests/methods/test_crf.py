@@ -18,6 +18,7 @@ from tagmask.maps import ResponseMaps, grid_size
 from tagmask.methods._threshold import THRESHOLD_FILE, Threshold, read_threshold, threshold_of_run
 from tagmask.methods.crf import Crf
 from tagmask.refine.dense_crf import dense_crf, unary_from_labels
+from tagmask.refine.per_image import choose_threshold
 from tagmask.refine.settings import CrfSettings
 from tests.methods.contract import MakeWork, MethodContract
 
@@ -165,3 +166,22 @@ def test_saliency_chooses_where_the_threshold_is_per_image(
         Crf(threshold="per-image", crf=None).write_mask(sample, tmp_path / "maps.safetensors", mask, 0.5, 1.0)
         shown[end] = (read_label_map(mask) > 0).sum(1).mean()
     assert shown == pytest.approx({24: 24, 40: 40}, abs=2)
+
+
+def test_pixels_within_the_margin_are_unsure() -> None:
+    maps = ResponseMaps(np.array([5]), np.linspace(0, 1, 11, dtype=np.float32)[None, None].repeat(2, 1), (8, 44))
+    image = np.zeros((8, 44, 3), np.uint8)
+    levels = maps.full_size()[0]
+    found = Crf(crf=None, margin=0.2).mask(image, maps, 0.5)
+    np.testing.assert_array_equal(found, np.select([levels > 0.7, levels > 0.3], [5, 255], 0))
+    np.testing.assert_array_equal(Crf(crf=None, margin=0.4).mask(image, maps, 0.9) == 5, np.zeros((8, 44), bool))
+
+
+def test_each_image_has_its_margin_around_its_own_threshold() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (24, 32, 3)).astype(np.uint8)
+    maps = ResponseMaps(np.array([1]), rng.random((1, 6, 8)).astype(np.float32), (24, 32))
+    own = choose_threshold(image, maps, 0.4, None).threshold
+    found = Crf(crf=None, threshold="per-image", margin=0.1).mask(image, maps, 0.4)
+    np.testing.assert_array_equal(found, Crf(crf=None, margin=0.1).mask(image, maps, own))
+    assert own != 0.4

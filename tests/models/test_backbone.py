@@ -13,7 +13,7 @@ import timm
 import torch
 
 from tagmask.errors import RecipeError
-from tagmask.models.backbone import Backbone, check_backbone, load_weights, scaled
+from tagmask.models.backbone import Backbone, check_backbone, load_weights
 
 # name → (channels, stride that was asked for, stride that it has)
 NETWORKS = {
@@ -202,8 +202,3 @@ def test_names_of_the_hub_are_left_to_it() -> None:
 def test_options_reach_timm() -> None:
     same = Backbone("mobilenetv2_050", options={"pad_type": "same"})
     assert type(same.net.conv_stem).__name__ == "Conv2dSame"
-
-
-@pytest.mark.parametrize(("side", "scale", "expected"), [(500, 0.5, 250), (375, 0.5, 188), (3, 1.5, 5), (1, 0.1, 1)])
-def test_scaled_rounds_half_up_and_leaves_a_pixel(side: int, scale: float, expected: int) -> None:
-    assert scaled((side, side), scale) == (expected, expected)

@@ -59,6 +59,11 @@ class RandomScale(Resize):
         return round(height * scale), round(width * scale)
 
 
+def labels_on_grid(labels: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Bring labels [B, H, W] to a grid (h, w): each cell gets the label at its centre. Returns [B, h, w] int64."""
+    return torch.nn.functional.interpolate(labels[:, None].float(), grid, mode="nearest-exact")[:, 0].long()
+
+
 def training_transform(
     resize: Resize | None, crop: int, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> v2.Transform:

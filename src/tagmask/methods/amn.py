@@ -13,12 +13,12 @@ from torch import Tensor
 
 from tagmask.artifacts import UNSURE
 from tagmask.data.loading import TrainingSet, multi_hot, whole_images
-from tagmask.data.transforms import RandomScale, normalised, training_transform
+from tagmask.data.transforms import RandomScale, labels_on_grid, normalised, training_transform
 from tagmask.maps import ResponseMaps, grid_size
 from tagmask.methods._seeds import SeedFolder, write_seeds
 from tagmask.methods.cam import SCALES
-from tagmask.models.backbone import scaled
 from tagmask.models.classifier import starting_backbone
+from tagmask.models.inference import for_inference, with_mirror_images
 from tagmask.models.label_conditioned import FILE, LabelConditioned
 from tagmask.refine.seeds import ConfidentSeeds
 from tagmask.stage import Kind, Method, Work, batches
@@ -91,7 +91,7 @@ class Amn(Method):
     def make_maps(self, network: LabelConditioned, work: Work, seeds: SeedFolder) -> None:
         """Write the maps of every image of the stage that has none yet."""
         groups = work.missing(batches(work.images.samples, self.map_batch, work.compute.batch_pixels), work.maps_file)
-        network = network.to(work.compute.device).to(memory_format=torch.channels_last).eval()
+        network = for_inference(network, work.compute)
         backbone = network.backbone
         with work.progress("response maps", sum(map(len, groups))) as advance, work.compute.autocast(network):
             for samples, pixels in whole_images(groups, work.compute) if groups else ():
@@ -118,11 +118,6 @@ class AmnTraining(Training):
         logits = self.network(batch["image"], batch["tags"]).float()
         labels = labels_on_grid(batch["labels"], (logits.shape[2], logits.shape[3]))
         return {"loss": balanced_loss(logits, labels, self.smoothing, self.all_mean)}
-
-
-def labels_on_grid(labels: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Bring labels [B, H, W] to a grid (h, w): each cell gets the label at its centre. Returns [B, h, w] int64."""
-    return F.interpolate(labels[:, None].float(), grid, mode="nearest-exact")[:, 0].long()
 
 
 def balanced_loss(
@@ -170,11 +165,8 @@ def mean_logits(
     size = (images.shape[2], images.shape[3])
     summed = torch.zeros(1, device=images.device)
     for scale in scales:
-        view = (
-            images if scale == 1 else F.interpolate(images, scaled(size, scale), mode="bilinear", antialias=scale < 1)
-        )
-        both = torch.cat([view, view.flip(3)]).contiguous(memory_format=torch.channels_last)
-        straight, mirrored = network(both, torch.cat([tags, tags])).float().chunk(2)
+        logits = network(with_mirror_images(images, scale), torch.cat([tags, tags])).float()
+        straight, mirrored = logits.chunk(2)
         pair = (straight + mirrored.flip(3)) / 2
         summed = summed + F.interpolate(pair, grid_size(size), mode="bilinear", align_corners=False)
     return summed / len(scales)

@@ -18,8 +18,9 @@ from torch import Tensor
 from tagmask.data.loading import TrainingSet, whole_images
 from tagmask.data.transforms import RandomLongSide, normalised, training_transform
 from tagmask.maps import ResponseMaps, grid_size
-from tagmask.models.backbone import Backbone, check_backbone, scaled
+from tagmask.models.backbone import Backbone, check_backbone
 from tagmask.models.classifier import FILE, Classifier
+from tagmask.models.inference import for_inference, with_mirror_images
 from tagmask.stage import Kind, Method, Work, batches
 from tagmask.training import Optimizer, Training, finish_training, fit
 
@@ -111,7 +112,7 @@ def make_maps(
     """Write the response maps of every image of the stage that has none yet, made by `maps_of` (`response_maps`)."""
     maps_of = maps_of or response_maps
     groups = work.missing(batches(work.images.samples, batch_size, work.compute.batch_pixels), work.maps_file)
-    classifier = classifier.to(work.compute.device).to(memory_format=torch.channels_last).eval()
+    classifier = for_inference(classifier, work.compute)
     backbone = classifier.backbone
     with work.progress("response maps", sum(map(len, groups))) as advance, work.compute.autocast(classifier):
         for samples, pixels in whole_images(groups, work.compute) if groups else ():
@@ -147,11 +148,7 @@ def response_maps(
     class_of = [id_ - 1 for ids in tags for id_ in ids]
     summed = torch.zeros(len(image_of), *grid, device=images.device)
     for scale in scales if image_of else ():
-        view = (
-            images if scale == 1 else F.interpolate(images, scaled(size, scale), mode="bilinear", antialias=scale < 1)
-        )
-        both = torch.cat([view, view.flip(3)]).contiguous(memory_format=torch.channels_last)
-        straight, mirrored = activations(both).float().chunk(2)
+        straight, mirrored = activations(with_mirror_images(images, scale)).float().chunk(2)
         tagged = straight[image_of, class_of] + mirrored.flip(3)[image_of, class_of]
         summed += F.interpolate(tagged[None], grid, mode="bilinear", align_corners=False)[0]
     summed /= summed.amax((1, 2), keepdim=True) + EPSILON

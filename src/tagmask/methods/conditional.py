@@ -24,8 +24,8 @@ from torch import Tensor
 from tagmask.errors import RecipeError
 from tagmask.maps import STRIDE, ResponseMaps, grid_size
 from tagmask.methods.cam import EPSILON, SCALES, Activations, make_maps
-from tagmask.models.backbone import scaled
 from tagmask.models.classifier import Classifier
+from tagmask.models.inference import with_mirror_images
 from tagmask.stage import Kind, Method, Work
 
 BUFFERS = {1: 10, 2: 20}  # pixels by which the quadrants reach over the centres, by number of tags; 3 or more: no split
@@ -270,10 +270,7 @@ def _at_one_scale(
 ) -> list[Tensor]:
     """Activations of views [N, 3, h, w] and of their mirror images, added: for each [K, h, w] float32."""
     height, width = batch.shape[2:]
-    if scale != 1:
-        batch = F.interpolate(batch, scaled((height, width), scale), mode="bilinear", antialias=scale < 1)
-    both = torch.cat([batch, batch.flip(3)]).contiguous(memory_format=torch.channels_last)
-    straight, mirrored = activations(both).float().chunk(2)
+    straight, mirrored = activations(with_mirror_images(batch, scale)).float().chunk(2)
     cells = [stride * math.ceil(side / stride) for side in (height, width)]
     pairs = [(a[ids] + b[ids].flip(2))[None] for a, b, ids in zip(straight, mirrored, channels, strict=True)]
     return [F.interpolate(p, cells, mode="bilinear", align_corners=False)[0, :, :height, :width] for p in pairs]

@@ -16,7 +16,7 @@ from tagmask.data.samples import Sample, TaggedImages
 from tagmask.maps import ResponseMaps
 from tagmask.methods._threshold import Threshold, threshold_of_run
 from tagmask.refine.per_image import choose_threshold, expected_threshold, typical_root
-from tagmask.refine.seeds import crf_label_map
+from tagmask.refine.seeds import ConfidentSeeds, crf_label_map
 from tagmask.refine.settings import CrfSettings
 from tagmask.stage import Kind, Method, Work, maps_file
 
@@ -31,6 +31,9 @@ class Crf(Method):
         "auto",
         description="of activation, 0..1, above which a pixel is a class; auto: Otsu's on all maps of the run; "
         "per-image: one for each image, near Otsu's (11 times the CRF's time; best where the data has saliency)",
+    )
+    margin: float = Field(
+        0.0, ge=0, lt=0.5, description="pixels that are a class at threshold − margin alone are unsure (255); 0: none"
     )
     gt_prob: float = Field(0.7, gt=0, lt=1, description="how sure the CRF is of the labels it starts from")
     crf: CrfSettings | None = Field(CrfSettings(), description="null: no CRF, just the threshold")
@@ -65,5 +68,11 @@ class Crf(Method):
     ) -> np.ndarray:
         """Image [H, W, 3] uint8 and its maps → label map [H, W] uint8. `saliency` [H, W] float: for `per-image`."""
         if self.threshold == "per-image":
-            return choose_threshold(image, maps, threshold, self.crf, self.gt_prob, foreground=saliency).labels
-        return crf_label_map(image, maps, threshold, self.crf, self.gt_prob)
+            choice = choose_threshold(image, maps, threshold, self.crf, self.gt_prob, foreground=saliency)
+            if not self.margin:
+                return choice.labels
+            threshold = choice.threshold
+        if not self.margin:
+            return crf_label_map(image, maps, threshold, self.crf, self.gt_prob)
+        fg, bg = min(1, threshold + self.margin), max(0, threshold - self.margin)
+        return ConfidentSeeds(fg=fg, bg=bg, gt_prob=self.gt_prob, crf=self.crf).label_map(image, maps)

@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from joblib import delayed
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -22,11 +21,12 @@ from torch.utils.checkpoint import checkpoint
 from tagmask.artifacts import UNSURE, read_json, read_label_map, write_json, write_label_map
 from tagmask.data.loading import TrainingSet, whole_images
 from tagmask.data.samples import Sample
-from tagmask.data.transforms import RandomScale, normalised, training_transform
+from tagmask.data.transforms import RandomScale, labels_on_grid, normalised, training_transform
 from tagmask.maps import STRIDE, ResponseMaps
 from tagmask.methods._seeds import SeedFolder, write_seeds
 from tagmask.models.boundary import FILE, BoundaryNetwork, boundaries
 from tagmask.models.classifier import starting_backbone
+from tagmask.models.inference import for_inference
 from tagmask.outputs.folder import file_name
 from tagmask.outputs.instances import instance_annotation, write_instances
 from tagmask.refine.random_walk import half_disc, path_cells, propagate
@@ -111,7 +111,7 @@ class Irn(Method):
     def write_masks(self, network: BoundaryNetwork, work: Work) -> None:
         """Write the label map (and the instances) of every image of the stage that has none yet."""
         groups = work.missing(batches(work.images.samples, self.map_batch, work.compute.batch_pixels), work.mask_file)
-        network = network.to(work.compute.device).to(memory_format=torch.channels_last).eval()
+        network = for_inference(network, work.compute)
         threads = 1 if work.compute.workers > 1 else None
         if groups:  # compiles, before several processes do so at once
             propagate(np.zeros((1, 2, 2), np.float32), np.zeros((2, 2), np.float32), steps=1)
@@ -133,8 +133,8 @@ class IrnTraining(Training):
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         boundary, displacement = self.network(batch["image"])
-        labels = F.interpolate(batch["labels"][:, None].float(), boundary.shape[1:], mode="nearest-exact")[:, 0]
-        losses = pair_losses(boundary.float(), displacement.float(), labels.long(), self.radius, self.all_mean)
+        labels = labels_on_grid(batch["labels"], (boundary.shape[1], boundary.shape[2]))
+        losses = pair_losses(boundary.float(), displacement.float(), labels, self.radius, self.all_mean)
         return {"loss": losses.total, "boundary": (losses.positive + losses.negative) / 2}
 
 

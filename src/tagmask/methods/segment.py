@@ -24,9 +24,10 @@ from tagmask.data.loading import Layers, TrainingSet, whole_images
 from tagmask.data.samples import Sample
 from tagmask.data.transforms import RandomScale, normalised, training_transform
 from tagmask.errors import RecipeError
-from tagmask.models.backbone import Backbone, check_backbone, scaled
+from tagmask.models.backbone import Backbone, check_backbone
 from tagmask.models.classifier import FILE as CLASSIFIER_FILE
 from tagmask.models.classifier import Classifier
+from tagmask.models.inference import for_inference, with_mirror_images
 from tagmask.models.segmenter import FILE, Segmenter, check_architecture
 from tagmask.refine.dense_crf import unary_from_probabilities
 from tagmask.refine.settings import NETWORK_CRF, CrfSettings
@@ -177,11 +178,7 @@ def probabilities(
     allowed = [list(range(n)) if ids is None else [0, *sorted(ids)] for ids in tags]
     summed = [torch.zeros(len(ids), *size, device=images.device) for ids in allowed]
     for scale in scales:
-        view = (
-            images if scale == 1 else F.interpolate(images, scaled(size, scale), mode="bilinear", antialias=scale < 1)
-        )
-        logits = network(torch.cat([view, view.flip(3)]).contiguous(memory_format=torch.channels_last)).float()
-        straight, mirrored = logits.chunk(2)
+        straight, mirrored = network(with_mirror_images(images, scale)).float().chunk(2)
         for i, ids in enumerate(allowed):
             pair = torch.stack([straight[i, ids], mirrored[i, ids].flip(2)])
             full = F.interpolate(pair, size, mode="bilinear", align_corners=False)
@@ -207,7 +204,7 @@ def segmented(
     """
     groups = work.missing(batches(work.images.samples, batch_size, work.compute.batch_pixels), work.mask_file)
     missing = sum(not work.mask_file(sample).exists() for group in groups for sample in group)
-    network = network.to(work.compute.device).to(memory_format=torch.channels_last).eval()
+    network = for_inference(network, work.compute)
 
     def found() -> Iterator[tuple[Sample, np.ndarray, np.ndarray, np.ndarray]]:
         for samples, pixels in whole_images(groups, work.compute):

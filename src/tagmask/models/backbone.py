@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from pathlib import Path
 from typing import Any, Self
 
@@ -194,8 +193,3 @@ def _within(name: str, module: str) -> bool:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
-    """An image size times a scale, at least one pixel a side."""
-    return max(1, math.floor(size[0] * scale + 0.5)), max(1, math.floor(size[1] * scale + 0.5))

@@ -19,6 +19,7 @@ from tagmask.artifacts import read_weights, write_weights
 from tagmask.errors import RecipeError, RunError
 from tagmask.maps import STRIDE, grid_size
 from tagmask.models.backbone import Backbone
+from tagmask.models.inference import with_mirror_images
 
 FILE = "boundary.safetensors"
 MAX_LEVELS = 5  # a ResNet's five; of a network with more (a ViT's blocks), as many evenly spread ones
@@ -133,7 +134,7 @@ def boundaries(network: BoundaryNetwork, images: Tensor) -> tuple[Tensor, Tensor
     """
     height, width = grid_size((images.shape[2], images.shape[3]))
     images = network.padded(images)  # before mirroring, so that the two grids lie on each other
-    logits, displacement = network(torch.cat([images, images.flip(3)]).contiguous(memory_format=torch.channels_last))
+    logits, displacement = network(with_mirror_images(images))
     straight, mirrored = logits.float().chunk(2)
     boundary = ((straight + mirrored.flip(2)) / 2).sigmoid()
     return boundary[:, :height, :width], displacement[: len(images), :, :height, :width].float()
