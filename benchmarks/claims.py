@@ -9,6 +9,7 @@ same command goes on. Each seed has scenes of its own, too.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,10 +67,10 @@ SETTINGS: dict[str, dict[str, Any]] = {  # for small pictures and from scratch; 
     "segment": SEGMENT,
     "activation_aware": SEGMENT,
 }  # fmt: skip
-FIGURES = {  # the stages after the maps, and the column of their figure
+FIGURES: dict[tuple[str, ...], str] = {  # the stages after the maps, and the column of their figure
     ("crf",): "CRF", ("irn",): "IRN", ("crf", "segment"): "network",
 }  # fmt: skip
-FIGURES_OF_CAM = {
+FIGURES_OF_CAM: dict[tuple[str, ...], str] = {
     ("crf", "activation_aware"): "aware network",
     ("unsure", "segment"): "network of unsure masks",
     ("unsure", "activation_aware"): "aware network of unsure masks",
@@ -100,12 +101,12 @@ def measure(
     shown: Shown,
 ) -> dict[str, float]:  # fmt: skip
     """One method's figures; stages that methods share are made once."""
-    maps = {"-".join(stages[: n + 1]): {"method": name, **SETTINGS[name]} for n, name in enumerate(stages)}
+    maps = _named(stages)
     last = "-".join(stages)
 
     def run(*names: str) -> tuple[Path, float]:
         """Make the maps, then these stages; returns the maps' folder and the mIoU of what the last stage makes."""
-        more = {"-".join([last, *names[: n + 1]]): {"method": name, **SETTINGS[name]} for n, name in enumerate(names)}
+        more = _named(names, f"{last}-")
         recipe = tagmask.Recipe.model_validate({"seed": seed, "stages": {**maps, **more}})
         made = carry_out(recipe, images, folder, compute=compute, shown=shown)
         truth, masks = images, list(made.values())[-1]
@@ -113,7 +114,7 @@ def measure(
             truth, masks = held_out, segment_held_out(recipe, folder, list(more)[-1], held_out, compute, shown)
         return made[last], 100 * score_masks(truth, lambda s: mask_file(masks, s), compute, shown).miou
 
-    after = {**FIGURES, **(FIGURES_OF_CAM if stages == ["cam"] else {})}
+    after = FIGURES | FIGURES_OF_CAM if stages == ["cam"] else FIGURES
     figures = {column: run(*names)[1] for names, column in after.items()}
     curve, auto, _ = score_maps(images, run("crf")[0], compute, shown)
 
@@ -124,6 +125,11 @@ def measure(
         "best": 100 * curve.best_miou, "at": curve.best_threshold, "default": 100 * at(DEFAULT),
         "auto": 100 * at(auto), "width": curve.width, **figures,
     }  # fmt: skip
+
+
+def _named(stages: Sequence[str], before: str = "") -> dict[str, dict[str, Any]]:
+    """The stages as in a recipe, each named after itself and those before it."""
+    return {before + "-".join(stages[: n + 1]): {"method": name, **SETTINGS[name]} for n, name in enumerate(stages)}
 
 
 def _scenes(folder: Path, n: int, seed: int, compute: Compute, shown: Shown) -> tuple[TaggedImages, TaggedImages]:
