@@ -53,7 +53,8 @@ def stage(arguments: argparse.Namespace) -> dict[str, float | str]:
     """The pipeline's own stage, from files to files."""
     from tagmask.compute import Compute
     from tagmask.methods.cam import make_maps
-    from tagmask.stage import Work, no_progress
+    from tagmask.progress import no_progress
+    from tagmask.stage import Work
 
     classifier, images = _classifier(arguments), _samples(arguments)
     compute = Compute(workers=1)

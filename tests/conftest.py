@@ -13,7 +13,8 @@ from PIL import Image
 
 from tagmask.compute import Compute
 from tagmask.data.samples import PngMask, Sample, TaggedImages
-from tagmask.stage import Kind, Work, no_progress
+from tagmask.progress import no_progress
+from tagmask.stage import Kind, Work
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 GOLDENS = Path(__file__).parent / "goldens"

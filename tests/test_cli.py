@@ -507,6 +507,15 @@ def test_errors_of_loading_processes_are_one_sentence(
     assert fails("run", "x", "--out", "y") == "a.png does not exist; correct the name: now."
 
 
+def test_a_loading_process_that_is_killed_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
+) -> None:
+    """What torch raises then."""
+    error = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    monkeypatch.setattr("tagmask.run", lambda *arguments, **named: (_ for _ in ()).throw(error), raising=False)
+    assert fails("run", "x", "--out", "y").startswith("loading images: a worker process was killed, most likely")
+
+
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures of every kind that is all right, one of them turned by its EXIF data, with a mask the right way up."""
@@ -641,6 +650,20 @@ def test_saliency(command: Command, data: Path, tmp_path: Path) -> None:
     again = command(*made, "--json").json
     assert again == {"saliency": {str(i): str(folder / f"saliency/{i}.png") for i in range(8)}, "problems": []}
     assert command("check", folder, "--masks=masks", "--saliency=saliency", "--json").json["n_saliency"] == 8
+
+
+def test_saliency_needs_no_tags(command: Command, data: Path, tmp_path: Path) -> None:
+    """The maps of a folder of images alone are those that its images have with a table of tags."""
+    photos, out = tmp_path / "photos", tmp_path / "photos" / "saliency"
+    photos.mkdir()
+    for i in range(3):
+        shutil.copy(data / f"{i}.png", photos)
+    for _ in range(2):  # the second time, the maps lie beside the images
+        assert command("saliency", photos, "--out", out, "--workers=0").out == f"3 saliency maps in {out}\n"
+    tags = tmp_path / "tags.csv"
+    tags.write_text("image,tags\n0.png,cat\n1.png,cat\n2.png,dog\n")
+    found = command("check", photos, "--tags", tags, "--saliency", out, "--json").json
+    assert (found["n_images"], found["n_saliency"]) == (3, 3)
 
 
 def test_saliency_of_images_that_cannot_be_read(

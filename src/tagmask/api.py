@@ -105,9 +105,9 @@ class Run:
         """
         shown = _shown(self.compute, quiet)
         self._stage("maps")
-        source, classes = data or self.images, self.images.read().classes
-        verified_images = _verified(source, self._skip_bad or data is not None, self.compute, shown)
-        images = in_classes(verified_images, source, classes)
+        images = _verified(data or self.images, self._skip_bad or data is not None, self.compute, shown)
+        if data is not None:
+            images = in_classes(images, data, self.images.read().classes)
         evaluation = evaluate_maps(self.recipe, self.folder, images, self.compute, shown)
         if self.compute.main:
             write_report(gather_maps(self.recipe, self.folder, evaluation), Path(out or self.folder / THRESHOLDS))

@@ -1,5 +1,10 @@
 """What tagmask says when it cannot go on: one sentence with what, where and what to do."""
 
+WORKER_KILLED = (
+    "a worker process was killed, most likely because the memory was full; use fewer (--workers), "
+    "and the same command goes on."
+)
+
 
 class TagmaskError(Exception):
     """Base of every error that a user can mend; the command line prints it without a traceback."""

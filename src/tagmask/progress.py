@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
 
+from joblib import Parallel
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from tagmask.errors import WORKER_KILLED, RunError
 
 LOG_EVERY = 30.0  # seconds between lines where the output is a file
+
+
+class Progress(Protocol):
+    """`with progress("maps", total) as advance: ... advance(1)`; `unit` is what is counted."""
+
+    def __call__(
+        self, what: str, total: int, unit: str = "images"
+    ) -> AbstractContextManager[Callable[[int], None]]: ...
 
 
 class Shown:
@@ -24,12 +37,14 @@ class Shown:
 
     @contextmanager
     def progress(self, what: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
-        """A `stage.Progress`."""
+        """A `Progress`."""
         if not self.console or not total:
             yield lambda step: None
         elif self.console.is_terminal:
-            columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-            with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console) as bar:
+            text = bars.TextColumn("  {task.description}")
+            columns = (text, bars.BarColumn(), bars.MofNCompleteColumn(), bars.TextColumn(unit))
+            times = (bars.TimeElapsedColumn(), bars.TimeRemainingColumn())
+            with bars.Progress(*columns, *times, console=self.console) as bar:
                 task = bar.add_task(what, total=total)
                 yield lambda step: bar.advance(task, step)
         else:
@@ -50,3 +65,21 @@ class Shown:
 
         yield advance
         self.say(f"  {what}: {done}/{total} {unit} in {time.monotonic() - started:.0f} s")
+
+
+def no_progress(what: str, total: int, unit: str = "images") -> AbstractContextManager[Callable[[int], None]]:
+    """A `Progress` that shows nothing."""
+    return nullcontext(lambda step: None)
+
+
+def in_parallel(what: str, jobs: Iterable[Any], total: int, workers: int, progress: Progress) -> None:
+    """Do `total` jobs (each a joblib `delayed` call) in worker processes, showing how far it is.
+
+    Raises RunError if the system kills a worker.
+    """
+    with progress(what, total) as advance:
+        try:
+            for _ in Parallel(n_jobs=max(1, workers), return_as="generator_unordered")(jobs):
+                advance(1)
+        except BrokenProcessPool as error:
+            raise RunError(f"{what}: {WORKER_KILLED}") from error

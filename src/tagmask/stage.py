@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
-from joblib import Parallel
 from pydantic import BaseModel, ConfigDict
 
 from tagmask.compute import Compute
 from tagmask.data.samples import Sample, TaggedImages
+from tagmask.progress import Progress, in_parallel
 
 Kind = Literal["classifier", "maps", "masks", "segmenter"]
 """What a stage makes, and the next ones may need:
@@ -22,14 +21,6 @@ Kind = Literal["classifier", "maps", "masks", "segmenter"]
 `masks`       masks/<id>.png, one label map an image
 `segmenter`   segmenter.safetensors + config.json
 """
-
-
-class Progress(Protocol):
-    """`with progress("maps", total) as advance: ... advance(1)`; `unit` is what is counted."""
-
-    def __call__(
-        self, what: str, total: int, unit: str = "images"
-    ) -> AbstractContextManager[Callable[[int], None]]: ...
 
 
 @dataclass(frozen=True)
@@ -73,10 +64,7 @@ class Work:
 
     def in_parallel(self, what: str, jobs: Iterable[Any], total: int) -> None:
         """Do this process's `total` jobs (each a joblib `delayed` call) in worker processes, showing how far it is."""
-        workers = Parallel(n_jobs=max(1, self.compute.workers), return_as="generator_unordered")
-        with self.progress(what, total) as advance:
-            for _ in workers(jobs):
-                advance(1)
+        in_parallel(what, jobs, total, self.compute.workers, self.progress)
 
 
 class Method(BaseModel):
@@ -124,8 +112,3 @@ def batches(samples: Sequence[Sample], batch_size: int, pixels: int) -> list[lis
         n = min(batch_size, max(1, pixels // (height * width)))
         groups += [group[i : i + n] for i in range(0, len(group), n)]
     return groups
-
-
-def no_progress(what: str, total: int, unit: str = "images") -> AbstractContextManager[Callable[[int], None]]:
-    """A `Progress` that shows nothing."""
-    return nullcontext(lambda step: None)

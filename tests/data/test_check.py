@@ -13,7 +13,7 @@ from tagmask.data.lookalikes import lookalikes
 from tagmask.data.samples import PngMask, Problem, Sample, TaggedImages
 from tagmask.data.voc import read_voc
 from tagmask.errors import DataError
-from tagmask.stage import no_progress
+from tagmask.progress import no_progress
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "voc"
 

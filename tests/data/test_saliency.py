@@ -14,7 +14,7 @@ from tagmask.data.images import read_image, read_mask_image
 from tagmask.data.saliency import _background, _edges, _optimised, background_saliency, read_saliency, write_saliency
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.errors import DataError, RunError
-from tagmask.stage import no_progress
+from tagmask.progress import no_progress
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "voc"
 

@@ -32,7 +32,7 @@ MakeWork = Callable[..., Work]
 def earlier(tmp_path_factory: pytest.TempPathFactory, toy_images: TaggedImages) -> dict[str, Path]:
     """What the stages before a method made: a toy CAM and its pseudo-masks, by kind."""
     from tagmask.compute import Compute
-    from tagmask.stage import no_progress
+    from tagmask.progress import no_progress
 
     folder = tmp_path_factory.mktemp("earlier")
     work = Work(folder / "cam", toy_images, {}, 0, Compute(), no_progress, lambda line: None)

@@ -107,6 +107,8 @@ def test_timm_s_own_weights_have_their_own_number_of_outputs(weights: Path) -> N
         Pretrained(num_outputs=3)
     with pytest.raises(RecipeError, match="num_outputs goes with a weights file"):
         Recipe.model_validate({"stages": {"pretrained": {"num_outputs": 1000}}})
+    with pytest.raises(RecipeError, match="leave num_classes out of the options"):
+        Pretrained(options={"num_classes": 3})
     assert Pretrained(num_outputs=3, weights=str(weights)).num_outputs == 3
 
 

@@ -11,7 +11,7 @@ import typer
 
 from tagmask import __version__
 from tagmask.cli import data, maps, results, run
-from tagmask.errors import TagmaskError
+from tagmask.errors import WORKER_KILLED, TagmaskError
 
 STOPPED = 130  # the shell's status of a command that Ctrl-C ended
 
@@ -62,10 +62,15 @@ def main() -> None:
         sys.exit(1)
     except (SystemExit, Exception) as end:
         # Ctrl-C comes from typer as an exit; of a process that lost its helpers to the same signal it may be any error.
-        if not stopping.is_set():
+        if stopping.is_set():
+            print("tagmask: stopped; the same command goes on from here.", file=sys.stderr)
+            raise SystemExit(STOPPED) from end
+        if not (
+            isinstance(end, RuntimeError) and str(end).startswith("DataLoader worker")
+        ):  # torch has no class for it
             raise
-        print("tagmask: stopped; the same command goes on from here.", file=sys.stderr)
-        raise SystemExit(STOPPED) from end
+        print(f"tagmask: loading images: {WORKER_KILLED}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _sentence(error: TagmaskError) -> str:

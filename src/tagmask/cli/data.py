@@ -70,12 +70,13 @@ def saliency(
     """Make weak saliency maps without a network (robust background detection), for `run --saliency`."""
     from tagmask.compute import Compute
     from tagmask.data.saliency import write_saliency
+    from tagmask.data.unlabelled import images_of
 
     beside = str(out) if out.is_dir() else None  # in the images' folder, what is there already is no image
     source = data_source(images, format, split, tags, annotations, masks, beside, class_list, None)
     number = Compute.detect("cpu", "auto", workers).workers
     progress = shown(quiet or as_json).progress
-    made = write_saliency(source.read(), out, skip_bad=skip_bad, workers=number, progress=progress)
+    made = write_saliency(images_of(source), out, skip_bad=skip_bad, workers=number, progress=progress)
     if as_json:
         print_json({"saliency": {s.id: str(s.saliency) for s in made.samples}, "problems": [*map(str, made.problems)]})
     elif not quiet:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,9 +16,7 @@ from tagmask.data.images import check_shape, is_url, read_bytes, read_grey, read
 from tagmask.data.lookalikes import Lookalike, lookalikes
 from tagmask.data.samples import PngMask, Problem, Sample, TaggedImages
 from tagmask.errors import DataError
-
-if TYPE_CHECKING:
-    from tagmask.stage import Progress
+from tagmask.progress import Progress
 
 _CHUNK = 512  # images handed to the threads at a time, so that a million do not wait in memory
 _SHOWN = 20  # of a long list

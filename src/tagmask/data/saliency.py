@@ -10,12 +10,11 @@ import zlib
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from joblib import Parallel, delayed
+from joblib import delayed
 from PIL import Image
 from scipy import sparse
 from scipy.sparse.csgraph import dijkstra
@@ -27,9 +26,7 @@ from tagmask.data.check import verified
 from tagmask.data.images import check_shape, read_grey, read_image
 from tagmask.data.samples import TaggedImages
 from tagmask.errors import DataError, RunError
-
-if TYPE_CHECKING:
-    from tagmask.stage import Progress
+from tagmask.progress import Progress, in_parallel
 
 LONG_SIDE = 400  # pixels; larger images are made smaller for what follows, the paper's numbers
 SUPERPIXELS = 200
@@ -92,9 +89,7 @@ def write_saliency(
     remove_unfinished(folder)
     missing = [sample for sample in done.samples if sample.saliency and not sample.saliency.exists()]
     jobs = (delayed(_write)(sample.image, sample.saliency) for sample in missing)
-    with progress("saliency", len(missing)) as advance:
-        for _ in Parallel(n_jobs=max(1, workers), return_as="generator_unordered")(jobs):
-            advance(1)
+    in_parallel("saliency", jobs, len(missing), workers, progress)
     return done
 
 

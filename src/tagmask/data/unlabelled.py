@@ -12,6 +12,7 @@ from tagmask.data.files import ImageFiles
 from tagmask.data.images import is_url
 from tagmask.data.names import class_ids, normal, unique_ids, without_suffix
 from tagmask.data.samples import Problem, Sample, TaggedImages
+from tagmask.data.source import DataSource
 from tagmask.data.table import rows_by_image
 from tagmask.data.tag_table import read_tag_table
 from tagmask.errors import DataError
@@ -48,6 +49,20 @@ def unlabelled_images(paths: Sequence[str], classes: tuple[str, ...], tags: str 
     samples = tuple(Sample(id_, place, None) for id_, place in zip(unique_ids(names), found, strict=True))
     images = TaggedImages(classes, samples, tuple(problems), name="new images")
     return images if tags is None else _tagged(images, Path(tags))
+
+
+def images_of(source: DataSource) -> TaggedImages:
+    """The images of a source; without tags those of a folder in which there is nothing else, neither table nor folders.
+
+    Raises DataError as `DataSource.read`.
+    """
+    if source.layout() == "folders":
+        files = ImageFiles(Path(source.root), leave_out=[Path(p) for p in (source.masks, source.saliency) if p])
+        if files.names and not any("/" in name for name in files.names):
+            ids = unique_ids(files.names)
+            samples = tuple(Sample(id_, files.path(n), None) for id_, n in zip(ids, files.names, strict=True))
+            return TaggedImages((), samples, tuple(files.problems), name=source.root)
+    return source.read()
 
 
 def _tagged(images: TaggedImages, path: Path) -> TaggedImages:

@@ -43,6 +43,8 @@ class Pretrained(Method):
 
     @model_validator(mode="after")
     def _outputs_are_those_of_the_weights(self) -> Self:
+        if "num_classes" in self.options:
+            raise RecipeError("leave num_classes out of the options; num_outputs says how many outputs a file has.")
         if self.num_outputs is not None and self.weights == "pretrained":
             raise RecipeError(
                 "num_outputs goes with a weights file: timm's own weights keep the outputs that they have "
