@@ -1,7 +1,8 @@
 """Class-conditional inference against a plain loop over pieces and scales at batch 1: seconds a batch of images.
 
-Both sides run here, one after the other, with the same threads; the results are compared as well. On a machine that
-others use too, OMP_WAIT_POLICY=passive keeps the loop's threads from spinning while they wait for one another.
+The sides run one after the other with the same threads, each in a process of its own, the loop's with PyTorch's default
+allocation; their results are compared as well. On a machine that others use too, OMP_WAIT_POLICY=passive keeps threads
+from spinning while they wait for one another.
 
 Run: python benchmarks/conditional.py [--threads 2]
 """
@@ -10,23 +11,28 @@ from __future__ import annotations
 
 import argparse
 import math
+import multiprocessing
+import os
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
-
-import tagmask.compute
-
-import torch  # isort: skip
+import torch
 import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
+from tagmask.compute import Compute, Precision
 from tagmask.data.scenes import make_scene
 from tagmask.methods.conditional import conditional_maps
 from tagmask.models.backbone import Backbone
 from tagmask.models.classifier import Classifier
+from tagmask.models.inference import for_inference
 
+T = TypeVar("T")
+Case = tuple[str, int, int, int]
 SCALES = (1.0, 0.5, 1.5, 2.0)
 CASES = [  # backbone, output stride, picture side, pictures: a demo's, a CPU's and the papers' scale
     ("resnet18", 8, 96, 4),
@@ -93,42 +99,68 @@ def on_grid(maps: np.ndarray) -> np.ndarray:
     return (maps[:, 1::4, 1::4] + maps[:, 2::4, 1::4] + maps[:, 1::4, 2::4] + maps[:, 2::4, 2::4]) / 4
 
 
+def setting(name: str, stride: int, side: int, n: int) -> tuple[Classifier, Tensor, list[tuple[int, ...]]]:
+    """A classifier with random weights, n scenes with one or two tags and these tags: the same in every process."""
+    torch.manual_seed(0)
+    classifier = Classifier(Backbone(name, "none", stride), tuple("abcdef")).eval()
+    scenes = [s for s in (make_scene(i, size=side) for i in range(4 * n)) if len(s.tags) < 3][:n]
+    images = torch.stack([torch.from_numpy(s.image).permute(2, 0, 1) for s in scenes]) / 127.5 - 1
+    return classifier, images, [s.tags for s in scenes]
+
+
+def timed_loop(case: Case, threads: int, repeats: int) -> tuple[float, list[np.ndarray]]:
+    """Seconds, and the maps [K, h, w] of each image."""
+    torch.set_num_threads(threads)
+    classifier, images, tags = setting(*case)
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        maps = [plain_loop(classifier.activations, x, t, stride=case[1]) for x, t in zip(images, tags, strict=True)]
+        seconds.append(time.perf_counter() - start)
+    return min(seconds), [on_grid(m) for m in maps]
+
+
+def timed(case: Case, threads: int, repeats: int, precision: Precision) -> tuple[float, list[np.ndarray], str]:
+    """The same of tagmask's own, as a run does it, and its number format."""
+    torch.set_num_threads(threads)
+    classifier, images, tags = setting(*case)
+    compute = Compute(precision=precision)
+    number_format = str(compute.number_format(classifier)).removeprefix("torch.")
+    classifier = for_inference(classifier, compute)
+    seconds = []
+    for _ in range(repeats):
+        with compute.autocast(classifier):
+            start = time.perf_counter()
+            maps = conditional_maps(classifier.activations, images, tags, SCALES)
+            seconds.append(time.perf_counter() - start)
+    return min(seconds), [m.maps for m in maps], number_format
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     print(f"{arguments.threads} threads, torch {torch.__version__}; random weights, scenes with one or two tags")
-    for name, stride, side, n in CASES:
-        torch.manual_seed(0)
-        classifier = Classifier(Backbone(name, "none", stride), tuple("abcdef")).eval()
-        scenes = [s for s in (make_scene(i, size=side) for i in range(4 * n)) if len(s.tags) < 3][:n]
-        images = torch.stack([torch.from_numpy(s.image).permute(2, 0, 1) for s in scenes]) / 127.5 - 1
-        tags = [s.tags for s in scenes]
-        act, pairs = classifier.activations, list(zip(images, tags, strict=True))
-        compute = tagmask.compute.Compute()
-        loop, ours, run = [], [], []
-        for _ in range(arguments.repeats):
-            classifier.to(memory_format=torch.contiguous_format)
-            start = time.perf_counter()
-            slow = [on_grid(plain_loop(act, x, t, stride=stride)) for x, t in pairs]
-            loop.append(time.perf_counter() - start)
-            classifier.to(memory_format=torch.channels_last)
-            start = time.perf_counter()
-            fast = conditional_maps(act, images, tags, SCALES)
-            ours.append(time.perf_counter() - start)
-            with compute.autocast(classifier):
-                start = time.perf_counter()
-                conditional_maps(act, images, tags, SCALES)
-                run.append(time.perf_counter() - start)
-        difference = max(float(np.abs(a - b.maps).max()) for a, b in zip(slow, fast, strict=True))
+    for case in CASES:
+        given = (case, arguments.threads, arguments.repeats)
+        loop, slow = in_own_process(timed_loop, *given, huge_pages=False)
+        exact, same, _ = in_own_process(timed, *given, "float32")
+        ours, _, number_format = in_own_process(timed, *given, "auto")
+        difference = max(float(np.abs(a - b).max()) for a, b in zip(slow, same, strict=True))
+        name, _, side, n = case
         print(
-            f"{name} {side}×{side}, {n} images: loop {min(loop):.2f} s, batched {min(ours):.2f} s, "
-            f"{min(loop) / min(ours):.1f} times, largest difference {difference:.1e}; as a run does it, in "
-            f"{str(compute.number_format(classifier))[6:]}, {min(run):.2f} s, {min(loop) / min(run):.1f} times",
+            f"{name} {side}×{side}, {n} images: loop {loop:.2f} s, batched {exact:.2f} s, {loop / exact:.1f} times, "
+            f"largest difference {difference:.1e}; as a run does it, in {number_format}, {ours:.2f} s, "
+            f"{loop / ours:.1f} times",
             flush=True,
         )
+
+
+def in_own_process(function: Callable[..., T], *arguments: Any, huge_pages: bool = True) -> T:
+    os.environ["THP_MEM_ALLOC_ENABLE"] = str(int(huge_pages))  # as tagmask sets it where it is imported before torch
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 if __name__ == "__main__":

@@ -93,11 +93,12 @@ def fit(module: Training, data: TrainingSet, work: Work, *, epochs: int, batch_s
     Raises:
         RunError: the loss is no longer a number.
     """
-    loader = training_loader(data, batch_size, work.compute)
     checkpoint = work.folder / "training" / "last.ckpt"
+    done = _epochs_done(checkpoint)
+    loader = training_loader(data, batch_size, work.compute, done)
     module.network.to(memory_format=torch.channels_last)
-    total = epochs * len(loader)
-    with work.progress(f"training {epochs} epochs", total, "steps") as advance, _quiet(), _stoppable():
+    what = f"training epochs {done + 1} to {epochs}" if done else f"training {epochs} epochs"
+    with work.progress(what, (epochs - done) * len(loader), "steps") as advance, _quiet(), _stoppable():
         keep = ModelCheckpoint(
             dirpath=checkpoint.parent,
             filename=checkpoint.stem,
@@ -119,6 +120,12 @@ def fit(module: Training, data: TrainingSet, work: Work, *, epochs: int, batch_s
         )
         trainer.fit(module, loader, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
     module.network.to(work.compute.device)
+
+
+def _epochs_done(checkpoint: Path) -> int:
+    if not checkpoint.exists():
+        return 0
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"]) + 1
 
 
 def finish_training(folder: Path) -> None:
@@ -156,8 +163,6 @@ class _Curves(Callback):
         self.waited = 0.0
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.current_epoch and not self.sums:  # resumed
-            self.advance(trainer.current_epoch * self.steps)
         self.sums, self.waited = {}, 0.0
         self.started = self.idle_since = time.perf_counter()
 

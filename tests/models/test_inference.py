@@ -102,14 +102,25 @@ def test_what_cannot_be_folded_stays_as_it_is(network: nn.Module) -> None:
     assert list(network.modules()) == layers
 
 
-def test_a_norm_that_somebody_listens_to_stays() -> None:
+@pytest.mark.parametrize("name", ["conv1", "bn1"])
+def test_whoever_listens_hears_what_was_there_before(name: str) -> None:
     network = lived(Classifier(Backbone("resnet18"), ("cat",)))
     heard = []
-    norm = network.backbone.net.bn1
-    norm.register_forward_hook(lambda *_: heard.append(True))
-    for_inference(network, Compute())(torch.zeros(1, 3, 64, 64))
-    assert norms(network) == [norm]
-    assert heard
+    network.backbone.net.get_submodule(name).register_forward_hook(lambda *args: heard.append(args[2].clone()))
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        network(images)
+        for_inference(network, Compute())
+        heard = heard[:1]
+        network(images)
+    assert norms(network) == [network.backbone.net.bn1]
+    assert torch.allclose(*heard, atol=1e-5)
+
+
+def test_a_norm_without_statistics_stays() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)).eval()
+    fold_norms(network)
+    assert len(norms(network)) == 1
 
 
 @pytest.mark.parametrize(("side", "scale", "expected"), [(500, 0.5, 250), (375, 0.5, 188), (3, 1.5, 5), (1, 0.1, 1)])

@@ -72,6 +72,7 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
         self.n, self.seed, self.compute = n, seed, compute
         self.batch_size = min(batch_size, n - n % compute.world)  # every process gets the same number
         self.epoch = 0
+        self.sampler = self  # Lightning sets the epoch of a batch sampler's sampler
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -86,8 +87,13 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
             yield [(self.epoch, index) for index in self.compute.share(batch)]
 
 
-def training_loader(data: TrainingSet, batch_size: int, compute: Compute) -> DataLoader[dict[str, Any]]:
+def training_loader(data: TrainingSet, batch_size: int, compute: Compute, epoch: int = 0) -> DataLoader[dict[str, Any]]:
+    """The batches of a training; whoever iterates over them sets the epoch of the `batch_sampler`.
+
+    `epoch` is the first: loading processes read ahead as soon as they are there.
+    """
     sampler = ShuffledBatches(len(data.images), batch_size, data.seed, compute)
+    sampler.set_epoch(epoch)
     return DataLoader(
         data,
         batch_sampler=sampler,

@@ -24,9 +24,9 @@ def for_inference(network: N, compute: Compute) -> N:
 
     It is not to be trained or saved after that.
     """
-    network = network.to(compute.device).to(memory_format=torch.channels_last).eval()
+    network = network.cpu().eval()  # where the numbers are exact
     fold_norms(getattr(network, "backbone", network))
-    return network
+    return network.to(compute.device).to(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
@@ -37,10 +37,9 @@ def fold_norms(network: nn.Module) -> None:
     same then (a convolution that changes its own weights, or whose output is used twice), all stays as it is.
 
     Args:
-        network: in eval mode; images [B, 3, H, W] → a tensor.
+        network: on the CPU, in eval mode; images [B, 3, H, W] → a tensor.
     """
-    device = next(network.parameters()).device
-    probe = torch.randn(1, 3, PROBE, PROBE, generator=torch.Generator().manual_seed(0)).to(device)
+    probe = torch.randn(1, 3, PROBE, PROBE, generator=torch.Generator().manual_seed(0))
     pairs, expected = _norms_after_convolutions(network, probe)
     names = {module: name for name, module in network.named_modules()}
     before: list[tuple[str, nn.Module]] = []
@@ -59,10 +58,11 @@ def _norms_after_convolutions(network: nn.Module, probe: Tensor) -> tuple[list[t
     made: list[tuple[nn.Conv2d, Tensor]] = []
     given: list[tuple[nn.Module, Tensor]] = []
     hooks = []
-    for module in network.modules():
+    unheard = [m for m in network.modules() if not m._forward_hooks]  # whoever listens hears what was there before
+    for module in unheard:
         if isinstance(module, nn.Conv2d):
             hooks.append(module.register_forward_hook(lambda m, _, output: made.append((m, output))))
-        elif type(module) in (nn.BatchNorm2d, BatchNormAct2d) and not module._forward_hooks:  # another's hook stays
+        elif type(module) in (nn.BatchNorm2d, BatchNormAct2d) and module.running_mean is not None:
             hooks.append(module.register_forward_pre_hook(lambda m, inputs: given.append((m, inputs[0]))))
     expected = network(probe)
     for hook in hooks:

@@ -1,0 +1,95 @@
+"""Lightning's loop as `fit` uses it: what the network sees in which epoch, also after an interruption."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tagmask.compute import Compute
+from tagmask.data.loading import ShuffledBatches, TrainingSet
+from tagmask.data.samples import TaggedImages
+from tagmask.stage import Work
+from tagmask.training import Training, fit
+from tests.methods.contract import MakeWork
+
+BATCH = 3
+EPOCHS = 4
+
+
+class Keys(TrainingSet):
+    """Says of each item which it is."""
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        return {"image": torch.zeros(3, 1, 1), "key": torch.tensor(key)}
+
+
+class Heard(Training):
+    """Keeps what it sees; stops in the midst of an epoch, if told to."""
+
+    def __init__(self, stop_in: int | None = None) -> None:
+        super().__init__(nn.Conv2d(3, 1, 1), [])
+        self._groups = [{"params": list(self.network.parameters()), "lr": 0.1}]
+        self.keys: list[list[tuple[int, ...]]] = []
+        self.stop_in = stop_in
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        keys = [tuple(key) for key in batch["key"].tolist()]
+        if self.stop_in is not None and self.trainer.current_epoch == self.stop_in and len(self.keys) % 2:
+            raise InterruptedError
+        self.keys.append(keys)
+        return {"loss": self.network(batch["image"]).sum()}
+
+
+@pytest.fixture(params=[0, 2], ids=["alone", "2 workers"])
+def work(request: pytest.FixtureRequest, make_work: MakeWork) -> Work:
+    return replace(make_work(), compute=Compute(workers=request.param))
+
+
+def trained(work: Work, images: TaggedImages, module: Heard) -> list[list[tuple[int, ...]]]:
+    fit(module, Keys(images, lambda item: item, 0), work, epochs=EPOCHS, batch_size=BATCH)
+    return module.keys
+
+
+def expected(images: TaggedImages) -> list[list[tuple[int, int]]]:
+    sampler, batches = ShuffledBatches(len(images), BATCH, 0, Compute()), []
+    for epoch in range(EPOCHS):
+        sampler.set_epoch(epoch)
+        batches += list(sampler)
+    return batches
+
+
+def test_every_epoch_has_its_own_order_and_random_numbers(work: Work, toy_images: TaggedImages) -> None:
+    seen = trained(work, toy_images, Heard())
+    assert seen == expected(toy_images)
+    assert {epoch for batch in seen for epoch, _ in batch} == set(range(EPOCHS))
+    assert {index for batch in seen for _, index in batch} == set(range(8))  # each epoch leaves out other two
+
+
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_a_training_that_was_cut_off_goes_on_with_what_comes_next(
+    work: Work, toy_images: TaggedImages, epoch: int
+) -> None:
+    with pytest.raises(InterruptedError):
+        trained(work, toy_images, Heard(stop_in=epoch))
+    counted: list[int] = []
+    again = trained(replace(work, progress=counting(counted)), toy_images, Heard())
+    steps = 8 // BATCH
+    assert again == expected(toy_images)[epoch * steps :]
+    assert counted == [len(again)]
+
+
+def counting(totals: list[int]) -> Any:
+    @contextmanager
+    def progress(what: str, total: int, unit: str = "images") -> Iterator[Any]:
+        done = []
+        yield done.append
+        assert sum(done) == total
+        totals.append(total)
+
+    return progress
