@@ -38,6 +38,7 @@ METHODS = {  # the stages that make the maps
     "ReCAM, AMN": ["cam", "recam_signed", "amn"],
 }
 DEFAULT = 0.30  # the threshold that the field takes on CAM where nothing is known
+SEEDS = {"fg": 0.4, "bg": 0.2}  # around the threshold at which these maps are best after the CRF
 SMALL = {"batch_size": 32, "crop": 96}
 RECAM = {**SMALL, "epochs": 4, "long_side": (96, 112), "optimizer": "adamw", "lr": 1e-5, "head_lr": 1e-2}
 SEGMENT = {
@@ -54,14 +55,14 @@ SETTINGS: dict[str, dict[str, Any]] = {  # for small pictures and from scratch; 
     "conditional": {},
     "recam": RECAM,
     "recam_signed": {**RECAM, "method": "recam", "keep_sign": True},
-    "amn": {  # seeds: around the threshold at which these maps are best
-        **SMALL, "seeds": {"fg": 0.5, "bg": 0.2}, "batch_size": 16, "output_stride": 8, "epochs": 5,
+    "amn": {
+        **SMALL, "seeds": SEEDS, "batch_size": 16, "output_stride": 8, "epochs": 5,
         "scale": (0.8, 1.3), "lr": 3e-4, "head_lr": 3e-3,
     },
     "crf": {},
     "unsure": {"method": "crf", "margin": 0.2},
-    "irn": {  # the grid of such pictures has 24 × 24 cells: 256 steps would spread everything over all of it
-        **SMALL, "epochs": 8, "output_stride": 8, "pair_radius": 5, "scale": (0.8, 1.3),
+    "irn": {  # steps: the grid of such pictures has 24 × 24 cells: 256 steps would spread everything over all of it
+        **SMALL, "seeds": SEEDS, "epochs": 8, "output_stride": 8, "pair_radius": 5, "scale": (0.8, 1.3),
         "walk": {"steps": 16, "threshold": 0.35},
     },
     "segment": SEGMENT,
@@ -88,9 +89,10 @@ def main() -> None:
         folder = arguments.out / f"seed-{seed}"
         images, held_out = _scenes(folder / "scenes", arguments.images, seed, compute, shown)
         for name in chosen:
-            file = folder / f"{name} {digest([arguments.images, SETTINGS])}.json"
+            run = folder / f"run-{digest([arguments.images, SETTINGS])}"
+            file = run / f"{name} {digest([METHODS[name], DEFAULT, *FIGURES.items(), *FIGURES_OF_CAM.items()])}.json"
             if not file.exists():
-                write_json(file, measure(METHODS[name], folder / "run", images, held_out, seed, compute, shown))
+                write_json(file, measure(METHODS[name], run, images, held_out, seed, compute, shown))
             found[name].append(read_json(file))
     print(f"\n{arguments.images} scenes, {arguments.seeds} seeds; mIoU in %, mean ± standard deviation\n")
     print(_table(found))
