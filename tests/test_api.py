@@ -218,6 +218,14 @@ def test_thresholds_wait_for_all_maps(copied: tagmask.Run) -> None:
         copied.thresholds(quiet=True)
 
 
+def test_a_file_of_weights_that_is_missing_is_noticed_at_once(data: Path, tmp_path: Path) -> None:
+    """Of the last stage, too, hours before its turn."""
+    settings = ["segment.weights=no.safetensors"]
+    with pytest.raises(RecipeError, match=r"stage 'segment': weights file no\.safetensors does not exist"):
+        tagmask.run(data, tmp_path / "run", recipe="scratch", settings=settings, quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
 def test_other_saliency_is_noticed_where_it_is_read(tmp_path: Path, toy_images: TaggedImages) -> None:
     def keys(value: int) -> dict[str, dict[str, object]]:
         Image.fromarray(np.full((20, 24), value, np.uint8)).save(tmp_path / "s.png")

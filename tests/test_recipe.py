@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -227,3 +228,22 @@ def test_a_recipe_can_be_made_in_python() -> None:
     assert recipe.with_seed(3).seed == 3
     with pytest.raises(RecipeError, match="negative"):
         recipe.with_seed(-1)
+
+
+@pytest.mark.parametrize(
+    ("stage", "setting"),
+    [
+        ("cam", {"long_side": [640, 320]}),
+        ("cam", {"scales": [1, 0]}),
+        ("amn", {"backbone": "resnet5O"}),
+        ("amn", {"scale": [1.5, 0.5]}),
+        ("irn", {"backbone": "resnet5O"}),
+        ("irn", {"output_stride": 7}),
+        ("recam", {"long_side": [320, 0]}),
+        ("segment", {"scale": [0, 1]}),
+        ("conditional", {"scales": []}),
+    ],
+)
+def test_settings_that_no_network_takes(stage: str, setting: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=next(iter(setting))):
+        Recipe.model_validate({"stages": {"cam": {}, "crf": {}, stage: setting}})

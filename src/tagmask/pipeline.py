@@ -20,6 +20,7 @@ from tagmask.stage import Kind, Work
 
 RECORD = "stage.json"
 RUN = "run.json"
+WEIGHTS = ("pretrained", "classifier", "none")  # all that a setting `weights` may be, but a file
 
 
 def carry_out(
@@ -182,12 +183,15 @@ def check_stages(recipe: Recipe, images: TaggedImages, folder: Path, redo: bool 
 
     Raises:
         DataError: the images lack what a stage needs.
+        RecipeError: a file of weights, of a stage that is not there yet, does not exist.
         RunError: a stage there was made from something else, and `redo` was not said.
     """
     for method in recipe.stages.values():
         method.check(images)
     for name, key in stage_keys(recipe, images).items():
-        read_record(folder / name, key, redo)
+        weights = Path(getattr(recipe.stages[name], "weights", "none"))
+        if read_record(folder / name, key, redo) is None and str(weights) not in WEIGHTS and not weights.is_file():
+            raise RecipeError(f"stage {name!r}: weights file {weights} does not exist; correct the path.")
 
 
 def with_added_stages(recipe: Recipe, images: TaggedImages, folder: Path) -> Recipe:
@@ -213,12 +217,10 @@ def write_run_record(
     Raises, and leaves the folder as it was:
         RunError: it holds something that is not a run, or stages made from something else and `redo` was not said.
         DataError: there are no tags to learn from, or the images lack something else that a stage needs.
+        RecipeError: a file of weights does not exist.
     """
     check_run_folder(folder)
     _check_tags(images)
-    for method in recipe.stages.values():
-        method.check(images)
-    for name, key in stage_keys(recipe, images).items():
-        read_record(folder / name, key, redo)
+    check_stages(recipe, images, folder, redo)
     write_json(folder / RUN, {"tagmask": tagmask.__version__, "sources": sources})
     write_text(folder / "recipe.yaml", recipe.to_yaml())

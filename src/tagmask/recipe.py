@@ -219,7 +219,9 @@ def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
         known = _model_at(model, first["loc"][:-1]).model_fields
         return f"{place!r} is not a setting{did_you_mean(str(first['loc'][-1]), known)}"
     reason = first["msg"].removeprefix("Value error, ")
-    return f"{place}: {reason} (given: {first['input']!r})." if first["type"] != "value_error" else f"{reason}."
+    if first["type"] == "value_error":  # ours: those of the stages, and of a method as a whole, say where themselves
+        return f"{reason}." if place in ("", "stages") else f"{place}: {reason}."
+    return f"{place}: {reason} (given: {first['input']!r})."
 
 
 def _model_at(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:

@@ -16,6 +16,7 @@ from tagmask.data.loading import TrainingSet, multi_hot, whole_images
 from tagmask.data.transforms import RandomScale, labels_on_grid, normalised, training_transform
 from tagmask.maps import ResponseMaps, grid_size
 from tagmask.methods._seeds import SeedFolder, write_seeds
+from tagmask.methods._settings import BackboneName, ScaleRange, Scales, Stride
 from tagmask.methods.cam import SCALES
 from tagmask.models.classifier import starting_backbone
 from tagmask.models.inference import for_inference, with_mirror_images
@@ -35,23 +36,23 @@ class Amn(Method):
 
     seeds: ConfidentSeeds = Field(ConfidentSeeds(), description="what the network learns from")
     # The classifier's backbone, because it is there without a download and whatever network the run is on.
-    backbone: str | None = Field(None, description="any timm network; null: the classifier's")
+    backbone: BackboneName | None = Field(None, description="any timm network; null: the classifier's")
     weights: str = Field("classifier", description="start from: classifier (this run's), pretrained, none, or a file")
     options: dict[str, Any] | None = Field(None, description="further arguments of timm.create_model")
-    output_stride: int = 16
+    output_stride: Stride = 16
     dropout: float = Field(0.1, ge=0, lt=1, description="before the head, in training alone")
     smoothing: float = Field(0.4, ge=0, lt=1, description="ε: the share of the target that the other classes get")
     frozen_norms: bool = Field(True, description="keep the norm layers' running statistics")
     epochs: int = Field(5, ge=0)
     batch_size: int = Field(16, ge=1)
     crop: int = Field(512, ge=16, description="pixels")
-    scale: tuple[float, float] = Field((0.5, 1.5), description="images are resized by a random factor in this range")
+    scale: ScaleRange = Field((0.5, 1.5), description="images are resized by a random factor in this range")
     optimizer: Optimizer = "adam"
     lr: float = Field(5e-6, gt=0, description="of the backbone")
     head_lr: float = Field(1e-4, gt=0, description="of the new layers")
     weight_decay: float = 1e-4
     power: float = Field(0.0, ge=0, description="of the learning rate's decay; 0: none, as the paper states none")
-    scales: tuple[float, ...] = Field(SCALES, min_length=1, description="of the maps; each with its mirror image")
+    scales: Scales = Field(SCALES, description="of the maps; each with its mirror image")
     renormalise: Renormalise = Field(
         "seed",
         description="where a map is stretched to 0..1 (min-max): seed: where the seed is not background, so that "

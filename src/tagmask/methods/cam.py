@@ -7,18 +7,19 @@ from these two, and from no other method.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from torch import Tensor
 
 from tagmask.data.loading import TrainingSet, whole_images
 from tagmask.data.transforms import RandomLongSide, normalised, training_transform
 from tagmask.maps import ResponseMaps, grid_size
-from tagmask.models.backbone import Backbone, check_backbone
+from tagmask.methods._settings import BackboneName, LongSide, Scales, Stride
+from tagmask.models.backbone import Backbone
 from tagmask.models.classifier import FILE, Classifier
 from tagmask.models.inference import for_inference, with_mirror_images
 from tagmask.stage import Kind, Method, Work, batches
@@ -27,7 +28,6 @@ from tagmask.training import Optimizer, Training, finish_training, fit
 SCALES = (1.0, 0.5, 1.5, 2.0)
 EPSILON = 1e-5  # each map is divided by (its maximum + this)
 
-BackboneName = Annotated[str, AfterValidator(check_backbone)]
 Activations = Callable[[Tensor], Tensor]
 """Normalised images [B, 3, H, W] → non-negative activations [B, K, h, w]."""
 MapsOf = Callable[[Activations, Tensor, Sequence[Sequence[int]], Sequence[float]], list[ResponseMaps]]
@@ -43,22 +43,20 @@ class Cam(Method):
     backbone: BackboneName = Field("resnet50", description="any timm CNN or ViT")
     weights: str = Field("pretrained", description="pretrained (timm's hub), none, or a local file")
     options: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
-    output_stride: Literal[8, 16, 32] = Field(16, description="of the features, where the backbone can be dilated")
+    output_stride: Stride = Field(16, description="of the features, where the backbone can be dilated")
     frozen_stride: int = Field(8, description="layers up to this stride stay as they are; 0: all learn")
     frozen_norms: bool = Field(True, description="keep the norm layers' running statistics")
     epochs: int = Field(5, ge=0)
     batch_size: int = Field(16, ge=1)
     crop: int = Field(512, ge=16, description="pixels")
-    long_side: tuple[int, int] = Field((320, 640), description="resize the long side to a random length in this range")
+    long_side: LongSide = Field((320, 640), description="resize the long side to a random length in this range")
     optimizer: Optimizer = "sgd"
     lr: float = Field(0.1, gt=0, description="of the backbone")
     head_lr: float = Field(1.0, gt=0, description="of the 1×1 convolution")
     momentum: float = 0.0
     weight_decay: float = 1e-4
-    scales: tuple[float, ...] = Field(
-        SCALES, min_length=1, description="of the response maps; each with its mirror image"
-    )
-    map_stride: Literal[8, 16, 32] | None = Field(
+    scales: Scales = Field(SCALES, description="of the response maps; each with its mirror image")
+    map_stride: Stride | None = Field(
         None, description="output_stride when mapping, which may be finer than in training; null: the same"
     )
     map_batch: int = Field(16, ge=1, description="images of one size that are mapped together")

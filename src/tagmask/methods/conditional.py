@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from tagmask.errors import RecipeError
 from tagmask.maps import STRIDE, ResponseMaps, grid_size
+from tagmask.methods._settings import Scales, Stride
 from tagmask.methods.cam import EPSILON, SCALES, Activations, make_maps
 from tagmask.models.classifier import Classifier
 from tagmask.models.inference import with_mirror_images
@@ -71,13 +72,13 @@ class Conditional(Method):
     of: Annotated[str | None, AfterValidator(_check_of)] = Field(
         None, description="a method that defines activations(classifier), such as layercam; null: the classifier's own"
     )
-    scales: tuple[float, ...] = Field(SCALES, min_length=1, description="of each piece; each with its mirror image")
+    scales: Scales = Field(SCALES, description="of each piece; each with its mirror image")
     split: bool = Field(True, description="cut images of one or two tags into quadrants")
     iterations: int = Field(5, ge=1, description="looks at a piece, at most")
     found: float = Field(0.7, gt=0, le=1, description="activation from which an area is found, and painted over")
     growth: float = Field(0.02, ge=0, le=1, description="share of a piece: when less is newly found, it is done")
     enlarge: float = Field(1.0, gt=0, description="working size of a piece, as a factor of its own")
-    map_stride: Literal[8, 16, 32] | None = Field(
+    map_stride: Stride | None = Field(
         None, description="output_stride when mapping, which may be finer than in training; null: the same"
     )
     map_batch: int = Field(16, ge=1, description="images, and pieces of one size, that are mapped together")

@@ -24,6 +24,7 @@ from tagmask.data.samples import Sample
 from tagmask.data.transforms import RandomScale, labels_on_grid, normalised, training_transform
 from tagmask.maps import STRIDE, ResponseMaps
 from tagmask.methods._seeds import SeedFolder, write_seeds
+from tagmask.methods._settings import BackboneName, ScaleRange, Stride
 from tagmask.models.boundary import FILE, BoundaryNetwork, boundaries
 from tagmask.models.classifier import starting_backbone
 from tagmask.models.inference import for_inference
@@ -50,15 +51,15 @@ class Irn(Method):
         ConfidentSeeds(), description="to learn from; the papers' fg and bg: ReCAM 0.35, 0.1; AMN 0.45, 0.15"
     )
     # The classifier's, because it is there without a download; the paper's: resnet50, pretrained.
-    backbone: str | None = Field(None, description="any timm network; null: the classifier's")
+    backbone: BackboneName | None = Field(None, description="any timm network; null: the classifier's")
     weights: str = Field("classifier", description="of the backbone: classifier (this run's), pretrained, none, a file")
     options: dict[str, Any] | None = Field(None, description="further arguments of timm.create_model")
-    output_stride: int = 16
+    output_stride: Stride = 16
     pair_radius: int = Field(10, ge=2, description="in cells of 4 pixels; nearer ones are pairs to learn from")
     epochs: int = Field(3, ge=0)
     batch_size: int = Field(32, ge=1)
     crop: int = Field(512, ge=16, description="pixels")
-    scale: tuple[float, float] = Field((0.5, 1.5), description="images are resized by a random factor in this range")
+    scale: ScaleRange = Field((0.5, 1.5), description="images are resized by a random factor in this range")
     optimizer: Optimizer = "sgd"
     lr: float = Field(0.1, gt=0, description="of the boundary branch")
     displacement_lr: float = Field(1.0, gt=0, description="of the displacement branch")

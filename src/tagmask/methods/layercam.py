@@ -9,7 +9,7 @@ import threading
 from collections.abc import Sequence
 from functools import partial, reduce
 from itertools import zip_longest
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tagmask.errors import RecipeError
+from tagmask.methods._settings import Scales, Stride
 from tagmask.methods.cam import EPSILON, SCALES, Activations, make_maps, response_maps
 from tagmask.models.classifier import Classifier
 from tagmask.stage import Kind, Method, Work
@@ -30,8 +31,8 @@ class LayerCam(Method):
 
     stages: tuple[int, ...] = Field((-3, -2, -1), min_length=1, description="of the network; -1 is its last")
     gamma: float = Field(2.0, gt=0, description="of tanh(γ · map), which lifts the maps of all stages but the last")
-    scales: tuple[float, ...] = Field(SCALES, min_length=1, description="of the maps; each with its mirror image")
-    map_stride: Literal[8, 16, 32] | None = Field(
+    scales: Scales = Field(SCALES, description="of the maps; each with its mirror image")
+    map_stride: Stride | None = Field(
         None, description="output_stride when mapping, which may be finer than in training; null: the same"
     )
     map_batch: int = Field(16, ge=1, description="images of one size that are mapped together")

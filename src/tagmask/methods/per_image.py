@@ -13,6 +13,7 @@ from tagmask.artifacts import write_label_map
 from tagmask.data.saliency import read_saliency, saliency_hash
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.maps import ResponseMaps
+from tagmask.methods._settings import Scales
 from tagmask.methods._threshold import threshold_of_run
 from tagmask.methods.segment import segmented
 from tagmask.models.segmenter import Segmenter
@@ -31,7 +32,7 @@ class PerImage(Method):
     needs: ClassVar[tuple[Kind, ...]] = ("maps", "segmenter")
     makes: ClassVar[tuple[Kind, ...]] = ("masks",)
 
-    scales: tuple[float, ...] = Field((1.0,), min_length=1, description="of the network's input, each with its mirror")
+    scales: Scales = Field((1.0,), description="of the network's input, each with its mirror")
     batch: int = Field(8, ge=1, description="images of one size that the network sees together")
     gt_prob: float = Field(0.7, gt=0, lt=1, description="how sure the CRF is of the labels it starts from")
     crf: CrfSettings | None = Field(CrfSettings(), description="null: no CRF, just the thresholds")

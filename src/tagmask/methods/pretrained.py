@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 from timm.data import ImageNetInfo
 from torch import Tensor
 
 from tagmask.data.samples import did_you_mean
 from tagmask.errors import RecipeError
+from tagmask.methods._settings import BackboneName, Scales, Stride
 from tagmask.methods.cam import SCALES, make_maps
-from tagmask.models.backbone import Backbone, check_backbone, create_network, load_weights
+from tagmask.models.backbone import Backbone, create_network, load_weights
 from tagmask.models.classifier import FILE, Classifier
 from tagmask.stage import Kind, Method, Work
 
@@ -30,15 +31,15 @@ class Pretrained(Method):
 
     makes: ClassVar[tuple[Kind, ...]] = ("classifier", "maps")
 
-    backbone: Annotated[str, AfterValidator(check_backbone)] = Field("resnet50", description="any timm classifier")
+    backbone: BackboneName = Field("resnet50", description="any timm classifier")
     weights: str = Field("pretrained", description="pretrained (timm's hub), or a local file")
     options: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
-    output_stride: int = 16
+    output_stride: Stride = 16
     num_outputs: int | None = Field(None, ge=1, description="of a weights file's network; null: timm's number for it")
     outputs: dict[str, list[int]] = Field(
         {}, description="class → numbers (from 0) of the outputs that mean it; others: by the names of ImageNet's"
     )
-    scales: tuple[float, ...] = Field(SCALES, min_length=1, description="of the maps; each with its mirror image")
+    scales: Scales = Field(SCALES, description="of the maps; each with its mirror image")
     map_batch: int = Field(16, ge=1, description="images of one size that are mapped together")
 
     @model_validator(mode="after")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tagmask.data.loading import TrainingSet
 from tagmask.data.transforms import RandomLongSide, training_transform
+from tagmask.methods._settings import LongSide, Scales, Stride
 from tagmask.methods.cam import EPSILON, SCALES, make_maps
 from tagmask.models.classifier import FILE, Classifier
 from tagmask.stage import Kind, Method, Work
@@ -34,16 +35,14 @@ class ReCam(Method):
     epochs: int = Field(4, ge=0)
     batch_size: int = Field(16, ge=1)
     crop: int = Field(512, ge=16, description="pixels")
-    long_side: tuple[int, int] = Field((320, 640), description="resize the long side to a random length in this range")
+    long_side: LongSide = Field((320, 640), description="resize the long side to a random length in this range")
     optimizer: Optimizer = "sgd"
     lr: float = Field(5e-5, gt=0, description="of the backbone and the first classifier W")
     head_lr: float = Field(5e-4, gt=0, description="of the second classifier V")
     momentum: float = 0.0
     weight_decay: float = 1e-4
-    scales: tuple[float, ...] = Field(
-        SCALES, min_length=1, description="of the response maps; each with its mirror image"
-    )
-    map_stride: Literal[8, 16, 32] | None = Field(
+    scales: Scales = Field(SCALES, description="of the response maps; each with its mirror image")
+    map_stride: Stride | None = Field(
         None, description="output_stride when mapping, which may be finer than in training; null: the same"
     )
     map_batch: int = Field(16, ge=1, description="images of one size that are mapped together")

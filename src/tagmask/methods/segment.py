@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,7 +24,8 @@ from tagmask.data.loading import Layers, TrainingSet, whole_images
 from tagmask.data.samples import Sample
 from tagmask.data.transforms import RandomScale, normalised, training_transform
 from tagmask.errors import RecipeError
-from tagmask.models.backbone import Backbone, check_backbone
+from tagmask.methods._settings import BackboneName, ScaleRange, Scales, Stride
+from tagmask.models.backbone import Backbone
 from tagmask.models.classifier import FILE as CLASSIFIER_FILE
 from tagmask.models.classifier import Classifier
 from tagmask.models.inference import for_inference, with_mirror_images
@@ -46,24 +47,22 @@ class Segment(Method):
     architecture: Annotated[str, AfterValidator(check_architecture)] = Field(
         "deeplabv2", description="deeplabv2, or any of segmentation_models_pytorch"
     )
-    backbone: Annotated[str, AfterValidator(check_backbone)] | None = Field(
-        None, description="any timm network; null: the classifier's"
-    )
+    backbone: BackboneName | None = Field(None, description="any timm network; null: the classifier's")
     weights: str = Field("classifier", description="start from: classifier (this run's), pretrained, none, or a file")
     options: dict[str, Any] | None = Field(None, description="further arguments of timm.create_model")
-    output_stride: Literal[8, 16, 32] = 8
+    output_stride: Stride = 8
     steps: int = Field(20_000, ge=1, description="of training, rounded to whole epochs")
     epochs: int | None = Field(None, ge=0, description="instead of steps")
     batch_size: int = Field(10, ge=1)
     crop: int = Field(321, ge=16, description="pixels")
-    scale: tuple[float, float] = Field((0.5, 1.5), description="images are resized by a random factor in this range")
+    scale: ScaleRange = Field((0.5, 1.5), description="images are resized by a random factor in this range")
     frozen_norms: bool = Field(True, description="keep the encoder's norm layers' running statistics")
     optimizer: Optimizer = "sgd"
     lr: float = Field(2.5e-4, gt=0, description="of the encoder")
     head_factor: float = Field(10, gt=0, description="new layers learn this many times faster")
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    test_scales: tuple[float, ...] = Field(TEST_SCALES, min_length=1, description="each with its mirror image")
+    test_scales: Scales = Field(TEST_SCALES, description="each with its mirror image")
     test_batch: int = Field(8, ge=1)
     crf: CrfSettings | None = Field(NETWORK_CRF, description="after the network at test time; null: none")
 

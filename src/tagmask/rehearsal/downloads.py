@@ -19,7 +19,7 @@ RATE = 1e-9  # of learning; random weights would run wild at a rate that counts 
 def weights_from_outside(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """For each stage with a setting `weights` that names a file or timm's hub: which, and whether it is here.
 
-    Raises RecipeError for a file that does not exist, or a network without pretrained weights.
+    Raises RecipeError for a network without pretrained weights.
     """
     found: dict[str, dict[str, Any]] = {}
     classifier = ""
@@ -30,8 +30,6 @@ def weights_from_outside(recipe: Recipe) -> dict[str, dict[str, Any]]:
         if weights == "pretrained":
             found[stage] = {"weights": f"{backbone}, pretrained", "here": _in_cache(stage, backbone)}
         elif weights not in ("none", "classifier"):
-            if not Path(weights).is_file():
-                raise RecipeError(f"stage {stage!r}: weights file {weights} does not exist; correct the path.")
             found[stage] = {"weights": weights, "here": True}
     return found
 
