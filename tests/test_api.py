@@ -109,15 +109,42 @@ def test_maps_of_an_image(run: tagmask.Run) -> None:
     assert isinstance(maps, tagmask.ResponseMaps)
     assert maps.classes.tolist() == [1, 2, 3]
     assert maps.size == (40, 48)
-    with pytest.raises(RunError, match="does not exist"):
-        run.maps("none")
+    with pytest.raises(RunError, match=r"has no image '6\.png'; ids are the images' paths in their set, without"):
+        run.maps("6.png")
+
+
+def test_predict_says_what_it_is_given(run: tagmask.Run, data: Path) -> None:
+    with pytest.raises(ValueError, match="image is a str, not an array"):
+        run.predict(str(data / "0.png"))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="tags is the text 'red', not a list of class names"):
+        run.predict(read_image(data / "0.png"), tags="red")
 
 
 def test_predict_files(run: tagmask.Run, data: Path, tmp_path: Path) -> None:
-    masks = run.predict_files([data / "0.png", data / "3.png"], tmp_path, also=["coco"], quiet=True)
+    also = ["coco", "coco-polygons"]
+    masks = run.predict_files([data / "0.png", data / "3.png"], tmp_path, also=also, quiet=True)
     assert sorted(masks) == ["0", "3"]
     assert all(read_label_map(file).shape == (40, 48) for file in masks.values())
     assert (tmp_path / "masks.json").exists()
+    assert (tmp_path / "polygons.json").exists()
+    with pytest.raises(RunError, match="format 'cocoo' is not known"):
+        run.predict_files([data / "0.png"], tmp_path / "none", also=["cocoo"], quiet=True)
+    assert not (tmp_path / "none").exists()
+
+
+def test_predict_leaves_its_own_masks_out(run: tagmask.Run, data: Path, tmp_path: Path) -> None:
+    shutil.copy(data / "0.png", tmp_path)
+    for _ in range(2):
+        assert list(run.predict_files([tmp_path], tmp_path / "out", also=["overlays"], quiet=True)) == ["0"]
+
+
+def test_nothing_is_added_to_a_run_that_is_not_finished(run: tagmask.Run, tmp_path: Path) -> None:
+    folder = shutil.copytree(run.folder, tmp_path / "run")
+    record = folder / "segment" / "stage.json"
+    write_json(record, {**read_json(record), "status": "running"})
+    with pytest.raises(RunError, match=r"stage 'segment' of .* is not finished: the command that began it goes on"):
+        tagmask.load(folder, device="cpu", workers=0).add("layercam", quiet=True)
+    assert not (folder / "layercam").exists()
 
 
 def test_export_writes_a_stage_s_masks(run: tagmask.Run, tmp_path: Path) -> None:

@@ -477,7 +477,7 @@ def test_bad_images_stop_the_run_or_are_left_out_with_a_count(
     assert command("check", bad, "--masks", "masks").code == 1
     result = command(*arguments, "--skip-bad")
     assert result.code == 0, result.err
-    assert "5 images, 3 classes" in result.out
+    assert "5 images (3 bad ones left out), 3 classes (blue, green, red)" in result.out
     assert len(list((tmp_path / "run/segment/masks").iterdir())) == 5
     assert "3 bad images were left out" in (tmp_path / "run" / "report.html").read_text()
     out = ["--out", tmp_path / "p", "--device=cpu"]
@@ -563,6 +563,13 @@ def test_pictures_that_are_not_all_right(fails: Callable[..., str], odd: Path, t
     assert "has 48×40 pixels, its image 40×48" in said
     assert "turned by its EXIF data" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_maps_takes_methods_that_make_maps(command: Command, finished: Path) -> None:
+    for method in ("irn", "crf", "segment"):
+        result = command("maps", finished, "--method", method)
+        assert result.code == 2
+        assert f"the method '{method}' makes no maps" in " ".join(result.err.replace("│", " ").split())
 
 
 def test_other_maps_of_a_finished_run(command: Command, data: Path, tmp_path: Path) -> None:

@@ -233,6 +233,8 @@ def test_a_recipe_can_be_made_in_python() -> None:
 @pytest.mark.parametrize(
     ("stage", "setting"),
     [
+        ("crf", {"threshold": "auto2"}),
+        ("crf", {"threshold": 30}),
         ("cam", {"long_side": [640, 320]}),
         ("cam", {"scales": [1, 0]}),
         ("amn", {"backbone": "resnet5O"}),
@@ -247,3 +249,9 @@ def test_a_recipe_can_be_made_in_python() -> None:
 def test_settings_that_no_network_takes(stage: str, setting: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match=next(iter(setting))):
         Recipe.model_validate({"stages": {"cam": {}, "crf": {}, stage: setting}})
+
+
+def test_a_setting_is_of_a_stage() -> None:
+    with pytest.raises(RecipeError, match=r"--set epochs=1: say of which stage, e\.g\. cam\.epochs=1\.$"):
+        load_recipe("small", ["epochs=1"])
+    assert load_recipe("small", ["seed=7"]).seed == 7

@@ -21,7 +21,16 @@ from tagmask.evaluate import Evaluation, evaluate_maps, evaluate_run, latest, sc
 from tagmask.maps import ResponseMaps
 from tagmask.measure import SegmentationReport
 from tagmask.outputs.folder import target_of, write_outputs
-from tagmask.pipeline import RECORD, RUN, carry_out, check_run_folder, check_stages, with_added_stages, write_run_record
+from tagmask.pipeline import (
+    RECORD,
+    RUN,
+    carry_out,
+    check_run_folder,
+    check_stages,
+    is_done,
+    with_added_stages,
+    write_run_record,
+)  # fmt: skip
 from tagmask.predict import Predictor, predict_folder
 from tagmask.progress import Shown
 from tagmask.recipe import Recipe, extended, load_recipe
@@ -79,8 +88,16 @@ class Run:
         return self.predictor.predict(image, tags)
 
     def maps(self, id: str) -> ResponseMaps:
-        """The response maps of a training image, as the last stage that makes maps left them."""
-        return ResponseMaps.load(maps_file(self._stage("maps"), Sample(id, "", None)))
+        """The response maps of a training image, as the last stage that makes maps left them.
+
+        Raises RunError where there are none of this id: an image's path in its set, without suffix.
+        """
+        file = maps_file(stage := self._stage("maps"), Sample(id, "", None))
+        if is_done(stage / RECORD) and not file.exists():
+            raise RunError(
+                f"{self.folder} has no image {id!r}; ids are the images' paths in their set, without suffix."
+            )
+        return ResponseMaps.load(file)
 
     def mask_of(self, id: str) -> Path:
         """The final mask's file of a training image."""
@@ -140,6 +157,10 @@ class Run:
         """
         shown = _shown(self.compute, quiet)
         longer = replace(self, recipe=extended(self.recipe, method, settings, name))
+        for stage in self.recipe.stages:
+            record = self.folder / stage / RECORD
+            if longer.recipe.stages[stage] == self.recipe.stages[stage] and not is_done(record):
+                raise RunError(f"stage {stage!r} of {self.folder} is not finished: the command that began it goes on.")
         read = read_data(longer, self._skip_bad, shown)
         check_stages(longer.recipe, read[0], self.folder, redo)
         carry_out(longer.recipe, read[0], self.folder, compute=self.compute, shown=shown, redo=redo)
@@ -183,11 +204,15 @@ class Run:
     ) -> dict[str, Path]:
         """Segment images and folders of images: `out`/masks/<id>.png, and `also` in other forms (see `export`)."""
         shown = _shown(self.compute, quiet)
-        found = unlabelled_images([str(path) for path in paths], self.classes, None if tags is None else str(tags))
+        forms = list(also)
+        for form in forms:
+            target_of(Path(out), form)  # refuses one that is not known, before the work
+        table = None if tags is None else str(tags)
+        found = unlabelled_images([str(path) for path in paths], self.classes, table, leave_out=[Path(out)])
         images = verified(found, skip_bad=skip_bad, workers=self.compute.workers, progress=shown.progress)
         made = digest(read_json(self._stage("segmenter") / RECORD)["key"])
         masks = predict_folder(self.predictor, images, made, Path(out), shown=shown, redo=redo)
-        for form in also if self.compute.main else ():
+        for form in forms if self.compute.main else ():
             write_outputs(images.samples, lambda s: masks[s.id], self.classes, Path(out), form)
         return masks
 
@@ -257,7 +282,10 @@ def run(
         dumped = {name: s.absolute().model_dump(mode="json") if s else None for name, s in sources.items()}
         write_run_record(folder, chosen, read[0], {**dumped, "skip_bad": skip_bad}, redo)
     compute.barrier()
-    shown.say(f"{len(read[0])} images, {len(read[0].classes)} classes → {folder}")
+    classes = ", ".join(read[0].classes[:10]) + ", ..." * (len(read[0].classes) > 10)
+    left_out = sum(problem.severity == "error" for problem in read[0].problems)
+    bad = f" ({left_out} bad ones left out)" if left_out else ""
+    shown.say(f"{len(read[0])} images{bad}, {len(read[0].classes)} classes ({classes}) → {folder}")
     carry_out(chosen, read[0], folder, compute=compute, shown=shown, redo=redo)
     _measure_and_report(result, *read, shown)
     return result

@@ -105,6 +105,11 @@ def finish(stage: Path, compute: Compute, seconds: float, n_images: int) -> None
     compute.barrier()
 
 
+def is_done(record: Path) -> bool:
+    """Whether this is the record of a stage that is finished."""
+    return record.exists() and read_json(record)["status"] == "done"
+
+
 def claim(stage: Path, key: dict[str, Any], compute: Compute, redo: bool) -> bool:
     """Whether the stage is done already; if not, its folder is made ready to begin or to go on in.
 
@@ -131,7 +136,7 @@ def read_record(stage: Path, key: dict[str, Any], redo: bool) -> dict[str, Any] 
     record = read_json(file) if file.exists() else None
     if record is None or record.get("key") == key:
         return record
-    if not redo:
+    if not redo and any(made.name != RECORD for made in stage.iterdir()):  # else it was begun, and nothing came of it
         raise RunError(
             f"{stage} was made with other settings ({_difference(record.get('key') or {}, key)}); "
             "choose another --out, or say --redo to make it anew, and what follows from it."

@@ -66,6 +66,12 @@ class Predictor:
         Raises:
             ValueError: the array is no such image. DataError: a tag is not one of `classes`.
         """
+        if not isinstance(image, np.ndarray):
+            raise ValueError(
+                f"image is a {type(image).__name__}, not an array; read_image of tagmask.data.images makes one"
+            )
+        if isinstance(tags, str):
+            raise ValueError(f"tags is the text {tags!r}, not a list of class names")
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
             raise ValueError(f"image is {image.dtype} {list(image.shape)}, not uint8 [H, W, 3]")
         ids = None if tags is None else [self._id(tag) for tag in tags]

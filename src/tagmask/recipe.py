@@ -198,7 +198,11 @@ def _change(raw: dict[str, Any], setting: str) -> None:
         raise RecipeError(f"--set {setting}: the value is not YAML.") from error
     *path, last = key.split(".")
     target = raw
-    if path:
+    if not path:
+        for name, given in raw["stages"].items():
+            if last in find_method(str((given or {}).get("method", name))).model_fields:
+                raise RecipeError(f"--set {setting}: say of which stage, e.g. {name}.{setting}.")
+    else:
         if path[0] not in raw["stages"]:
             raise RecipeError(f"--set {setting}: there is no stage {path[0]!r}{did_you_mean(path[0], raw['stages'])}")
         target = raw["stages"]

@@ -43,7 +43,7 @@ def test_what_is_ignored_and_what_is_said(tmp_path: Path) -> None:
     assert [s.id for s in images.samples] == ["cat/1"]
     assert said(images.problems, root) == [
         "error: ./loose.jpg: lies in no class folder; move it into one.",
-        "warning: .: 2 files are no images (Thumbs.db, cat/notes.txt); nothing needs be done.",
+        "warning: .: 2 files are not read (Thumbs.db, cat/notes.txt); convert them to JPEG or PNG, if they are images.",
         "warning: ./empty: holds no image; fill or remove the folder.",
     ]
 

@@ -181,6 +181,13 @@ def test_another_seed_is_not_mixed_in(tmp_path: Path) -> None:
     assert len(list((tmp_path / "JPEGImages").iterdir())) == 4
 
 
+def test_other_files_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "tags.csv").write_text("image,tags\n")
+    with pytest.raises(DataError, match="is not empty and holds no scenes: choose another folder"):
+        write_scenes(tmp_path, n_train=1, n_val=0, size=32)
+    assert [file.name for file in tmp_path.iterdir()] == ["tags.csv"]
+
+
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -55,6 +55,7 @@ ALL = {"a": ["cat"], "b": ["cat", "dog"], "c": [], "deep/er/d": ["dog"]}
         ("tags.csv", 'Image , Tags,,\n"a.jpg", "cat",,\n b , cat;dog\nc.jpg,background,,\nd,dog\n,,,\n'),
         ("tags.tsv", "tags\timage\ncat\ta\ncat;dog\tb\n\tc\ndog\t deep\\er\\d.jpg\n"),
         ("tags.txt", "image\ttags\na\tcat\nb\tcat;dog\nc\t\nd\tdog\n"),
+        ("tags.csv", 'image;tags\r\na.jpg;cat\r\nb.png;"cat;dog"\r\nc;\r\nd;dog\r\n'),  # as Excel in German saves it
         ("tags.csv", "image,dog,cat\na,0,1\nb,TRUE,true\nc,,0\nd,1.0,False\n"),
         (
             "tags.jsonl",
@@ -164,7 +165,7 @@ def test_duplicates(photos: Path) -> None:
         ("image,tags,tags\na,cat,\n", "names the column 'tags' twice"),
         ("image,,tags\na,,cat\n", "has a column without a name"),
         ("image\na\n", "has no column for the tags"),
-        ("image;tags\na;cat\n", "no column 'image'"),
+        ("image|tags\na|cat\n", "no column 'image'"),
         ("image,tag\na,cat\nb,dog\n", "line 2: has 'cat' in the column 'tag', not 0 or 1; .*name the column 'tags'"),
         ('image,tags\na,"cat\n', r"line 2 is not valid CSV \(unexpected end of data\); mind the quotes"),
         (b"image,tags\na,cat\nb,\xe9t\xe9\n", "line 3 is not UTF-8; save the file as UTF-8"),
@@ -325,3 +326,16 @@ def test_tags_and_one_hot_say_the_same(tmp_path_factory: pytest.TempPathFactory,
     table = read_tag_table(path)
     assert table.names == tuple(sorted(shown))
     assert set(table.rows[0].tags) == {name for name, yes in shown.items() if yes}
+
+
+def test_a_spreadsheet_is_to_be_saved_as_csv(photos: Path) -> None:
+    with pytest.raises(DataError, match=r"tags\.xlsx is a spreadsheet; save it as CSV in UTF-8"):
+        read(photos, b"PK", "tags.xlsx")
+
+
+def test_pictures_of_a_kind_that_is_not_read(photos: Path) -> None:
+    (photos / "e.HEIC").write_bytes(b"")
+    images = read(photos, "image,tags\na,cat\ne.heic,cat\n")
+    assert [p.split(": ", 1)[1] for p in errors(images)] == [
+        f"e.heic in {photos} is of a kind that is not read; convert it to JPEG or PNG."
+    ]

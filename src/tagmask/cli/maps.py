@@ -65,12 +65,14 @@ def maps(
 ) -> None:
     """Make other response maps of a finished run, or the maps of a ready classifier."""
     import tagmask
-    from tagmask.recipe import ready_classifier
+    from tagmask.recipe import find_method, ready_classifier
     from tagmask.tables import maps_json, print_maps
 
     place = {"device": device, "precision": checked_precision(precision), "workers": workers}
     if set_ and method is None:
         raise typer.BadParameter("--set is of --method: name one, or say --with for --classifier")
+    if method is not None and "maps" not in find_method(method).makes:
+        raise typer.BadParameter(f"the method {method!r} makes no maps")
     if classifier is None:
         if method is None:
             raise typer.BadParameter("say which: --method conditional, or --classifier NAME")

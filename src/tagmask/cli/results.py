@@ -46,6 +46,7 @@ def predict(
 ) -> None:
     """Segment new images with a run's network. Images that have a mask in --out already are skipped."""
     import tagmask
+    from tagmask.outputs.folder import target_of
 
     opened = tagmask.load(run_folder, device=device, precision=checked_precision(precision), workers=workers)
     masks = opened.predict_files(
@@ -55,6 +56,8 @@ def predict(
         print_json({"masks": {name: str(path) for name, path in masks.items()}})
     elif not quiet and opened.compute.main:
         print(f"{len(masks)} masks in {out / 'masks'}")
+        for form in also or ():
+            print(f"{form} in {target_of(out, form)}")
 
 
 def export(

@@ -71,6 +71,8 @@ class ImageFiles:
                 raise DataError(f"the image {name!r} may be {where}; write the whole path with its suffix.")
             if found:
                 return found[0]
+        if any(normal(other).casefold() == wanted.casefold() for other in self.others):
+            raise DataError(f"{name} in {self.root} is of a kind that is not read; convert it to JPEG or PNG.")
         raise DataError(f"there is no image {name!r} in {self.root}; correct the name or remove the line.")
 
     @cached_property

@@ -75,7 +75,8 @@ def _ignored(root: Path, others: list[str]) -> list[Problem]:
     if not others:
         return []
     shown = ", ".join(ascii(name)[1:-1] for name in others[:3]) + ", ..." * (len(others) > 3)
-    return [Problem(str(root), f"{len(others)} files are no images ({shown})", "nothing needs be done", "warning")]
+    what = "1 file is not read" if len(others) == 1 else f"{len(others)} files are not read"
+    return [Problem(str(root), f"{what} ({shown})", "convert them to JPEG or PNG, if they are images", "warning")]
 
 
 def _empty_folders(root: Path, names: list[str], within: str, leave_out: tuple[Path | None, ...]) -> list[Problem]:

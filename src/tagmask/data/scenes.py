@@ -313,13 +313,16 @@ def write_scenes(
     JPEGImages/<id>.png (PNG: exact), SegmentationClass/<id>.png (indexed), Saliency/<id>.png (grey, half size,
     simulated: see `simulate_saliency`), ImageSets/Segmentation/{train,val}.txt; last, tags.csv (image,tags,split) and
     classes.txt (in id order). A call that was cut off goes on where it was. `progress` gets 1 for each scene.
-    Raises DataError where the folder holds scenes of another seed or size, RunError where it cannot be written.
+    Raises DataError where the folder holds something else or scenes of another seed or size, RunError where it cannot
+    be written.
     """
     if n_train < 0 or n_val < 0:
         raise ValueError(f"n_train and n_val must be 0 or more; got {n_train}, {n_val}")
     origin, record = {"scenes": _VERSION, "seed": seed, "size": size}, folder / "scenes.json"
     if record.exists() and (found := read_json(record)) != origin:
         raise DataError(f"{folder} holds scenes made with {found}, not {origin}: choose another folder or remove it.")
+    if not record.exists() and folder.is_dir() and any(folder.iterdir()):
+        raise DataError(f"{folder} is not empty and holds no scenes: choose another folder.")
     write_json(record, origin)
     splits, table = {"train": "", "val": ""}, "image,tags,split\n"
     for index in range(n_train + n_val):

@@ -61,7 +61,7 @@ class TagTable:
             raise DataError(f"{self.path} has no column 'split'; add one, or read all of it with no split.")
         known = sorted({row.split for row in self.rows if row.split})
         if split not in known:
-            raise DataError(f"{self.path} has no line of split {split!r}{did_you_mean(split, known)}.")
+            raise DataError(f"{self.path} has no line of split {split!r}{did_you_mean(split, known)}")
         return tuple(row for row in self.rows if row.split == split or (row.problem and not row.split))
 
 
@@ -74,6 +74,8 @@ def read_tag_table(path: Path) -> TagTable:
     Raises:
         DataError: the file is missing, not UTF-8 or no such table; each names the line.
     """
+    if path.suffix.lower() in (".xlsx", ".xls", ".ods", ".numbers"):
+        raise DataError(f"{path} is a spreadsheet; save it as CSV in UTF-8.")
     text = read_text(path)
     if path.suffix.lower() in (".jsonl", ".ndjson", ".json"):
         columns, records = _json_records(path, text)
@@ -127,8 +129,8 @@ def _layout(path: Path, columns: Sequence[str]) -> _Layout:
 
 def _csv_records(path: Path, text: str) -> tuple[list[str], Iterator[Record]]:
     first = text.partition("\n")[0]
-    tabs = path.suffix.lower() in (".tsv", ".tab") or ("\t" in first and "," not in first)
-    lines = _csv_lines(path, text, "\t" if tabs else ",")
+    delimiter = "\t" if path.suffix.lower() in (".tsv", ".tab") else next((d for d in ",\t;" if d in first), ",")
+    lines = _csv_lines(path, text, delimiter)
     _, header = next(lines, (0, []))
     columns = [clean_name(name) for name in _without_trailing_blanks(header)]
     if not columns:

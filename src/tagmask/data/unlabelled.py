@@ -18,12 +18,15 @@ from tagmask.data.tag_table import read_tag_table
 from tagmask.errors import DataError
 
 
-def unlabelled_images(paths: Sequence[str], classes: tuple[str, ...], tags: str | None = None) -> TaggedImages:
+def unlabelled_images(
+    paths: Sequence[str], classes: tuple[str, ...], tags: str | None = None, leave_out: Sequence[Path] = ()
+) -> TaggedImages:
     """The images among files, folders (nested ones too) and URLs.
 
     Args:
         classes: of the network that is to see them.
         tags: a table `image,tags`; an image that it does not name has unknown tags.
+        leave_out: folders within the folders, whose images are not meant.
 
     Raises:
         DataError: a path does not exist, or there is no image at all. Lines of the table that name no image
@@ -31,19 +34,22 @@ def unlabelled_images(paths: Sequence[str], classes: tuple[str, ...], tags: str 
     """
     found: dict[str, str] = {}  # place → name that the id is made from: relative to the folder that was given
     problems: list[Problem] = []
+    others: list[str] = []
     for path in paths:
         if is_url(path):
             found.setdefault(path, path)
         elif Path(path).is_file():
             found.setdefault(os.path.abspath(path), Path(path).name)
         elif Path(path).is_dir():
-            files = ImageFiles(Path(path))
+            files = ImageFiles(Path(path), leave_out)
+            others += files.others
             found = {os.path.abspath(files.path(name)): name for name in files.names} | found
             problems += files.problems
         else:
             raise DataError(f"{path} does not exist; correct the path.")
     if not found:
-        raise DataError(f"there is no image in {', '.join(paths)}; give image files or folders of images.")
+        near = f" (but {others[0]}, which is not read: convert it to JPEG or PNG)" if others else ""
+        raise DataError(f"there is no image in {', '.join(paths)}{near}; give image files or folders of images.")
     count = Counter(found.values())
     names = [name if count[name] == 1 else place for place, name in found.items()]
     samples = tuple(Sample(id_, place, None) for id_, place in zip(unique_ids(names), found, strict=True))

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field
+from pydantic import BeforeValidator
 
 from tagmask.artifacts import read_json, write_json
 from tagmask.maps import ResponseMaps
 from tagmask.measure import ActivationHistogram
 from tagmask.stage import Work, maps_file
 
-Threshold = Annotated[float, Field(ge=0, le=1)] | Literal["auto", "per-image"]
+
+def _check(value: object) -> object:
+    if value in get_args(_Word) or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1):
+        return value
+    raise ValueError(f"{value!r} is no threshold; give auto, per-image or a number from 0 to 1")
+
+
+_Word = Literal["auto", "per-image"]
+Threshold = Annotated[float | _Word, BeforeValidator(_check)]
 THRESHOLD_FILE = "threshold.json"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import textwrap
 from pathlib import Path
 from typing import Any, Self
 
@@ -148,7 +149,7 @@ def create_network(
                 raise RecipeError(f"backbone {name!r} cannot be made with {options} ({_first_line(error)}).") from error
             raise RecipeError(
                 f"the pretrained weights of {name!r} could not be loaded ({_first_line(error)}); connect to the "
-                "network, or name a local file (weights=FILE.safetensors), or train from scratch (--recipe scratch)."
+                "network, or name a local file (--set cam.weights=FILE), or train from scratch (--recipe scratch)."
             ) from error
     raise RecipeError(f"backbone {name!r} cannot be created")
 
@@ -192,4 +193,5 @@ def _within(name: str, module: str) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return textwrap.shorten(line, 200, placeholder=" ...")

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from tagmask.artifacts import read_label_map, voc_palette, write_label_map, write_text
-from tagmask.data.images import read_image
+from tagmask.data.images import is_url, read_image
 from tagmask.data.samples import Sample
 from tagmask.errors import RunError
 from tagmask.outputs.coco import write_coco
@@ -61,12 +61,12 @@ def target_of(out: Path, form: str) -> Path:
     """The file or folder in `out` that a form is written to. Raises RunError for a form that is not known."""
     if form not in get_args(Format):
         raise RunError(f"format {form!r} is not known: give {', '.join(get_args(Format))}.")
-    return out / {"png": "masks", "overlays": "overlays"}.get(form, "masks.json")
+    return out / {"png": "masks", "coco": "masks.json", "coco-polygons": "polygons.json"}.get(form, form)
 
 
 def file_name(sample: Sample) -> str:
     """The image's path in its set, with its suffix."""
-    suffix = Path(sample.image.partition("?")[0]).suffix
+    suffix = Path(sample.image.partition("?")[0] if is_url(sample.image) else sample.image).suffix
     return sample.id if sample.id.endswith(suffix) else sample.id + suffix
 
 
