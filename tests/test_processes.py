@@ -13,6 +13,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from tagmask.artifacts import read_label_map
+from tagmask.compute import Compute
+from tagmask.errors import RecipeError
 from tagmask.maps import ResponseMaps
 from tests.runs import SETTINGS, toy_run, write_toy
 
@@ -105,3 +107,11 @@ def test_an_error_ends_all_processes_with_one_sentence(data: Path, tmp_path: Pat
     assert result.returncode != 0
     sentence = "tagmask: batch_size 3 cannot be split over 2 processes: choose a multiple.\n"
     assert printed(tmp_path / "log", 0, "stderr") == sentence
+
+
+def test_a_slurm_job_that_cannot_be_used_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SLURM_NTASKS": "8", "SLURM_JOB_NAME": "night"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE", raising=False)
+    with pytest.raises(RecipeError, match="this SLURM job cannot be used: .*--ntasks-per-node=8"):
+        Compute.detect("cpu")

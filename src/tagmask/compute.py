@@ -145,7 +145,10 @@ def _cluster() -> ClusterEnvironment | None:
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
     if SLURMEnvironment.detect():
-        return SLURMEnvironment(auto_requeue=False)
+        try:
+            return SLURMEnvironment(auto_requeue=False)
+        except RuntimeError as error:  # --ntasks without --ntasks-per-node
+            raise RecipeError(f"this SLURM job cannot be used: {' '.join(str(error).split())}") from error
     return None
 
 

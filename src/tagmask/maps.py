@@ -59,7 +59,11 @@ class ResponseMaps:
         return cls(arrays["classes"], arrays["maps"], (height, width), arrays.get("background"))
 
     def full_size(self) -> np.ndarray:
-        """The maps at the image's size, [K, H, W] float32: bilinear ×4 (align_corners=False), cropped."""
+        """The maps at the image's size, [K, H, W] float32: bilinear ×4 (align_corners=False), cropped.
+
+        IRN's code makes full-size maps of the raw activations instead, on a grid of 16·ceil(H / 16): where H is no
+        multiple of 16, what is at the lower and right edge lies up to 12 pixels further out there.
+        """
         return upsample(self.maps, self.size)
 
     def label_map(self, threshold: float | None = None, *, alpha: float | None = None) -> np.ndarray:
