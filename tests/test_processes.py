@@ -113,5 +113,5 @@ def test_a_slurm_job_that_cannot_be_used_is_one_sentence(monkeypatch: pytest.Mon
     for name, value in {"SLURM_NTASKS": "8", "SLURM_JOB_NAME": "night"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("SLURM_NTASKS_PER_NODE", raising=False)
-    with pytest.raises(RecipeError, match="this SLURM job cannot be used: .*--ntasks-per-node=8"):
+    with pytest.raises(RecipeError, match=r"this SLURM job cannot be used: .*--ntasks-per-node=8"):
         Compute.detect("cpu")

@@ -128,9 +128,12 @@ def _epochs_done(checkpoint: Path) -> int:
     return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"]) + 1
 
 
-def finish_training(folder: Path) -> None:
-    """Remove the resume checkpoint, once the weights are written; where there is none, do nothing."""
-    shutil.rmtree(folder / "training", ignore_errors=True)
+def train_once(work: Work, weights: str, train: Callable[[], None]) -> None:
+    """Call `train`, which writes the file `weights` of the stage, unless it is there; then drop the checkpoint."""
+    if not (work.folder / weights).exists():
+        train()
+    work.compute.barrier()
+    shutil.rmtree(work.folder / "training", ignore_errors=True)
 
 
 class _Checkpoints(TorchCheckpointIO):

@@ -23,7 +23,7 @@ from tagmask.models.inference import for_inference, with_mirror_images
 from tagmask.models.label_conditioned import FILE, LabelConditioned
 from tagmask.refine.seeds import ConfidentSeeds
 from tagmask.stage import Kind, Method, Work, batches
-from tagmask.training import Optimizer, Training, finish_training, fit
+from tagmask.training import Optimizer, Training, fit, train_once
 
 Renormalise = Literal["seed", "everywhere", "nowhere"]
 
@@ -62,10 +62,7 @@ class Amn(Method):
 
     def run(self, work: Work) -> None:
         seeds = write_seeds(self.seeds, work)
-        if not (work.folder / FILE).exists():
-            self.train(work, seeds)
-        work.compute.barrier()
-        finish_training(work.folder)
+        train_once(work, FILE, lambda: self.train(work, seeds))
         self.make_maps(LabelConditioned.load(work.folder), work, seeds)
 
     def train(self, work: Work, seeds: SeedFolder) -> None:

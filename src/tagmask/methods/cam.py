@@ -23,7 +23,7 @@ from tagmask.models.backbone import Backbone
 from tagmask.models.classifier import FILE, Classifier
 from tagmask.models.inference import for_inference, with_mirror_images
 from tagmask.stage import Kind, Method, Work, batches
-from tagmask.training import Optimizer, Training, finish_training, fit
+from tagmask.training import Optimizer, Training, fit, train_once
 
 SCALES = (1.0, 0.5, 1.5, 2.0)
 EPSILON = 1e-5  # each map is divided by (its maximum + this)
@@ -62,10 +62,7 @@ class Cam(Method):
     map_batch: int = Field(16, ge=1, description="images of one size that are mapped together")
 
     def run(self, work: Work) -> None:
-        if not (work.folder / FILE).exists():
-            self.train(work)
-        work.compute.barrier()
-        finish_training(work.folder)
+        train_once(work, FILE, lambda: self.train(work))
         classifier = Classifier.load(work.folder, output_stride=self.map_stride)
         make_maps(classifier, work, scales=self.scales, batch_size=self.map_batch)
 

@@ -34,7 +34,7 @@ from tagmask.refine.random_walk import half_disc, path_cells, propagate
 from tagmask.refine.seeds import ConfidentSeeds
 from tagmask.refine.walk import Walk
 from tagmask.stage import Kind, Method, Work, batches, maps_file
-from tagmask.training import Optimizer, Training, finish_training, fit
+from tagmask.training import Optimizer, Training, fit, train_once
 
 EPSILON = 1e-5  # in the logarithms, and in the counts of pairs
 MEAN_IMAGES = 1464  # whose mean displacement is taken at most; the reference's number, VOC train
@@ -78,10 +78,7 @@ class Irn(Method):
 
     def run(self, work: Work) -> None:
         seeds = write_seeds(self.seeds, work)
-        if not (work.folder / FILE).exists():
-            self.train(work, seeds)
-        work.compute.barrier()
-        finish_training(work.folder)
+        train_once(work, FILE, lambda: self.train(work, seeds))
         self.write_masks(BoundaryNetwork.load(work.folder), work)
         work.compute.barrier()
         if self.instances and work.compute.main:

@@ -15,7 +15,7 @@ from tagmask.methods._settings import LongSide, Scales, Stride
 from tagmask.methods.cam import EPSILON, SCALES, make_maps
 from tagmask.models.classifier import FILE, Classifier
 from tagmask.stage import Kind, Method, Work
-from tagmask.training import Optimizer, Training, finish_training, fit
+from tagmask.training import Optimizer, Training, fit, train_once
 
 
 class ReCam(Method):
@@ -48,10 +48,7 @@ class ReCam(Method):
     map_batch: int = Field(16, ge=1, description="images of one size that are mapped together")
 
     def run(self, work: Work) -> None:
-        if not (work.folder / FILE).exists():
-            self.train(work)
-        work.compute.barrier()
-        finish_training(work.folder)
+        train_once(work, FILE, lambda: self.train(work))
         classifier = Classifier.load(work.folder, output_stride=self.map_stride)
         make_maps(classifier, work, scales=self.scales, batch_size=self.map_batch)
 

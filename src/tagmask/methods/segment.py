@@ -33,7 +33,7 @@ from tagmask.models.segmenter import FILE, Segmenter, check_architecture
 from tagmask.refine.dense_crf import unary_from_probabilities
 from tagmask.refine.settings import NETWORK_CRF, CrfSettings
 from tagmask.stage import Kind, Method, Work, batches, mask_file
-from tagmask.training import Optimizer, Training, finish_training, fit
+from tagmask.training import Optimizer, Training, fit, train_once
 
 TEST_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)
 
@@ -67,10 +67,7 @@ class Segment(Method):
     crf: CrfSettings | None = Field(NETWORK_CRF, description="after the network at test time; null: none")
 
     def run(self, work: Work) -> None:
-        if not (work.folder / FILE).exists():
-            self.train(work)
-        work.compute.barrier()
-        finish_training(work.folder)
+        train_once(work, FILE, lambda: self.train(work))
         network = Segmenter.load(work.folder)
         write_masks(network, work, scales=self.test_scales, crf=self.crf, batch_size=self.test_batch)
 
