@@ -203,6 +203,15 @@ def test_evaluate(command: Command, finished: Path, data: Path) -> None:
     assert "mIoU 100.0 %" in command("evaluate", data / "masks", "--data", data, "--masks", "masks").out
 
 
+def test_evaluate_names_the_classes_that_the_network_does_not_have(
+    command: Command, finished: Path, tmp_path: Path
+) -> None:
+    folder = write_toy(tmp_path, {"red": "violet"})
+    (folder / "classes.txt").write_text("blue\ngreen\nviolet\n")
+    said = command("evaluate", finished, "--data", folder, "--masks", "masks", "--device=cpu").out
+    assert "of no class of the network, and measured as background: violet" in said
+
+
 def test_report_is_made_again(command: Command, finished: Path) -> None:
     (finished / "report.html").unlink()
     assert command("report", finished, "--quiet").out == f"{finished}/report.html\n"

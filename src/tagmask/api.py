@@ -334,6 +334,8 @@ def score(
     shown = _shown(compute, quiet)
     images = _verified(data, False, compute, shown)
     if opened:
+        if others := [name for name in images.classes if name not in opened.classes]:
+            shown.say(f"of no class of the network, and measured as background: {', '.join(others)}")
         images = in_classes(images, data, opened.classes)
     known = images.select(lambda sample: sample.mask is not None)
     if not len(known):
