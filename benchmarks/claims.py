@@ -32,6 +32,7 @@ METHODS = {  # the stages that make the maps
     "CAM": ["cam"],
     "LayerCAM": ["cam", "layercam"],
     "conditional": ["cam", "conditional"],
+    "conditional, one look": ["cam", "conditional_once"],
     "ReCAM": ["cam", "recam"],
     "ReCAM, sign kept": ["cam", "recam_signed"],
     "AMN": ["cam", "amn"],
@@ -53,6 +54,7 @@ SETTINGS: dict[str, dict[str, Any]] = {  # for small pictures and from scratch; 
     },
     "layercam": {},
     "conditional": {},
+    "conditional_once": {"method": "conditional", "iterations": 1, "scales": (0.75, 1.0, 1.25), "enlarge": 1.5},
     "recam": RECAM,
     "recam_signed": {**RECAM, "method": "recam", "keep_sign": True},
     "amn": {
