@@ -69,7 +69,8 @@ def read_tag_table(path: Path) -> TagTable:
     """Read a table whose first line names its columns: `image`, then `tags` or a column a class, perhaps `split`.
 
     `tags` holds names separated by ";" (in JSON Lines a list, too); a class column holds 1, 0, true, false or
-    nothing. Names are trimmed and brought to Unicode normal form C; the tag "background" is no tag.
+    nothing. Columns are separated by commas, by tabs or, where the first line has neither, by semicolons. Names are
+    trimmed and brought to Unicode normal form C; the tag "background" is no tag.
 
     Raises:
         DataError: the file is missing, not UTF-8 or no such table; each names the line.
