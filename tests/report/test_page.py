@@ -88,7 +88,7 @@ def test_the_figures_are_those_given(make_report: Callable[..., Report]) -> None
 def test_pictures_come_in_order_and_missing_ones_are_marked(make_report: Callable[..., Report]) -> None:
     page = Page(render(make_report()))
     header = next(row for row in page.rows if row and row[0] == "image")
-    assert header == ["image", "finalthe last stage’s mask", "truthdrawn by hand", "my own"]
+    assert header == ["image", "finalthe last stage’s mask", "truththe true mask", "my own"]
     alt = [value for tag, name, value in page.attributes if (tag, name) == ("img", "alt")]
     assert alt == ["image of a/1", "truth of a/1", "my own of a/1", "image of a/2", "final of a/2"]
     assert sum(row.count("none") for row in page.rows) == 3

@@ -22,7 +22,7 @@ COLUMNS = {
     "seed": "the map, cut at the threshold",
     "refined": "moved to the image’s edges",
     "final": "the last stage’s mask",
-    "truth": "drawn by hand",
+    "truth": "the true mask",
 }
 _NO_CURVE = {"epoch", "lr", "seconds", "data_wait"}  # entries of a history that are no losses
 _PALETTE = voc_palette()
