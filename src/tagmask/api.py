@@ -13,7 +13,7 @@ from rich.console import Console
 from tagmask.artifacts import digest, read_json, write_json, write_text
 from tagmask.compute import Compute, Precision
 from tagmask.data.check import verified
-from tagmask.data.samples import Sample, TaggedImages, did_you_mean
+from tagmask.data.samples import Sample, TaggedImages, did_you_mean, some
 from tagmask.data.source import DataSource, in_classes
 from tagmask.data.unlabelled import unlabelled_images
 from tagmask.errors import DataError, RecipeError, RunError
@@ -30,7 +30,7 @@ from tagmask.pipeline import (
     is_done,
     with_added_stages,
     write_run_record,
-)  # fmt: skip
+)
 from tagmask.predict import Predictor, predict_folder
 from tagmask.progress import Shown
 from tagmask.recipe import Recipe, extended, load_recipe
@@ -158,8 +158,8 @@ class Run:
         shown = _shown(self.compute, quiet)
         longer = replace(self, recipe=extended(self.recipe, method, settings, name))
         for stage in self.recipe.stages:
-            record = self.folder / stage / RECORD
-            if longer.recipe.stages[stage] == self.recipe.stages[stage] and not is_done(record):
+            same = longer.recipe.stages[stage] == self.recipe.stages[stage]
+            if same and not is_done(self.folder / stage / RECORD):
                 raise RunError(f"stage {stage!r} of {self.folder} is not finished: the command that began it goes on.")
         read = read_data(longer, self._skip_bad, shown)
         check_stages(longer.recipe, read[0], self.folder, redo)
@@ -282,10 +282,9 @@ def run(
         dumped = {name: s.absolute().model_dump(mode="json") if s else None for name, s in sources.items()}
         write_run_record(folder, chosen, read[0], {**dumped, "skip_bad": skip_bad}, redo)
     compute.barrier()
-    classes = ", ".join(read[0].classes[:10]) + ", ..." * (len(read[0].classes) > 10)
     left_out = sum(problem.severity == "error" for problem in read[0].problems)
     bad = f" ({left_out} bad ones left out)" if left_out else ""
-    shown.say(f"{len(read[0])} images{bad}, {len(read[0].classes)} classes ({classes}) → {folder}")
+    shown.say(f"{len(read[0])} images{bad}, {len(read[0].classes)} classes ({some(read[0].classes, 10)}) → {folder}")
     carry_out(chosen, read[0], folder, compute=compute, shown=shown, redo=redo)
     _measure_and_report(result, *read, shown)
     return result

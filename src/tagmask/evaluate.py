@@ -27,7 +27,7 @@ from tagmask.measure import (
 )
 from tagmask.measure.arrays import number
 from tagmask.methods._threshold import read_threshold
-from tagmask.pipeline import RECORD, claim, fingerprint, finish
+from tagmask.pipeline import RECORD, claim, fingerprint, finish, is_done
 from tagmask.predict import Predictor
 from tagmask.progress import Shown
 from tagmask.recipe import Recipe
@@ -114,8 +114,7 @@ def evaluate_maps(recipe: Recipe, folder: Path, images: TaggedImages, compute: C
     for name, method in recipe.stages.items():
         if "maps" not in method.makes:
             continue
-        record = folder / name / RECORD
-        if not record.exists() or read_json(record)["status"] != "done":
+        if not is_done(folder / name / RECORD):
             raise RunError(f"stage {name!r} of {folder} has not made all its maps yet: finish the run first.")
         known = images.select(lambda s, at=folder / name: s.mask is not None and maps_file(at, s).exists())  # type: ignore[misc]
         if not len(known):

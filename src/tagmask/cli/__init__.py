@@ -65,9 +65,8 @@ def main() -> None:
         if stopping.is_set():
             print("tagmask: stopped; the same command goes on from here.", file=sys.stderr)
             raise SystemExit(STOPPED) from end
-        if not (
-            isinstance(end, RuntimeError) and str(end).startswith("DataLoader worker")
-        ):  # torch has no class for it
+        lost_worker = isinstance(end, RuntimeError) and str(end).startswith("DataLoader worker")  # it has no class
+        if not lost_worker:
             raise
         print(f"tagmask: loading images: {WORKER_KILLED}", file=sys.stderr)
         sys.exit(1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tagmask.data.files import ImageFiles, given, is_hidden, with_masks
 from tagmask.data.names import BACKGROUND, class_ids, class_list_file, clean_name, read_class_list, unique_ids
-from tagmask.data.samples import Problem, Sample, TaggedImages
+from tagmask.data.samples import Problem, Sample, TaggedImages, some
 from tagmask.errors import DataError
 
 _LAYOUTS = (
@@ -74,7 +74,7 @@ def _ignored(root: Path, others: list[str]) -> list[Problem]:
     others = [name for name in others if name != "classes.txt"]
     if not others:
         return []
-    shown = ", ".join(ascii(name)[1:-1] for name in others[:3]) + ", ..." * (len(others) > 3)
+    shown = some([ascii(name)[1:-1] for name in others], 3)
     what = "1 file is not read" if len(others) == 1 else f"{len(others)} files are not read"
     return [Problem(str(root), f"{what} ({shown})", "convert them to JPEG or PNG, if they are images", "warning")]
 

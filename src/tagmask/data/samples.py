@@ -148,6 +148,11 @@ def unknown_class(name: str, classes: Iterable[str]) -> str:
     return f"{name!r} is not one of the classes{did_you_mean(name, classes)}"
 
 
+def some(names: Sequence[str], most: int) -> str:
+    """The first names, "a, b, ..."."""
+    return ", ".join(names[:most]) + ", ..." * (len(names) > most)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The ending ": did you mean 'cat'?" or, where nothing is near, ": known are cat, cow, ..."."""
     names = list(known)
@@ -155,5 +160,4 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)
     if near:
         return f": did you mean {lowered[near[0]]!r}?"
-    shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-    return f": known are {shown}" if names else ""
+    return f": known are {some(names, 20)}" if names else ""

@@ -13,7 +13,7 @@ from tagmask.data.files import existing_folder
 from tagmask.data.folders import read_folders
 from tagmask.data.images import is_url
 from tagmask.data.names import class_list_file
-from tagmask.data.samples import MAX_CLASSES, PngMask, TaggedImages
+from tagmask.data.samples import MAX_CLASSES, PngMask, TaggedImages, some
 from tagmask.data.table import read_table
 from tagmask.data.voc import read_voc
 from tagmask.errors import DataError
@@ -131,9 +131,9 @@ def in_classes(images: TaggedImages, source: DataSource, classes: tuple[str, ...
     if images.classes == classes:
         return images
     if any(isinstance(sample.mask, PngMask) for sample in images.samples) and not source.lists_its_classes():
-        shown = ", ".join(images.classes[:10]) + ", ..." * (len(images.classes) > 10)
         raise DataError(
-            f"the tags of {images.name} name other classes ({shown}) than the network has, so it cannot be known which "
-            f"class each id in its masks is; write the class names in order, one a line, in {source.root}/classes.txt."
+            f"the tags of {images.name} name other classes ({some(images.classes, 10)}) than the network has, so it "
+            "cannot be known which class each id in its masks is; write the class names in order, one a line, in "
+            f"{source.root}/classes.txt."
         )
     return images.with_classes(classes)

@@ -22,7 +22,7 @@ from tagmask.data.names import (
     unique_ids,
     without_suffix,
 )
-from tagmask.data.samples import Mask, PngMask, Problem, Sample, TaggedImages, did_you_mean
+from tagmask.data.samples import Mask, PngMask, Problem, Sample, TaggedImages, did_you_mean, some
 from tagmask.data.table import rows_by_image
 from tagmask.data.tag_table import Row, TagTable, read_tag_table
 from tagmask.errors import DataError
@@ -209,8 +209,7 @@ def _tagged(
         what = {"xml": "no file in Annotations", "masks": "no mask"}.get(source, f"no line in {source}")
         problems += [Problem(item.where, f"{item.image} has {what}", "add it, or remove the image") for item in silent]
     elif silent:
-        shown = ", ".join(item.image for item in silent[:3]) + ", ..." * (len(silent) > 3)
-        what = f"says nothing of {len(silent)} images ({shown})"
+        what = f"says nothing of {len(silent)} images ({some([item.image for item in silent], 3)})"
         problems.append(Problem(source, what, "add them if they are to be used", "warning"))
     return [
         replace(sample, tags=tags) for sample, tags in zip(samples, all_tags, strict=True) if isinstance(tags, tuple)

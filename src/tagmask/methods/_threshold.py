@@ -12,6 +12,8 @@ from tagmask.maps import ResponseMaps
 from tagmask.measure import ActivationHistogram
 from tagmask.stage import Work, maps_file
 
+_Word = Literal["auto", "per-image"]
+
 
 def _check(value: object) -> object:
     if value in get_args(_Word) or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1):
@@ -19,7 +21,6 @@ def _check(value: object) -> object:
     raise ValueError(f"{value!r} is no threshold; give auto, per-image or a number from 0 to 1")
 
 
-_Word = Literal["auto", "per-image"]
 Threshold = Annotated[float | _Word, BeforeValidator(_check)]
 THRESHOLD_FILE = "threshold.json"
 

@@ -16,6 +16,7 @@ from tagmask.maps import ResponseMaps
 from tagmask.methods._settings import Scales
 from tagmask.methods._threshold import threshold_of_run
 from tagmask.methods.segment import segmented
+from tagmask.models.inference import for_inference
 from tagmask.models.segmenter import Segmenter
 from tagmask.refine.per_image import choose_threshold, expected_threshold, typical_root
 from tagmask.refine.settings import CrfSettings
@@ -43,7 +44,7 @@ class PerImage(Method):
     def run(self, work: Work) -> None:
         threshold = threshold_of_run(work, "per-image")
         typical = typical_root(sample.tags for sample in work.images.samples)
-        network = Segmenter.load(work.inputs["segmenter"])
+        network = for_inference(Segmenter.load(work.inputs["segmenter"]), work.compute)
         seen, missing = segmented(network, work, scales=self.scales, batch_size=self.batch)
         if missing and self.crf:
             self.crf.compile(work.say)

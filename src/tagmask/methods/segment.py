@@ -68,7 +68,7 @@ class Segment(Method):
 
     def run(self, work: Work) -> None:
         train_once(work, FILE, lambda: self.train(work))
-        network = Segmenter.load(work.folder)
+        network = for_inference(Segmenter.load(work.folder), work.compute)
         write_masks(network, work, scales=self.test_scales, crf=self.crf, batch_size=self.test_batch)
 
     def train(self, work: Work) -> None:
@@ -193,14 +193,13 @@ def decide(image: np.ndarray, ids: np.ndarray, probs: np.ndarray, crf: CrfSettin
 def segmented(
     network: Segmenter, work: Work, *, scales: Sequence[float], batch_size: int
 ) -> tuple[Iterator[tuple[Sample, np.ndarray, np.ndarray, np.ndarray]], int]:
-    """What the network says of this process's images of the stage that have no mask yet.
+    """What the network, made ready `for_inference`, says of this process's images of the stage that have no mask yet.
 
     Returns:
         (sample, image [H, W, 3] uint8, and the ids and values of `probabilities`) of each, and how many they are.
     """
     groups = work.missing(batches(work.images.samples, batch_size, work.compute.batch_pixels), work.mask_file)
     missing = sum(not work.mask_file(sample).exists() for group in groups for sample in group)
-    network = for_inference(network, work.compute)
 
     def found() -> Iterator[tuple[Sample, np.ndarray, np.ndarray, np.ndarray]]:
         for samples, pixels in whole_images(groups, work.compute):
