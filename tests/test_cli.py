@@ -668,7 +668,7 @@ def test_saliency(command: Command, data: Path, tmp_path: Path) -> None:
     assert command("check", folder, "--masks=masks", "--saliency=saliency", "--json").json["n_saliency"] == 8
 
 
-def test_saliency_needs_no_tags(command: Command, data: Path, tmp_path: Path) -> None:
+def test_saliency_needs_no_tags(command: Command, fails: Callable[..., str], data: Path, tmp_path: Path) -> None:
     """The maps of a folder of images alone are those that its images have with a table of tags."""
     photos, out = tmp_path / "photos", tmp_path / "photos" / "saliency"
     photos.mkdir()
@@ -676,6 +676,10 @@ def test_saliency_needs_no_tags(command: Command, data: Path, tmp_path: Path) ->
         shutil.copy(data / f"{i}.png", photos)
     for _ in range(2):  # the second time, the maps lie beside the images
         assert command("saliency", photos, "--out", out, "--workers=0").out == f"3 saliency maps in {out}\n"
+    (photos / "masks").mkdir()
+    shutil.copy(data / "masks" / "0.png", photos / "masks")
+    assert command("saliency", photos, "--masks=masks", "--out", out, "--workers=0").out.startswith("3 saliency maps")
+    assert "no folder 'train'" in fails("saliency", photos, "--masks=masks", "--split=train", "--out", out)
     tags = tmp_path / "tags.csv"
     tags.write_text("image,tags\n0.png,cat\n1.png,cat\n2.png,dog\n")
     found = command("check", photos, "--tags", tags, "--saliency", out, "--json").json

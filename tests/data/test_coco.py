@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
@@ -133,6 +133,7 @@ def test_long_runs() -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=12) | st.text("0123abPQ`no~", max_size=12).map(str.encode))
+@example(b"3aP")  # 3, 17, and a number that does not end
 def test_any_run_lengths_are_a_mask_or_a_data_error(counts: bytes) -> None:
     mask = CocoMask((4, 5), (CocoObject(1, False, counts or b"0"),))
     message = ""

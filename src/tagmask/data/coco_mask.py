@@ -78,10 +78,9 @@ def run_lengths(counts: bytes) -> np.ndarray:
         return np.zeros(1, np.int64)
     codes = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
     last = (codes & 0x20) == 0
-    last[-1] = True
     starts = np.flatnonzero(np.r_[True, last[:-1]])
     n_groups = np.diff(np.r_[starts, len(codes)])
-    if (codes < 0).any() or (codes > 63).any() or n_groups.max() > 8:
+    if not last[-1] or (codes < 0).any() or (codes > 63).any() or n_groups.max() > 8:
         return np.full(1, -1, np.int64)
     place = np.arange(len(codes)) - np.repeat(starts, n_groups)
     numbers = np.add.reduceat((codes & 0x1F) << (5 * place), starts)

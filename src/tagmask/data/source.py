@@ -80,7 +80,7 @@ class DataSource(BaseModel):
 
     def lists_its_classes(self) -> bool:
         """Whether the class ids that its masks hold are said somewhere, or follow from the tags that occur."""
-        return self.layout() in ("voc", "coco") or class_list_file(self.root, self._path(self.class_list)) is not None
+        return self.layout() in ("voc", "coco") or class_list_file(self.root, self.path_of(self.class_list)) is not None
 
     def layout(self) -> Format:
         """The format, found out if it is "auto". Raises DataError where nothing fits."""
@@ -99,16 +99,23 @@ class DataSource(BaseModel):
             raise DataError(f"{self.root} cannot be listed; name a table of its tags.")
         return "folders"
 
+    def path_of(self, given: str | None) -> Path | None:
+        """The path that a setting means."""
+        if given is None:
+            return None
+        inside = Path(self.root) / given
+        return inside if inside.exists() and not Path(given).exists() else Path(given)
+
     def _read_all(self) -> TaggedImages:
         layout = self.layout()
         for setting in _UNUSED[layout]:
             if getattr(self, setting) is not None:
                 raise DataError(f"{setting!r} means nothing for {self.root}, read as {layout}; leave it out.")
         root = self.root if is_url(self.root) else Path(self.root)
-        tags, masks, saliency, class_list = map(self._path, (self.tags, self.masks, self.saliency, self.class_list))
+        tags, masks, saliency, class_list = map(self.path_of, (self.tags, self.masks, self.saliency, self.class_list))
         beside = {"masks": masks, "saliency": saliency, "class_list": class_list}
         if layout == "coco":
-            annotations = self._path(self.annotations)
+            annotations = self.path_of(self.annotations)
             if annotations is None:
                 raise DataError(f"{root} is to be read as COCO, but no JSON file is named; name it as annotations.")
             return read_coco(root, annotations, saliency=saliency)
@@ -118,12 +125,6 @@ class DataSource(BaseModel):
             words = {None: "auto", "auto": "auto", "xml": "xml", "masks": "masks"}
             return read_voc(Path(root), split=self.split, tags=words.get(self.tags) or str(tags), **beside)
         return read_folders(Path(root), split=self.split, **beside)
-
-    def _path(self, given: str | None) -> Path | None:
-        if given is None:
-            return None
-        inside = Path(self.root) / given
-        return inside if inside.exists() and not Path(given).exists() else Path(given)
 
 
 def in_classes(images: TaggedImages, source: DataSource, classes: tuple[str, ...]) -> TaggedImages:

@@ -58,15 +58,15 @@ def unlabelled_images(
 
 
 def images_of(source: DataSource) -> TaggedImages:
-    """The images of a source; without tags those of a folder in which there is nothing else, neither table nor folders.
+    """The images of a source; without tags where they lie in one folder, with neither table nor folders.
 
     Raises DataError as `DataSource.read`.
     """
-    if source.layout() == "folders":
-        files = ImageFiles(Path(source.root), leave_out=[Path(p) for p in (source.masks, source.saliency) if p])
+    if source.split is None and source.layout() == "folders":
+        files = ImageFiles(Path(source.root), [source.path_of(source.masks), source.path_of(source.saliency)])
         if files.names and not any("/" in name for name in files.names):
             ids = unique_ids(files.names)
-            samples = tuple(Sample(id_, files.path(n), None) for id_, n in zip(ids, files.names, strict=True))
+            samples = tuple(Sample(id_, files.path(name), None) for id_, name in zip(ids, files.names, strict=True))
             return TaggedImages((), samples, tuple(files.problems), name=source.root)
     return source.read()
 
