@@ -147,6 +147,12 @@ def test_one_class_and_one_image_work(tmp_path: Path) -> None:
     assert "there is one class only" in str(report.problems[1])
 
 
+def test_a_tag_that_may_be_several(tmp_path: Path) -> None:
+    report = report_on(TaggedImages(("cat, dog", "cat"), (sample(tmp_path, "a", (1, 2), 1, 1),)))
+    assert "the tag 'cat, dog' may be several in one; separate tags by \";\"" in str(report.problems[0])
+    assert "may be several" not in str(report.problems[1:])
+
+
 def test_figures(tmp_path: Path) -> None:
     tags = [(1,), (1, 2), (1, 2), (), None]
     samples = tuple(sample(tmp_path, f"i{i}", t, 10 * (i + 1), i + 1) for i, t in enumerate(tags))
@@ -207,6 +213,8 @@ def test_duplicates(tmp_path: Path) -> None:
     [
         ({"horse": 200, "hrose": 1}, [("hrose", "horse")]),
         ({"horse": 200, "hrose": 0}, []),
+        ({"horse": 3, "hrose": 1}, [("hrose", "horse")]),  # few images, but made once
+        ({"horse": 4, "hrose": 2}, []),
         ({"horse": 20, "house": 15}, []),  # both are used
         ({"cat": 100, "Cat": 90}, [("Cat", "cat")]),
         ({"cat": 3, "cats": 5}, [("cat", "cats")]),

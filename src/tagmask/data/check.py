@@ -258,6 +258,9 @@ def _doubts(report: CheckReport) -> Iterator[Problem]:
     for slip in report.lookalikes:
         what = f"the tag {slip.name!r} (in {slip.count}) looks like {slip.meant!r} (in {slip.meant_count})"
         yield doubt(what, "correct it if they are the same")
+    for name in report.classes:
+        if "," in name or "|" in name:
+            yield doubt(f"the tag {name!r} may be several in one", 'separate tags by ";" in the table, if it is')
     for names, what in (
         ([name for name, n in zip(report.classes, report.images_per_class, strict=True) if n == 0], "no image"),
         ([name for name, n in zip(report.classes, report.images_per_class, strict=True) if n == 1], "one image only"),

@@ -11,8 +11,8 @@ from tagmask.data.samples import Problem, Sample, TaggedImages, some
 from tagmask.errors import DataError
 
 _LAYOUTS = (
-    "a table of lines image,tags beside the images (tags.csv), one folder a class (cat/1.jpg), VOC's folders "
-    "(JPEGImages, ImageSets), or COCO's instances file (as the annotations)"
+    "a table of lines image,tags (as the tags, or as tags.csv beside the images), one folder a class (cat/1.jpg), "
+    "VOC's folders (JPEGImages, ImageSets), or COCO's instances file (as the annotations)"
 )
 
 

@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_RARER = 10  # a slip is at least this many times rarer than the name that was meant
+_RARER = 10  # a slip is at least this many times rarer than the name that was meant,
+_OFTEN = 3  # or it is made once, and the name that was meant is in this many images
 _LIKENESS = 0.8  # of difflib: one letter in five, or two swapped
 _SHORTEST = 4  # letters; "cat" and "cow" are too near to everything
 
@@ -34,7 +35,8 @@ def lookalikes(counts: Mapping[str, int]) -> tuple[Lookalike, ...]:
     for name in used:
         meant = by_form.setdefault(_form(name), name)
         if meant == name and len(name) >= _SHORTEST:
-            frequent = [other for other in used if counts[other] >= _RARER * counts[name]]
+            enough = _OFTEN if counts[name] == 1 else _RARER * counts[name]
+            frequent = [other for other in used if counts[other] >= enough]
             meant = next(iter(difflib.get_close_matches(name, frequent, n=1, cutoff=_LIKENESS)), name)
         if meant != name:
             found.append(Lookalike(name, counts[name], meant, counts[meant]))

@@ -43,7 +43,8 @@ def threshold_of_run(work: Work, setting: Threshold) -> float:
                 activations.update(ResponseMaps.load(maps_file(work.inputs["maps"], sample)).maps)
                 advance(1)
         threshold = activations.otsu()  # summed over the processes
-        work.say(f"threshold {threshold:.2f} (Otsu's on the activations)")
+        each = "a threshold for each image, around" if setting == "per-image" else "threshold"
+        work.say(f"{each} {threshold:.2f} (Otsu's on the activations)")
     work.compute.barrier()  # all have looked for the file before it is there
     if work.compute.main:
         write_json(file, {"threshold": threshold} | ({"per_image": True} if setting == "per-image" else {}))
