@@ -348,7 +348,7 @@ def score(
 
 
 def _shown(compute: Compute, quiet: bool) -> Shown:
-    return Shown(None if quiet or not compute.main else Console())
+    return Shown(None if quiet or not compute.main else Console(stderr=True))
 
 
 def _verified(source: DataSource, skip_bad: bool, compute: Compute, shown: Shown) -> TaggedImages:

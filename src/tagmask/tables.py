@@ -57,32 +57,28 @@ def print_maps(run: Run) -> None:
 
 def print_curves(evaluation: dict[str, Any]) -> None:
     """The figures of all response maps, side by side."""
-    names = ("maps of", "automatic", "best", "within 2 points", "width", "area", "per image", "per class")
-    table = Table(*names, "imbalance", "gap", title="mIoU of the response maps against the true masks")
-    for name, curve in evaluation["maps"].items():
-        auto = curve["auto_threshold"]
-        table.add_row(
-            escape(name),
-            "-" if auto is None else f"{_percent(_at(curve, auto))} at {auto:.2f}",
-            f"{_percent(curve['best_miou'])} at {curve['best_threshold']:.2f}",
-            "{:.2f} to {:.2f}".format(*curve["interval"]),
-            f"{curve['width']:.2f}",
-            _percent(curve["area"]),
-            _percent(curve["oracle_miou"]),
-            _percent(curve["class_miou"]),
-            _plain(curve["imbalance"]),
-            _plain(curve["gap"]),
-        )
+    curves = evaluation["maps"]
+    names = [escape(name.replace(" (", "\n(", 1)) for name in curves]  # the stage, and the images
+    table = Table("", *names, title="mIoU of the response maps against the true masks")
+    for what, figure in {
+        "automatic": lambda c: _miou_at(c, c["auto_threshold"]),
+        "best": lambda c: _miou_at(c, c["best_threshold"]),
+        "within 2 points": lambda c: "{:.2f} to {:.2f}".format(*c["interval"]),
+        "width": lambda c: f"{c['width']:.2f}",
+        "area": lambda c: _percent(c["area"]),
+        "per image": lambda c: _percent(c["oracle_miou"]),
+        "10 / 50 / 90 %": lambda c: " / ".join(_plain(t) for t in c["image_percentiles"]),
+        "per class": lambda c: _percent(c["class_miou"]),
+        "imbalance": lambda c: _plain(c["imbalance"]),
+        "gap": lambda c: _plain(c["gap"]),
+    }.items():
+        table.add_row(what, *map(figure, curves.values()))
     console = Console()
     console.print(table)
-    for name, curve in evaluation["maps"].items():
-        low, middle, high = curve["image_percentiles"]
-        if middle is not None:
-            console.print(
-                f"best thresholds of single images, {escape(name)}: {low:.2f} / {middle:.2f} / {high:.2f} "
-                "(10th, 50th, 90th percentile)",
-                highlight=False,
-            )
+    console.print(
+        "automatic: Otsu's threshold; per image, per class: each at its own best; 10 / 50 / 90 %: percentiles of the "
+        "images' best thresholds"
+    )
 
 
 def print_scores(scores: SegmentationReport, classes: Sequence[str]) -> None:
@@ -180,18 +176,18 @@ def _companion(found: CheckReport, k: int) -> str:
 def _results(evaluation: dict[str, Any]) -> Table:
     table = Table("", "mIoU", "best threshold", "boundary F", title="Measured against the true masks")
     for name, curve in evaluation["maps"].items():
-        at = evaluation["chosen"].get(name)
-        chosen = "-" if at is None else f"{_percent(_at(curve, at))} at {at:.2f}"
-        best = f"{_percent(curve['best_miou'])} at {curve['best_threshold']:.2f}"
+        chosen, best = (_miou_at(curve, t) for t in (evaluation["chosen"].get(name), curve["best_threshold"]))
         table.add_row(escape(f"maps of {name}"), chosen, best, "-")
     for name, scores in evaluation["scores"].items():
         table.add_row(escape(f"masks of {name}"), _percent(scores["miou"]), "-", _percent(scores["boundary_f"]))
     return table
 
 
-def _at(curve: dict[str, Any], threshold: float) -> float:
+def _miou_at(curve: dict[str, Any], threshold: float | None) -> str:
+    if threshold is None:
+        return "-"
     nearest = int(np.abs(np.array(curve["thresholds"]) - threshold).argmin())
-    return curve["miou"][nearest]
+    return f"{_percent(curve['miou'][nearest])} at {threshold:.2f}"
 
 
 def _percent(value: float | None) -> str:

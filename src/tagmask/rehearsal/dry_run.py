@@ -109,7 +109,7 @@ def rehearse(
     check_run_folder(Path(out))
     with tempfile.TemporaryDirectory(prefix="tagmask-") as temporary:
         folder = Path(temporary)
-        clock = Clock(None if quiet else Console(), folder)
+        clock = Clock(None if quiet else Console(stderr=True), folder)
         with clock.part("the data"):
             read = read_data(Run(folder, chosen, source, held_out, compute), skip_bad, clock)
             write_run_record(folder, chosen, read[0], {})
