@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,11 +50,20 @@ def unlabelled_images(
     if not found:
         near = f" (but {others[0]}, which is not read: convert it to JPEG or PNG)" if others else ""
         raise DataError(f"there is no image in {', '.join(paths)}{near}; give image files or folders of images.")
-    count = Counter(found.values())
-    names = [name if count[name] == 1 else place for place, name in found.items()]
-    samples = tuple(Sample(id_, place, None) for id_, place in zip(unique_ids(names), found, strict=True))
+    samples = tuple(Sample(id_, place, None) for id_, place in zip(unique_ids(_names(found)), found, strict=True))
     images = TaggedImages(classes, samples, tuple(problems), name="new images")
     return images if tags is None else _tagged(images, Path(tags))
+
+
+def _names(found: Mapping[str, str]) -> list[str]:
+    """For each place its name or, where others have that, too, the path from the folder that these are all in."""
+    count = Counter(found.values())
+    shared = [place for place, name in found.items() if count[name] > 1 and not is_url(place)]
+    above = os.path.commonpath(shared) if shared else ""
+    return [
+        name if count[name] == 1 else place if is_url(place) else os.path.relpath(place, above)
+        for place, name in found.items()
+    ]
 
 
 def images_of(source: DataSource) -> TaggedImages:
