@@ -171,6 +171,8 @@ def test_predict_with_and_without_tags(command: Command, finished: Path, data: P
     arguments = ["predict", finished, data / "0.png", data / "3.png", "--tags", table, "--device=cpu"]
     result = command(*arguments, "--out", tmp_path / "tagged", "--json", "--also", "coco", "--also", "overlays")
     assert set(result.json["masks"]) == {"0", "3"}
+    also = {"coco": f"{tmp_path}/tagged/masks.json", "overlays": f"{tmp_path}/tagged/overlays"}
+    assert {form: result.json[form] for form in also} == also
     assert set(np.unique(read_label_map(tmp_path / "tagged/masks/0.png"))) <= {0, 2}
     assert not read_label_map(tmp_path / "tagged/masks/3.png").any()
     assert (tmp_path / "tagged/legend.txt").read_text().splitlines()[1] == "1 128 0 0 blue"

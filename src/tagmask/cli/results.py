@@ -53,7 +53,8 @@ def predict(
         images, out, tags=tags, skip_bad=skip_bad, redo=redo, also=also or (), quiet=quiet or as_json
     )
     if as_json:
-        print_json({"masks": {name: str(path) for name, path in masks.items()}})
+        forms = {form: str(target_of(out, form)) for form in also or ()}
+        print_json({"masks": {name: str(path) for name, path in masks.items()}, **forms})
     elif not quiet and opened.compute.main:
         print(f"{len(masks)} masks in {out / 'masks'}")
         for form in also or ():
