@@ -2,8 +2,8 @@
 
 Run: python benchmarks/claims.py [--out claims] [--seeds 3] [--images 1000] [--methods "CAM;AMN"] [--workers 2]
 
-Prints a Markdown table of mean ± standard deviation in % mIoU. About five minutes a method and seed on two cores; stopped, the
-same command goes on. Each seed has scenes of its own, too.
+Prints a Markdown table of mean ± standard deviation in % mIoU. Five to ten minutes a method and seed on two cores;
+stopped, the same command goes on. Each seed has scenes of its own, too.
 """
 
 from __future__ import annotations
