@@ -65,7 +65,7 @@ SETTINGS: dict[str, dict[str, Any]] = {  # for small pictures and from scratch; 
     "unsure": {"method": "crf", "margin": 0.2},
     "irn": {  # steps: the grid of such pictures has 24 × 24 cells: 256 steps would spread everything over all of it
         **SMALL, "seeds": SEEDS, "epochs": 8, "output_stride": 8, "pair_radius": 5, "scale": (0.8, 1.3),
-        "walk": {"steps": 16, "threshold": 0.35},
+        "walk": {"steps": 16}, "threshold": 0.35,
     },
     "segment": SEGMENT,
     "activation_aware": SEGMENT,

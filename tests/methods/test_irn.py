@@ -12,13 +12,15 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools.coco import COCO
+from skimage.filters import threshold_otsu
 
-from tagmask.artifacts import read_label_map, voc_palette
+from tagmask.artifacts import read_json, read_label_map, voc_palette
 from tagmask.data.samples import TaggedImages
 from tagmask.maps import ResponseMaps
 from tagmask.methods.irn import Irn, mean_displacement, pair_losses
 from tagmask.models.backbone import Backbone
 from tagmask.models.boundary import BoundaryNetwork
+from tagmask.models.inference import for_inference
 from tagmask.refine.random_walk import half_disc
 from tagmask.refine.walk import Walk
 from tagmask.rehearsal.clock import Clock
@@ -53,6 +55,19 @@ class TestIrn(MethodContract):
             assert mask.sum() == annotation["area"] >= 0.01 * mask.size
         with Image.open(work.mask_file(work.images.samples[0])) as picture:
             assert picture.getpalette() == voc_palette()
+
+    def test_the_automatic_threshold_is_otsu_s_on_the_walked_maps(
+        self, make_work: MakeWork, earlier: dict[str, Path]
+    ) -> None:
+        work = self.run(make_work, earlier)
+        method = Irn(**self.settings)
+        network = for_inference(BoundaryNetwork.load(work.folder), work.compute)
+        walked = list(method.walked(network, work, work.images.samples))
+        activations = np.concatenate([each.maps.max(0).ravel() for each in walked if len(each.classes)])
+        kept = read_json(work.folder / "walk.json")["threshold"]
+        assert kept == pytest.approx(threshold_otsu(activations.astype(np.float64), nbins=256), abs=0.01)
+        for sample, maps in zip(work.images.samples, walked, strict=True):
+            assert (read_label_map(work.mask_file(sample)) != maps.label_map(kept)).mean() < 0.01
 
 
 def golden() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -143,24 +158,24 @@ def flat(*heights: float) -> ResponseMaps:
 def test_the_label_map_divides_by_the_highest_of_all_classes() -> None:
     still = Walk(steps=0)
     open_ground = np.zeros((8, 8), np.float32)
-    labels = still.label_map(flat(0.5, 0.1), open_ground)
+    labels = still.walked(flat(0.5, 0.1), open_ground).label_map(0.25)
     assert labels.shape == (32, 30)
     assert labels[16, 4] == 1
     assert labels[16, 28] == 0  # 0.1 / 0.5 is below 0.25
-    assert still.label_map(flat(0.5, 0.2), open_ground)[16, 28] == 2
+    assert still.walked(flat(0.5, 0.2), open_ground).label_map(0.25)[16, 28] == 2
     # AMN's power 1.3 spreads the heights: 0.4 ** 1.3 = 0.304, 0.3 ** 1.3 = 0.209
-    assert Walk(steps=0, power=1.3).label_map(flat(0.5, 0.2), open_ground)[16, 28] == 2
-    assert Walk(steps=0, power=1.3).label_map(flat(0.5, 0.15), open_ground)[16, 28] == 0
-    assert still.label_map(flat(0.5, 0.15), open_ground)[16, 28] == 2
+    assert Walk(steps=0, power=1.3).walked(flat(0.5, 0.2), open_ground).label_map(0.25)[16, 28] == 2
+    assert Walk(steps=0, power=1.3).walked(flat(0.5, 0.15), open_ground).label_map(0.25)[16, 28] == 0
+    assert still.walked(flat(0.5, 0.15), open_ground).label_map(0.25)[16, 28] == 2
 
 
 def test_images_without_tags_or_activation_are_background() -> None:
     nothing = ResponseMaps(np.zeros(0, np.int64), np.zeros((0, 8, 8), np.float16), (32, 30))
     for maps in (nothing, flat(0.0, 0.0)):
-        assert Walk().label_map(maps, np.zeros((8, 8), np.float32)).max() == 0
-        assert Walk().instances(maps, np.zeros((8, 8), np.float32), np.zeros((2, 8, 8), np.float32)) == []
+        assert Walk().walked(maps, np.zeros((8, 8), np.float32)).label_map(0.25).max() == 0
+        assert Walk().instances(maps, np.zeros((8, 8), np.float32), np.zeros((2, 8, 8), np.float32), 0.25) == []
     one = ResponseMaps(np.array([3]), np.ones((1, 1, 1), np.float16), (1, 1))
-    assert Walk().label_map(one, np.zeros((1, 1), np.float32)).tolist() == [[3]]
+    assert Walk().walked(one, np.zeros((1, 1), np.float32)).label_map(0.25).tolist() == [[3]]
 
 
 def test_a_crop_too_small_for_a_pair_is_refused() -> None:

@@ -1,9 +1,10 @@
-"""The threshold that a stage cuts its maps at: chosen over the whole run, and kept in the stage's folder."""
+"""The threshold that a stage cuts maps at: chosen over the whole run, and kept in the stage's folder."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
@@ -12,39 +13,56 @@ from tagmask.maps import ResponseMaps
 from tagmask.measure import ActivationHistogram
 from tagmask.stage import Work, maps_file
 
-_Word = Literal["auto", "per-image"]
+Word = Literal["auto", "per-image"]
 
 
-def _check(value: object) -> object:
-    if value in get_args(_Word) or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1):
-        return value
-    raise ValueError(f"{value!r} is no threshold; give auto, per-image or a number from 0 to 1")
+def _check(*words: Word) -> BeforeValidator:
+    def check(value: object) -> object:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value in words or (number and 0 <= value <= 1):  # type: ignore[operator]
+            return value
+        raise ValueError(f"{value!r} is no threshold; give {', '.join(words)} or a number from 0 to 1")
+
+    return BeforeValidator(check)
 
 
-Threshold = Annotated[float | _Word, BeforeValidator(_check)]
+Threshold = Annotated[float | Word, _check("auto", "per-image")]
+OneThreshold = Annotated[float | Literal["auto"], _check("auto")]
 THRESHOLD_FILE = "threshold.json"
 
 
 def threshold_of_run(work: Work, setting: Threshold) -> float:
-    """The threshold given, or Otsu's over the strongest activation of every pixel of the run.
+    """The threshold given, or Otsu's on the maps that the stage takes. It is kept in `threshold.json`.
 
-    It is written to the stage's folder, and read from there by a run that goes on. For "per-image" it is only what the
-    images' own thresholds lie around, and the file says so.
+    For "per-image" it is only what the images' own thresholds lie around, and the file says so.
     """
-    file = work.folder / THRESHOLD_FILE
+    tagged = work.compute.share([sample for sample in work.images.samples if sample.tags])
+    maps = (ResponseMaps.load(maps_file(work.inputs["maps"], sample)) for sample in tagged)
+    return kept_threshold(work, setting, maps, len(tagged), THRESHOLD_FILE)
+
+
+def kept_threshold(work: Work, setting: Threshold, maps: Iterable[ResponseMaps], n: int, name: str) -> float:
+    """The threshold given, or Otsu's over the strongest activation of every pixel of the maps.
+
+    It is written to the stage's folder, and read from there by a run that goes on.
+
+    Args:
+        maps: this process's n images'; gone through only where the threshold is to be chosen.
+        name: of the file.
+    """
+    file = work.folder / name
     if file.exists():
         return float(read_json(file)["threshold"])
     threshold = setting
     if isinstance(threshold, str):
         activations = ActivationHistogram()
-        tagged = work.compute.share([sample for sample in work.images.samples if sample.tags])
-        with work.progress("choosing the threshold", len(tagged)) as advance:
-            for sample in tagged:
-                activations.update(ResponseMaps.load(maps_file(work.inputs["maps"], sample)).maps)
+        with work.progress("choosing the threshold", n) as advance:
+            for each in maps:
+                activations.update(each.maps)
                 advance(1)
         threshold = activations.otsu()  # summed over the processes
-        each = "a threshold for each image, around" if setting == "per-image" else "threshold"
-        work.say(f"{each} {threshold:.2f} (Otsu's on the activations)")
+        what = "a threshold for each image, around" if setting == "per-image" else "threshold"
+        work.say(f"{what} {threshold:.2f} (Otsu's on the activations)")
     work.compute.barrier()  # all have looked for the file before it is there
     if work.compute.main:
         write_json(file, {"threshold": threshold} | ({"per_image": True} if setting == "per-image" else {}))

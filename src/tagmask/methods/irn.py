@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -20,11 +21,12 @@ from torch.utils.checkpoint import checkpoint
 
 from tagmask.artifacts import UNSURE, read_json, read_label_map, write_json, write_label_map
 from tagmask.data.loading import TrainingSet, whole_images
-from tagmask.data.samples import Sample
+from tagmask.data.samples import Sample, TaggedImages
 from tagmask.data.transforms import RandomScale, labels_on_grid, normalised, training_transform
 from tagmask.maps import STRIDE, ResponseMaps
 from tagmask.methods._seeds import SeedFolder, write_seeds
 from tagmask.methods._settings import BackboneName, ScaleRange, Stride
+from tagmask.methods._threshold import OneThreshold, kept_threshold
 from tagmask.models.boundary import FILE, BoundaryNetwork, boundaries
 from tagmask.models.classifier import starting_backbone
 from tagmask.models.inference import for_inference
@@ -37,7 +39,8 @@ from tagmask.stage import Kind, Method, Work, batches, maps_file
 from tagmask.training import Optimizer, Training, fit, train_once
 
 EPSILON = 1e-5  # in the logarithms, and in the counts of pairs
-MEAN_IMAGES = 1464  # whose mean displacement is taken at most; the reference's number, VOC train
+MEAN_IMAGES = 1464  # that stand for all of a run, at most; the reference's number, VOC train
+THRESHOLD_FILE = "walk.json"
 INSTANCES_FILE = "instances.json"
 
 
@@ -66,6 +69,11 @@ class Irn(Method):
     momentum: float = 0.0
     weight_decay: float = 1e-4
     walk: Walk = Walk()
+    threshold: OneThreshold = Field(
+        "auto",
+        description="share of the image's highest activation after the walk, below: background; auto: Otsu's on the "
+        "walked maps of the run; the papers': 0.25",
+    )
     instances: bool = Field(False, description="also write instances.json: COCO, an annotation an object")
     map_batch: int = Field(8, ge=1, description="images of one size that go through the network together")
 
@@ -79,7 +87,11 @@ class Irn(Method):
     def run(self, work: Work) -> None:
         seeds = write_seeds(self.seeds, work)
         train_once(work, FILE, lambda: self.train(work, seeds))
-        self.write_masks(BoundaryNetwork.load(work.folder), work)
+        network = for_inference(BoundaryNetwork.load(work.folder), work.compute)
+        propagate(np.zeros((1, 2, 2), np.float32), np.zeros((2, 2), np.float32), steps=1)  # compiled once, for all
+        some = work.compute.share(evenly_spaced(work.images))
+        threshold = kept_threshold(work, self.threshold, self.walked(network, work, some), len(some), THRESHOLD_FILE)
+        self.write_masks(network, threshold, work)
         work.compute.barrier()
         if self.instances and work.compute.main:
             gather_instances(work)
@@ -106,19 +118,24 @@ class Irn(Method):
             network.mean_displacement = mean_displacement(network, work, self.map_batch)
             network.save(work.folder)
 
-    def write_masks(self, network: BoundaryNetwork, work: Work) -> None:
+    def walked(self, network: BoundaryNetwork, work: Work, samples: Sequence[Sample]) -> Iterator[ResponseMaps]:
+        """The samples' maps after the walk."""
+        for sample, boundary, _ in predictions(
+            network, work, batches(samples, self.map_batch, work.compute.batch_pixels)
+        ):
+            yield self.walk.walked(ResponseMaps.load(maps_file(work.inputs["maps"], sample)), boundary)
+
+    def write_masks(self, network: BoundaryNetwork, threshold: float, work: Work) -> None:
         """Write the label map (and the instances) of every image of the stage that has none yet."""
         groups = work.missing(batches(work.images.samples, self.map_batch, work.compute.batch_pixels), work.mask_file)
-        network = for_inference(network, work.compute)
         threads = 1 if work.compute.workers > 1 else None
-        if groups:  # compiles, before several processes do so at once
-            propagate(np.zeros((1, 2, 2), np.float32), np.zeros((2, 2), np.float32), steps=1)
+        cut = partial(_write, self.walk, threshold, threads)
 
         def jobs() -> Iterator[Any]:
             for sample, boundary, displacement in predictions(network, work, groups):
                 files = maps_file(work.inputs["maps"], sample), work.mask_file(sample)
                 moves = displacement if self.instances else None
-                yield delayed(_write)(self.walk, *files, _instances_file(work.folder, sample), boundary, moves, threads)
+                yield delayed(cut)(*files, _instances_file(work.folder, sample), boundary, moves)
 
         work.in_parallel("random walk", jobs(), sum(map(len, groups)))
 
@@ -232,10 +249,14 @@ def predictions(
         yield from zip(samples, boundary.cpu().numpy(), displacement.cpu().numpy(), strict=True)
 
 
+def evenly_spaced(images: TaggedImages) -> Sequence[Sample]:
+    """Some images that stand for all."""
+    return images.samples[:: -(-len(images) // MEAN_IMAGES)]
+
+
 def mean_displacement(network: BoundaryNetwork, work: Work, batch_size: int) -> Tensor:
     """The mean [2] of the displacements over (some of) the training images, each image alike."""
-    samples = work.images.samples
-    some = samples[:: -(-len(work.images) // MEAN_IMAGES)]
+    some = evenly_spaced(work.images)
     network = network.to(memory_format=torch.channels_last).eval()
     network.mean_displacement.zero_()
     groups = batches(some, batch_size, work.compute.batch_pixels)
@@ -249,19 +270,20 @@ def mean_displacement(network: BoundaryNetwork, work: Work, batch_size: int) -> 
 
 def _write(
     walk: Walk,
+    threshold: float,
+    threads: int | None,
     maps_path: Path,
     mask_path: Path,
     instances_path: Path,
     boundary: np.ndarray,
     displacement: np.ndarray | None,
-    threads: int | None,
 ) -> None:
     """Write one image's instances (if there is a displacement), then its label map: where that is, all is."""
     maps = ResponseMaps.load(maps_path)
     if displacement is not None:
-        found = walk.instances(maps, boundary, displacement, threads)
+        found = walk.instances(maps, boundary, displacement, threshold, threads)
         write_json(instances_path, [instance_annotation(i.class_id, i.mask, i.score) for i in found])
-    write_label_map(mask_path, walk.label_map(maps, boundary, threads))
+    write_label_map(mask_path, walk.walked(maps, boundary, threads).label_map(threshold))
 
 
 def _instances_file(stage: Path, sample: Sample) -> Path:

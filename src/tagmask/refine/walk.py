@@ -1,4 +1,4 @@
-"""Label maps and instances from response maps and a boundary, by the random walk (IRN)."""
+"""Response maps and instances from response maps and a boundary, by the random walk (IRN)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tagmask.refine.random_walk import propagate
 
 
 class Walk(BaseModel):
-    """The random walk and the label map after it."""
+    """The random walk."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -19,24 +19,28 @@ class Walk(BaseModel):
     radius: int = Field(5, ge=1, description="in cells of 4 pixels; nearer cells are connected")
     beta: float = Field(10, gt=0, description="the larger, the fewer ways across weak boundaries")
     steps: int = Field(256, ge=0)
-    threshold: float = Field(0.25, ge=0, le=1, description="share of the image's highest activation, below: background")
 
-    def label_map(self, maps: ResponseMaps, boundary: np.ndarray, threads: int | None = None) -> np.ndarray:
-        """Maps and the boundary [h, w] in 0..1 → label map [H, W] uint8. Maps that are all 0 are background."""
-        if not len(maps.classes):
-            return np.zeros(maps.size, np.uint8)
-        walked = propagate(
-            self.start(maps).maps, boundary, radius=self.radius, beta=self.beta, steps=self.steps, threads=threads
-        )
+    def walked(self, maps: ResponseMaps, boundary: np.ndarray, threads: int | None = None) -> ResponseMaps:
+        """The maps after the walk with the boundary [h, w] in 0..1, divided by the image's highest activation."""
+        start = self.start(maps).maps
+        settings = self.model_dump(exclude={"power"})
+        walked = propagate(start, boundary, **settings, threads=threads) if len(start) else start
         highest = upsample(walked, maps.size).max(initial=0)
-        return ResponseMaps(maps.classes, walked / (highest or 1), maps.size).label_map(self.threshold)
+        return ResponseMaps(maps.classes, walked / (highest or 1), maps.size)
 
     def instances(
-        self, maps: ResponseMaps, boundary: np.ndarray, displacement: np.ndarray, threads: int | None = None
+        self,
+        maps: ResponseMaps,
+        boundary: np.ndarray,
+        displacement: np.ndarray,
+        threshold: float,
+        threads: int | None = None,
     ) -> list[Instance]:
         """As `find_instances`, with these settings."""
         settings = self.model_dump(exclude={"power"})
-        return find_instances(self.start(maps), boundary, displacement, **settings, threads=threads)
+        return find_instances(
+            self.start(maps), boundary, displacement, threshold=threshold, **settings, threads=threads
+        )
 
     def start(self, maps: ResponseMaps) -> ResponseMaps:
         return ResponseMaps(maps.classes, maps.maps.astype(np.float32) ** self.power, maps.size)
