@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,19 +77,17 @@ class ResponseMaps:
         """
         if (threshold is None) == (alpha is None) and (threshold is not None or self.background is None):
             raise ValueError("give one of threshold and alpha (or neither, where there is a background map)")
-        maps = self.full_size()
-        if threshold is not None:
-            background = np.full(self.size, threshold, np.float32)
-        elif alpha is not None:
-            background = (1 - maps.max(0, initial=0)) ** alpha
-        else:
+        highest, which = strongest(self.maps, self.size)
+        background: Any = threshold
+        if alpha is not None:
+            background = (1 - highest) ** alpha
+        elif threshold is None:
             background = upsample(self.background[None], self.size)[0]  # type: ignore[index]
-        scores = np.concatenate([background[None], maps])
-        return np.concatenate([[0], self.classes]).astype(np.uint8)[scores.argmax(0)]
+        return np.concatenate([[0], self.classes]).astype(np.uint8)[np.where(highest > background, which + 1, 0)]
 
     def figure(self, image: np.ndarray) -> Image.Image:
         """The strongest activation as a heat overlay on the image [H, W, 3] uint8."""
-        heat = self.full_size().max(0, initial=0)[..., None]
+        heat = strongest(self.maps, self.size)[0][..., None]
         steps = np.linspace(0, 1, len(_HEAT))
         colour = np.stack([np.interp(heat[..., 0], steps, _HEAT[:, c]) for c in range(3)], axis=-1)
         opacity = 0.25 + 0.5 * heat
@@ -110,3 +110,22 @@ def upsample(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     tensor = torch.from_numpy(np.asarray(maps, np.float32))[None]
     full = F.interpolate(tensor, scale_factor=STRIDE, mode="bilinear", align_corners=False)[0]
     return full[:, : size[0], : size[1]].numpy()
+
+
+def strongest(maps: Iterable[np.ndarray], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Each pixel's highest activation, at least 0, and whose it is (of equal ones the first), at the image's size.
+
+    One map at a time is as large as the image: of many maps, or of a large image, all together fill the memory.
+
+    Args:
+        maps: any number of maps [h, w] on the stride-4 grid.
+
+    Returns:
+        [H, W] float32, and [H, W] int64, the map's number; −1 where none is above 0.
+    """
+    highest, which = np.zeros(size, np.float32), np.full(size, -1)
+    for n, grid in enumerate(maps):
+        full = upsample(grid[None], size)[0]
+        which[full > highest] = n
+        np.maximum(highest, full, out=highest)
+    return highest, which

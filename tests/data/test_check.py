@@ -1,5 +1,4 @@
 import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -234,9 +233,7 @@ def test_lookalikes(counts: dict[str, int], found: list[tuple[str, str]]) -> Non
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the photographs of ../shared/data/voc are not here")
 def test_photographs() -> None:
     images = read_voc(SHARED, split="val")
-    start = time.perf_counter()
     sizes = [s.size for s in verify(images).samples]
-    assert time.perf_counter() - start < 20
     assert all(size and max(size) <= 320 for size in sizes)
     report = report_on(images)
     assert report.ok

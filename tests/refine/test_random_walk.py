@@ -1,6 +1,7 @@
 """The random walk against IRN's own code, an exact dense transition matrix in float64, and its promises."""
 
-import time
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -94,12 +95,46 @@ def test_large_grids_are_coarsened(monkeypatch: pytest.MonkeyPatch) -> None:
     assert coarse[0, :, 54:].max() < 1e-3
 
 
-def test_fast_enough() -> None:
-    maps, boundary = example(2, 94, 125)
-    propagate(maps, boundary)
-    begin = time.perf_counter()
-    propagate(maps, boundary, threads=2)
-    assert time.perf_counter() - begin < 1
+def test_few_steps_of_a_large_grid_are_at_least_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    maps, boundary = example(1, 20, 30)
+    monkeypatch.setattr(random_walk, "MAX_CELLS", 60)
+    for steps in (0, 1):
+        assert np.array_equal(propagate(maps, boundary, steps=1), propagate(maps, boundary, steps=steps)) == bool(steps)
+
+
+LARGE = """
+import numpy as np, resource
+from tagmask.maps import ResponseMaps
+from tagmask.refine import random_walk
+from tagmask.refine.instances import find_instances
+from tagmask.refine.random_walk import propagate
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # GB, on Linux
+
+boundary = np.zeros((750, 1000), np.float32)
+maps = np.random.default_rng(0).random((2, 750, 1000)).astype(np.float32)
+propagate(maps[:, :9, :9], boundary[:9, :9], steps=1)
+before = peak()
+for radius in (5, 20):
+    assert propagate(maps, boundary, radius=radius, steps=2).shape == maps.shape
+print(peak() - before)
+rows, columns = np.mgrid[:750, :1000]
+field = np.stack([75 - rows % 150, 100 - columns % 200]).astype(np.float32)  # to the centres of 25 parts
+found = find_instances(ResponseMaps(np.array([1, 2]), maps, (3000, 4000)), boundary, field, steps=2)
+print(peak() - before)
+print(len(found))
+"""
+
+
+@pytest.mark.slow
+def test_an_image_of_twelve_million_pixels_fits_into_memory() -> None:
+    """With 25 objects and two classes; all fifty parts at full size would be 2.4 GB."""
+    made = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=True)
+    walk, instances, found = map(float, made.stdout.split())
+    assert walk < 0.8
+    assert instances < 1.2
+    assert found > 0
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ Ahn, Cho and Kwak, "Weakly Supervised Learning of Instance Segmentation with Int
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,11 +15,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from tagmask.maps import ResponseMaps, upsample
+from tagmask.maps import ResponseMaps, strongest
 from tagmask.refine.random_walk import propagate
 
 STEPS = 600  # in which every cell has come to rest
 WEAK = 2.5  # cells; where displacements are shorter, a centroid is
+TOGETHER = 16  # parts that walk together
 FRAGMENT = 0.01  # of the image; smaller regions are no instances (the reference keeps them with a score of 0)
 
 Floats = NDArray[np.float32]
@@ -97,18 +99,17 @@ def find_instances(
     parts = [(class_id, part) for class_id, part in parts if part.any()]
     if not parts:
         return []
-    starts = np.stack([part for _, part in parts])
-    walked = propagate(starts, boundary, radius=radius, beta=beta, steps=steps, threads=threads)
-    full = upsample(walked, maps.size)
-    if not (highest := full.max()):
-        return []
-    full /= highest
-    winner = np.where(full.max(0) > threshold, full.argmax(0), -1)
+    walk = partial(propagate, boundary=boundary, radius=radius, beta=beta, steps=steps, threads=threads)
+    some = (parts[n : n + TOGETHER] for n in range(0, len(parts), TOGETHER))
+    activation, which = strongest((w for few in some for w in walk(np.stack([p for _, p in few]))), maps.size)
+    activation /= activation.max() or 1
+    winner = np.where(activation > threshold, which, -1)
     found = []
-    for n, (class_id, _) in enumerate(parts):
+    pixels = np.bincount(winner.ravel() + 1, minlength=len(parts) + 1)[1:]
+    for n in np.flatnonzero(pixels >= FRAGMENT * winner.size).tolist():
         regions, count = ndimage.label(winner == n)
         for k in range(1, count + 1):
             mask = regions == k
             if mask.mean() >= FRAGMENT:
-                found.append(Instance(class_id, float(full[n][mask].max()), mask))
+                found.append(Instance(parts[n][0], float(activation[mask].max()), mask))
     return found

@@ -13,7 +13,7 @@ from tagmask.refine.threads import Threads, thread_count
 
 MAX_CELLS = 1 << 20
 """Larger grids are coarsened: at radius 5 this many cells take 300 MB, and an image of 4,000×3,000 pixels has 750,000
-at stride 4."""
+at stride 4. At other radii it is the number that takes as much."""
 
 Floats = NDArray[np.float32]
 
@@ -27,7 +27,7 @@ def propagate(
     of `boundary` along the straight path between them (equation 8), of a cell with itself 1, of all others 0.
 
     A grid of more than `MAX_CELLS` cells is coarsened f times in both directions (maps by the mean, boundaries by the
-    maximum), walked steps / f² steps, which spread as far, and enlarged again bilinearly.
+    maximum), walked steps / f² steps (at least one), which spread as far, and enlarged again bilinearly.
 
     Args:
         maps: [K, h, w] float.
@@ -45,14 +45,15 @@ def propagate(
     """
     _check(maps, boundary, radius, beta, steps)
     height, width = boundary.shape
-    factor = int(np.ceil(np.sqrt(height * width / MAX_CELLS)))
+    offsets = half_disc(radius)
+    factor = int(np.ceil(np.sqrt(height * width * len(offsets) / len(half_disc(5)) / MAX_CELLS)))
     if factor > 1:
+        steps = max(min(steps, 1), round(steps / factor**2))
         coarse = _coarsen(maps, factor).mean(1), _coarsen(boundary[None], factor).max(1)[0]
-        walked = propagate(*coarse, radius=radius, beta=beta, steps=round(steps / factor**2), threads=threads)
+        walked = propagate(*coarse, radius=radius, beta=beta, steps=steps, threads=threads)
         return _enlarge(walked, factor, height, width)
     from tagmask.refine.random_walk_kernels import walk  # here, because importing numba takes a while
 
-    offsets = half_disc(radius)
     # rows one after the other with a gap of zeros between, so that a neighbour is everywhere the same way off
     stride = width + radius - 1
     values = np.zeros((len(maps), height + 2 * radius, stride), np.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from tagmask.maps import ResponseMaps, upsample
+from tagmask.maps import ResponseMaps, strongest
 from tagmask.refine.instances import Instance, find_instances
 from tagmask.refine.random_walk import propagate
 
@@ -25,7 +25,7 @@ class Walk(BaseModel):
         start = self.start(maps).maps
         settings = self.model_dump(exclude={"power"})
         walked = propagate(start, boundary, **settings, threads=threads) if len(start) else start
-        highest = upsample(walked, maps.size).max(initial=0)
+        highest = strongest(walked, maps.size)[0].max()
         return ResponseMaps(maps.classes, walked / (highest or 1), maps.size)
 
     def instances(
