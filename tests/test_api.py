@@ -169,7 +169,9 @@ def test_a_recipe_may_be_an_object(data: Path, tmp_path: Path) -> None:
     made = tagmask.run(data, tmp_path / "run", recipe=recipe, seed=5, device="cpu", workers=0, quiet=True)
     assert len(list(made.masks.iterdir())) == 8
     assert tagmask.load(tmp_path / "run").recipe.seed == 5
-    with pytest.raises(RunError, match="has no stage that makes segmenter: add one and run it again"):
+    with pytest.raises(
+        RunError, match="lacks a segmentation network: add a stage of activation_aware or segment to its recipe"
+    ):
         made.predict(np.zeros((4, 4, 3), np.uint8))
     with pytest.raises(RecipeError, match="settings change a recipe that is given by name or file"):
         tagmask.run(data, tmp_path / "run", recipe=recipe, settings=["cam.epochs=1"], device="cpu", quiet=True)

@@ -28,23 +28,76 @@ def test_every_shipped_recipe_loads_and_comes_back(name: str, tmp_path: Path) ->
     assert "#" in recipe_text(name)  # with its comments
 
 
+CRF = {
+    "steps": 10, "gaussian_sxy": 3, "gaussian_weight": 3, "bilateral_sxy": 50, "bilateral_srgb": 5,
+    "bilateral_weight": 10,
+}  # fmt: skip
+MAPS = {"scales": (1.0, 0.5, 1.5, 2.0)}
+PUBLISHED: dict[str, dict[str, Any]] = {  # as ../shared/methods.md states them, sections 1 to 8
+    "cam": {
+        **MAPS, "output_stride": 16, "frozen_stride": 8, "frozen_norms": True, "epochs": 5, "batch_size": 16,
+        "crop": 512, "long_side": (320, 640), "optimizer": "sgd", "momentum": 0, "lr": 0.1, "head_lr": 1.0,
+        "weight_decay": 1e-4,
+    },
+    "recam": {
+        **MAPS, "epochs": 4, "head_lr": 5e-4, "lr": 5e-5, "weight_decay": 1e-4, "batch_size": 16, "sce_weight": 1.0,
+        "keep_sign": False,
+    },
+    "conditional": {
+        **MAPS, "split": True, "buffers": (10, 20), "iterations": 5, "found": 0.7, "growth": 0.02, "enlarge": 1.0,
+        "of": None,
+    },
+    "amn": {
+        **MAPS, "seeds": {"fg": 0.30, "bg": 0.05, "gt_prob": 0.7, "crf": CRF}, "output_stride": 16, "dropout": 0.1,
+        "smoothing": 0.4, "epochs": 5, "batch_size": 16, "crop": 512, "scale": (0.5, 1.5), "optimizer": "adam",
+        "lr": 5e-6, "head_lr": 1e-4, "weight_decay": 1e-4, "renormalise": "seed",
+    },
+    "irn": {
+        "pair_radius": 10, "epochs": 3, "batch_size": 32, "optimizer": "sgd", "lr": 0.1, "displacement_lr": 1.0,
+        "walk": {"power": 1.0, "radius": 5, "beta": 10, "steps": 256},
+    },
+    "segment": {
+        "architecture": "deeplabv2", "output_stride": 8, "steps": 20_000, "batch_size": 10, "crop": 321,
+        "optimizer": "sgd", "momentum": 0.9, "lr": 2.5e-4, "head_factor": 10, "weight_decay": 5e-4,
+        "scale": (0.5, 1.5), "test_scales": (0.5, 0.75, 1.0, 1.25, 1.5), "crf": {"gaussian_weight": 3},
+    },
+    "activation_aware": {
+        "saliency_weight": 0.1, "completion": {"salient": 0.5, "percentile": 90, "active": 0.1},
+    },
+}  # fmt: skip
+
+
+def assert_holds(settings: Any, stated: Any, where: str) -> None:
+    if not isinstance(stated, dict):
+        assert settings == stated, where
+        return
+    for name, value in stated.items():
+        assert_holds(settings[name], value, f"{where}.{name}")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_defaults_are_the_papers(name: str) -> None:
+    assert_holds(find_method(name)().model_dump(), PUBLISHED[name], name)
+
+
 @pytest.mark.parametrize("name", [name for name in recipe_names() if "/" in name])
 def test_the_papers_settings(name: str) -> None:
-    """What the papers state: seeds, walk, steps, crops, batches, and the figures to compare with."""
+    """Every value that is stated, what COCO has otherwise, and the figures to compare with."""
     place, method = name.split("/")
+    seeds = dict(zip(("fg", "bg"), {"recam": (0.35, 0.10), "amn": (0.45, 0.15)}.get(method, (0.30, 0.05)), strict=True))
+    own: dict[str, dict[str, Any]] = {
+        "irn": {"seeds": seeds, "walk": {"power": 1.3 if method == "amn" else 1.0}, "threshold": 0.25},
+        "segment": {"voc": {}, "coco": {"steps": 100_000, "crop": 481}}[place],
+        "recam": {"voc": {}, "coco": {"batch_size": 6, "sce_weight": 0.1}}[place],
+    }
+    if method == "infercam":
+        own |= {"cam": {"output_stride": 8}}  # the paper's classifier is a ResNet-38 with maps at stride 8
     stages = {stage: settings.model_dump() for stage, settings in load_recipe(name).stages.items()}
     assert list(stages) == ["cam", *{"cam": [], "infercam": ["conditional"]}.get(method, [method]), "irn", "segment"]
-    fg, bg = {"recam": (0.35, 0.10), "amn": (0.45, 0.15)}.get(method, (0.30, 0.05))
-    assert (stages["irn"]["seeds"]["fg"], stages["irn"]["seeds"]["bg"]) == (fg, bg)
-    assert stages["irn"]["walk"]["power"] == (1.3 if method == "amn" else 1)
-    assert (stages["irn"]["epochs"], stages["irn"]["batch_size"], stages["irn"]["pair_radius"]) == (3, 32, 10)
-    assert stages["segment"]["crop"] == {"voc": 321, "coco": 481}[place]
-    assert stages["segment"]["steps"] == {"voc": 20_000, "coco": 100_000}[place]
-    if method == "recam":
-        batch, weight = {"voc": (16, 1.0), "coco": (6, 0.1)}[place]
-        assert (stages["recam"]["batch_size"], stages["recam"]["sce_weight"]) == (batch, weight)
-    if method == "amn":
-        assert (stages["amn"]["seeds"]["fg"], stages["amn"]["seeds"]["bg"]) == (0.30, 0.05)
+    for stage, settings in stages.items():
+        changed = own.get(stage, {})
+        assert_holds(settings, changed, f"{name}: {stage}")
+        assert_holds(settings, {k: v for k, v in PUBLISHED[stage].items() if k not in changed}, f"{name}: {stage}")
     network = {
         "voc/cam": "63.5", "voc/recam": "68.5", "voc/amn": "69.5", "voc/infercam": "70.8",
         "coco/cam": "42.0", "coco/recam": "42.9 to 45.0", "coco/amn": "44.7",
@@ -148,8 +201,11 @@ def test_unknown_recipes_name_the_nearest() -> None:
         ("stages: {cam: {method: ''}}", "method '' cannot be imported"),
         ("stages: {cam: {method: .cam}}", "method '.cam' cannot be imported"),
         ("stages: {cam: {method: json}}", "module json defines 0 methods"),
-        ("stages: {crf: }", "stage 'crf' needs maps, which no stage before it makes"),
-        ("stages: {crf: , cam: }", "stage 'crf' needs maps, which no stage before it makes"),
+        (
+            "stages: {crf: }",
+            "needs response maps, which no stage before it makes; put one before it that does: amn, cam, ",
+        ),
+        ("stages: {crf: , cam: }", "stage 'crf' needs response maps, which no stage before it makes"),
         ("stages: {cam: , segment: }", "stage 'segment' needs masks"),
         ("stages: {../cam: {method: cam}}", "'../cam' is no name for a stage"),
         ("stages: {/etc: {method: cam}}", "'/etc' is no name for a stage"),

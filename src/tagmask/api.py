@@ -33,10 +33,10 @@ from tagmask.pipeline import (
 )
 from tagmask.predict import Predictor, predict_folder
 from tagmask.progress import Shown
-from tagmask.recipe import Recipe, extended, load_recipe
+from tagmask.recipe import Recipe, extended, load_recipe, makers
 from tagmask.report.gather import gather, gather_maps
 from tagmask.report.page import write_report
-from tagmask.stage import maps_file, mask_file
+from tagmask.stage import NAMES, Kind, maps_file, mask_file
 
 EVALUATION = "evaluation.json"
 REPORT = "report.html"
@@ -221,10 +221,13 @@ class Run:
         """Whether the run was told to leave out images that cannot be used."""
         return bool(read_json(self.folder / RUN)["sources"]["skip_bad"])
 
-    def _stage(self, kind: str) -> Path:
+    def _stage(self, kind: Kind) -> Path:
         stage = latest(self.recipe, kind)
         if stage is None:
-            raise RunError(f"the recipe of {self.folder} has no stage that makes {kind}: add one and run it again.")
+            raise RunError(
+                f"the run {self.folder} lacks {NAMES[kind]}: add a stage of {' or '.join(makers(kind))} to its recipe "
+                f"({self.folder / 'recipe.yaml'}) and `tagmask run` with that --recipe and the same --out."
+            )
         return self.folder / stage
 
 

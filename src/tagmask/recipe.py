@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationErr
 
 from tagmask.data.samples import did_you_mean
 from tagmask.errors import RecipeError
-from tagmask.stage import Method
+from tagmask.stage import NAMES, Kind, Method
 
 _STAGE_NAME = re.compile(r"\w[\w-]*")  # it becomes a folder
 _TAKEN = ("held_out",)  # folders of a run that are no stages
@@ -51,7 +51,10 @@ class Recipe(BaseModel):
         for name, method in stages.items():
             for kind in method.needs:
                 if kind not in made:
-                    raise ValueError(f"stage {name!r} needs {kind}, which no stage before it makes")
+                    raise ValueError(
+                        f"stage {name!r} needs {NAMES[kind]}, which no stage before it makes; put one before it that "
+                        f"does: {', '.join(makers(kind))}"
+                    )
             made |= set(method.makes)
         return stages
 
@@ -101,6 +104,11 @@ def find_method(name: str) -> type[Method]:
 
 def method_names() -> list[str]:
     return sorted(f.stem for f in _files("methods", ".py") if not f.stem.startswith("_"))
+
+
+def makers(kind: Kind) -> list[str]:
+    """The methods that make an artifact."""
+    return [name for name in method_names() if kind in find_method(name).makes]
 
 
 def recipe_names() -> list[str]:

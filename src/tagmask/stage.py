@@ -21,6 +21,9 @@ Kind = Literal["classifier", "maps", "masks", "segmenter"]
 `masks`       masks/<id>.png, one label map an image
 `segmenter`   segmenter.safetensors + config.json
 """
+NAMES: dict[Kind, str] = {
+    "classifier": "a classifier", "maps": "response maps", "masks": "masks", "segmenter": "a segmentation network",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

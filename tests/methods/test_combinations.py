@@ -38,6 +38,7 @@ TOY: dict[str, dict[str, Any]] = {
     "irn": {"seeds": {"crf": None}, "pair_radius": 2, "crop": 32, "epochs": 1, "batch_size": 4, "walk": {"steps": 16}},
     "segment": SEGMENT,
     "activation_aware": SEGMENT,
+    "per_image": {"crf": {"steps": 2}},
 }
 ON_TOP = ("conditional", "amn")  # of any producer, in this order
 
@@ -51,6 +52,7 @@ TOPS = [(), ON_TOP[:1], ON_TOP[1:], ON_TOP]
 REFINEMENTS = [name for name in making("masks") if {"maps", "classifier"}.issuperset(find_method(name).needs)]
 CELLS = [(producer, *top, refinement) for producer in PRODUCERS for top in TOPS for refinement in REFINEMENTS]
 LEARNERS = [("cam", "crf", name) for name in making("segmenter")]
+EACH_IMAGE = [(producer, "crf", "segment", "per_image") for producer in (*PRODUCERS, "conditional", "amn")]
 
 
 def recipe(methods: tuple[str, ...]) -> Recipe:
@@ -96,7 +98,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-@pytest.mark.parametrize("methods", [*CELLS, *LEARNERS], ids="-".join)
+@pytest.mark.parametrize("methods", [*CELLS, *LEARNERS, *EACH_IMAGE], ids="-".join)
 def test_combination(methods: tuple[str, ...], images: TaggedImages, folder: Path) -> None:
     chosen = recipe(methods)
     folders = carry_out(chosen, images, folder, compute=Compute(), shown=Shown(None))
@@ -106,6 +108,18 @@ def test_combination(methods: tuple[str, ...], images: TaggedImages, folder: Pat
         if "masks" in method.makes:
             check_masks(images, folders[name])
     assert "masks" in list(chosen.stages.values())[-1].makes
+
+
+@pytest.mark.parametrize("producer", [*PRODUCERS, *ON_TOP])
+def test_a_threshold_for_each_image(producer: str, images: TaggedImages, folder: Path) -> None:
+    chosen = recipe((producer, "crf")).model_dump()
+    settings = {"method": "crf", "threshold": "per-image", "crf": {"steps": 2}}
+    stages = {name: {"method": name.split("-")[-1], **of} for name, of in list(chosen["stages"].items())[:-1]}
+    made = carry_out(
+        Recipe.model_validate({"stages": {**stages, f"{producer}-each": settings}}),
+        images, folder, compute=Compute(), shown=Shown(None),
+    )  # fmt: skip
+    check_masks(images, list(made.values())[-1])
 
 
 def check_maps(images: TaggedImages, folder: Path) -> None:

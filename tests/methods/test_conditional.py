@@ -115,21 +115,23 @@ def test_batches_of_any_size_and_threads_change_nothing() -> None:
 def test_quadrants_of_one_class() -> None:
     maps = torch.zeros(1, 100, 120)
     maps[0, 40, 70] = 0.3
-    assert quadrants(maps) == [(0, 50, 0, 80), (0, 50, 60, 120), (30, 100, 0, 80), (30, 100, 60, 120)]
+    assert quadrants(maps, 10) == [(0, 50, 0, 80), (0, 50, 60, 120), (30, 100, 0, 80), (30, 100, 60, 120)]
 
 
 def test_quadrants_of_two_classes_lie_around_both_centres() -> None:
     maps = torch.zeros(2, 100, 120)
     maps[0, 40, 70] = 1
     maps[1, 60, 50] = 1  # rows 40 and 60, columns 50 and 70, buffer 20
-    assert quadrants(maps) == [(0, 80, 0, 90), (0, 80, 30, 120), (20, 100, 0, 90), (20, 100, 30, 120)]
+    assert quadrants(maps, 20) == [(0, 80, 0, 90), (0, 80, 30, 120), (20, 100, 0, 90), (20, 100, 30, 120)]
 
 
 def test_trap_negative_starts_are_clamped() -> None:
     maps = torch.zeros(1, 100, 120)
     maps[0, 4, 118] = 1  # −6 would count from the far edge: rows 94 to 100 alone
-    assert quadrants(maps) == [(0, 14, 0, 120), (0, 14, 108, 120), (0, 100, 0, 120), (0, 100, 108, 120)]
-    assert quadrants(torch.zeros(2, 8, 8)) == [(0, 8, 0, 8)]  # a small image, and no centre: the same piece four times
+    assert quadrants(maps, 10) == [(0, 14, 0, 120), (0, 14, 108, 120), (0, 100, 0, 120), (0, 100, 108, 120)]
+    assert quadrants(torch.zeros(2, 8, 8), 20) == [
+        (0, 8, 0, 8)
+    ]  # a small image, and no centre: the same piece four times
 
 
 def test_trap_the_found_area_is_mirrored_with_the_view() -> None:

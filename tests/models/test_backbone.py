@@ -175,7 +175,7 @@ def test_load_weights_leaves_nothing_of_the_old_ones() -> None:
 def test_pretrained_without_a_network_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(RecipeError, match=r"pretrained weights of 'resnet18' could not be loaded .* or name a local"):
+    with pytest.raises(RecipeError, match=r"pretrained weights of 'resnet18' could not be loaded .* or give a local"):
         Backbone("resnet18", "pretrained")
 
 

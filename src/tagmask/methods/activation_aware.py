@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch.nn.functional as F
 from joblib import delayed
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 from scipy import ndimage
 from torch import Tensor
 
@@ -28,9 +28,22 @@ from tagmask.maps import ResponseMaps
 from tagmask.methods.segment import PseudoMasks, Segment, SegmentTraining, pixel_loss
 from tagmask.stage import Kind, Work, maps_file
 
-SALIENT = 0.5  # saliency from which a pixel is salient
-CLAIM_PERCENTILE = 90  # of a class's positive activations in the image: above it, the class claims a pixel
-ACTIVE = 0.1  # activation from which a pixel, or on average a salient component, may be a tagged object
+
+class Completion(BaseModel):
+    """What counts as salient, as claimed by a tagged class, and as active."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    salient: float = Field(0.5, ge=0, le=1, description="saliency from which a pixel is salient")
+    percentile: float = Field(
+        90, ge=0, le=100, description="of a class's positive activations in the image: above it, it claims a pixel"
+    )
+    active: float = Field(
+        0.1, ge=0, le=1, description="activation from which a pixel, or on average a salient component, may be tagged"
+    )
+
+
+COMPLETION = Completion()
 
 
 class ActivationAware(Segment):
@@ -39,6 +52,7 @@ class ActivationAware(Segment):
     needs: ClassVar[tuple[Kind, ...]] = ("masks", "classifier", "maps")
 
     saliency_weight: float = Field(0.1, ge=0, description="λ of the saliency's part of the loss")
+    completion: Completion = COMPLETION
 
     def check(self, images: TaggedImages) -> None:
         if not any(sample.saliency for sample in images.samples):
@@ -51,7 +65,7 @@ class ActivationAware(Segment):
         return saliency_hash(images)
 
     def layers(self, work: Work) -> Layers:
-        write_targets(work)
+        write_targets(work, self.completion)
         return SaliencyTargets(PseudoMasks(work.inputs["masks"]), work.folder)
 
     def training(self, *arguments: Any, **settings: Any) -> SegmentTraining:
@@ -98,14 +112,16 @@ def activation_aware_loss(
     return {"loss": ce + weight * saliency, "ce": ce, "saliency": saliency}
 
 
-def saliency_target(saliency: np.ndarray | None, maps: ResponseMaps) -> np.ndarray:
+def saliency_target(saliency: np.ndarray | None, maps: ResponseMaps, completion: Completion = COMPLETION) -> np.ndarray:
     """What saliency, completed by activation, says of each pixel of an image.
 
-    A tagged class claims the pixels where its activation is above the 90th percentile of its positive values.
+    A tagged class claims the pixels where its activation is above the 90th percentile of its positive values. (The
+    numbers here are `completion`'s defaults.)
 
     Args:
         saliency: [H, W] float, 0..1, at the image's size; None: there is none.
         maps: the image's response maps A_k.
+        completion: the limits.
 
     Returns:
         [H, W] uint8. 1: foreground, for it is salient (S ≥ 0.5) or claimed by a class. 255: left out (w = 0), for it
@@ -125,13 +141,13 @@ def saliency_target(saliency: np.ndarray | None, maps: ResponseMaps) -> np.ndarr
     claims = np.zeros(maps.size, np.uint8)
     for activation in activations:
         if (activation > 0).any():
-            claims += activation > np.percentile(activation[activation > 0], CLAIM_PERCENTILE)
-    salient = saliency >= SALIENT
+            claims += activation > np.percentile(activation[activation > 0], completion.percentile)
+    salient = saliency >= completion.salient
     components, _ = ndimage.label(salient)
     sums = np.bincount(components.ravel(), strongest.ravel())
-    untagged = (sums < ACTIVE * np.bincount(components.ravel()))[components] & salient
+    untagged = (sums < completion.active * np.bincount(components.ravel()))[components] & salient
     foreground = salient | (claims > 0)
-    left_out = (claims > 1) | untagged | (~foreground & (strongest >= ACTIVE))
+    left_out = (claims > 1) | untagged | (~foreground & (strongest >= completion.active))
     return np.where(left_out, UNSURE, foreground).astype(np.uint8)
 
 
@@ -150,7 +166,7 @@ def target_file(stage: Path, sample: Sample) -> Path:
     return stage / "saliency" / f"{sample.id}.png"
 
 
-def write_targets(work: Work) -> None:
+def write_targets(work: Work, completion: Completion) -> None:
     """Write the `saliency_target` of every image that has none yet, in parallel.
 
     Raises:
@@ -162,13 +178,16 @@ def write_targets(work: Work) -> None:
         work.say(f"{without} of {len(samples)} images have no saliency: they are learnt from their masks alone")
     groups = work.missing([[sample] for sample in samples], lambda sample: target_file(work.folder, sample))
     jobs = (
-        delayed(_write)(sample.saliency, maps_file(work.inputs["maps"], sample), target_file(work.folder, sample))
+        delayed(_write)(
+            completion, sample.saliency, maps_file(work.inputs["maps"], sample), target_file(work.folder, sample)
+        )
         for (sample,) in groups
     )
     work.in_parallel("saliency and activation", jobs, len(groups))
     work.compute.barrier()
 
 
-def _write(saliency: Path | None, maps_path: Path, path: Path) -> None:
+def _write(completion: Completion, saliency: Path | None, maps_path: Path, path: Path) -> None:
     maps = ResponseMaps.load(maps_path)
-    write_label_map(path, saliency_target(read_saliency(saliency, maps.size) if saliency else None, maps))
+    salient = read_saliency(saliency, maps.size) if saliency else None
+    write_label_map(path, saliency_target(salient, maps, completion))

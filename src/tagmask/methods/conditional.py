@@ -29,7 +29,7 @@ from tagmask.models.classifier import Classifier
 from tagmask.models.inference import with_mirror_images
 from tagmask.stage import Kind, Method, Work
 
-BUFFERS = {1: 10, 2: 20}  # pixels by which the quadrants reach over the centres, by number of tags; 3 or more: no split
+BUFFERS = (10, 20)  # pixels by which the quadrants reach over the centres, of images with one tag, two, ...
 PROBE = 128  # pixels; the side of the empty image that tells the network's stride
 
 Box = tuple[int, int, int, int]
@@ -73,7 +73,12 @@ class Conditional(Method):
         None, description="a method that defines activations(classifier), such as layercam; null: the classifier's own"
     )
     scales: Scales = Field(SCALES, description="of each piece; each with its mirror image")
-    split: bool = Field(True, description="cut images of one or two tags into quadrants")
+    split: bool = Field(True, description="cut images of few tags into quadrants")
+    buffers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        BUFFERS,
+        description="pixels by which the quadrants reach over the centres of mass, in images with one tag, with two, "
+        "...; images with more tags are not cut",
+    )
     iterations: int = Field(5, ge=1, description="looks at a piece, at most")
     found: float = Field(0.7, gt=0, le=1, description="activation from which an area is found, and painted over")
     growth: float = Field(0.02, ge=0, le=1, description="share of a piece: when less is newly found, it is done")
@@ -84,7 +89,7 @@ class Conditional(Method):
     map_batch: int = Field(16, ge=1, description="images, and pieces of one size, that are mapped together")
 
     def run(self, work: Work) -> None:
-        settings = self.model_dump(include={"split", "iterations", "found", "growth", "enlarge"})
+        settings = self.model_dump(include={"split", "buffers", "iterations", "found", "growth", "enlarge"})
         classifier = Classifier.load(work.inputs["classifier"], output_stride=self.map_stride)
         look = activations_of(self.of)(classifier) if self.of else classifier.activations
         make_maps(
@@ -104,6 +109,7 @@ def conditional_maps(
     scales: Sequence[float] = SCALES,
     *,
     split: bool = True,
+    buffers: Sequence[int] = BUFFERS,
     iterations: int = 5,
     found: float = 0.7,
     growth: float = 0.02,
@@ -120,7 +126,8 @@ def conditional_maps(
         images: [B, 3, H, W] normalised, of one size.
         tags: for each image its class ids (1-based).
         scales: of each piece; each with its mirror image.
-        split: cut images of one or two tags into four quadrants around the centres of mass of their plain CAMs.
+        split: cut images of few tags into four quadrants around the centres of mass of their plain CAMs.
+        buffers: pixels by which these reach over the centres, for one tag, for two, ...; with more there is no cut.
         iterations: at most so many looks at a piece.
         found: where the strongest activation so far reaches this, the next look sees the image's mean colour.
         growth: a piece is done when less than this share of its pixels was newly found.
@@ -137,10 +144,10 @@ def conditional_maps(
     channels = [sorted(id_ - 1 for id_ in ids) for ids in tags]
     whole: list[Box] = [(0, size[0], 0, size[1])]
     boxes = [whole if ids else [] for ids in channels]
-    to_split = [i for i, ids in enumerate(channels) if split and len(ids) in BUFFERS]
+    to_split = [i for i, ids in enumerate(channels) if split and 0 < len(ids) <= len(buffers)]
     baseline = look([images[i] for i in to_split], [channels[i] for i in to_split])
     for i, maps in zip(to_split, baseline, strict=True):
-        boxes[i] = quadrants(maps)
+        boxes[i] = quadrants(maps, buffers[len(maps) - 1])
 
     pieces = [Piece.cut(images[i], i, channels[i], box) for i in range(len(images)) for box in boxes[i]]
     active = pieces
@@ -160,15 +167,14 @@ def conditional_maps(
     ]
 
 
-def quadrants(maps: Tensor) -> list[Box]:
-    """Cut an image into four overlapping pieces around the centres of mass of its maps [1 or 2, H, W].
+def quadrants(maps: Tensor, buffer: int) -> list[Box]:
+    """Cut an image into four overlapping pieces around the centres of mass of its maps [K, H, W].
 
-    The rows are [0, lowest centre + b) and [highest centre − b, H), the columns likewise, with a buffer b of 10 pixels
-    for one map, 20 for two, all clamped to the image. Where two are the same, it is given once.
+    The rows are [0, lowest centre + b) and [highest centre − b, H), the columns likewise, with a buffer of b pixels,
+    all clamped to the image. Where two are the same, it is given once.
     """
     height, width = maps.shape[1:]
     rows, columns = zip(*(_centre_of_mass(m) for m in maps.double()), strict=True)
-    buffer = BUFFERS[len(maps)]
     # a negative start would count from the far edge (the public code's wrong crop)
     upper = (0, min(height, max(rows) + buffer)), (max(0, min(rows) - buffer), height)
     sides = (0, min(width, max(columns) + buffer)), (max(0, min(columns) - buffer), width)

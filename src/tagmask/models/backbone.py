@@ -149,7 +149,8 @@ def create_network(
                 raise RecipeError(f"backbone {name!r} cannot be made with {options} ({_first_line(error)}).") from error
             raise RecipeError(
                 f"the pretrained weights of {name!r} could not be loaded ({_first_line(error)}); connect to the "
-                "network, or name a local file (--set cam.weights=FILE), or train from scratch (--recipe scratch)."
+                "network, or give a local file as its weights (--set cam.weights=FILE; to `tagmask maps`: --with "
+                "weights=FILE), or train from scratch (--recipe scratch)."
             ) from error
     raise RecipeError(f"backbone {name!r} cannot be created")
 
