@@ -76,7 +76,13 @@ def test_maps_masks_and_figures_are_those_of_one_process(both: tuple[Path, Path,
             assert (labels[0] == labels[1]).mean() >= 0.99
     thresholds = [json.loads((folder / "crf/threshold.json").read_text())["threshold"] for folder in both[:2]]
     assert thresholds[0] == pytest.approx(thresholds[1], abs=1 / 128)
-    scores = [json.loads((folder / "evaluation.json").read_text())["scores"] for folder in both[:2]]
+    figures_of = [json.loads((folder / "evaluation.json").read_text()) for folder in both[:2]]
+    curves = [found["maps"] for found in figures_of]
+    assert curves[0].keys() == curves[1].keys() != set()
+    for name, curve in curves[0].items():
+        assert curves[1][name]["miou"] == pytest.approx(curve["miou"], abs=0.02)
+        assert len(curves[1][name]["image_best"]) == len(curve["image_best"])
+    scores = [found["scores"] for found in figures_of]
     assert scores[0].keys() == scores[1].keys()
     for name, figures in scores[0].items():
         assert np.sum(figures["confusion"]) == np.sum(scores[1][name]["confusion"]) == 8 * 40 * 48
