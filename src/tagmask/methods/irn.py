@@ -89,7 +89,7 @@ class Irn(Method):
         train_once(work, FILE, lambda: self.train(work, seeds))
         network = for_inference(BoundaryNetwork.load(work.folder), work.compute)
         propagate(np.zeros((1, 2, 2), np.float32), np.zeros((2, 2), np.float32), steps=1)  # compiled once, for all
-        some = work.compute.share(evenly_spaced(work.images))
+        some = work.compute.share(evenly_spaced(work.images.select(lambda sample: bool(sample.tags))))
         threshold = kept_threshold(work, self.threshold, self.walked(network, work, some), len(some), THRESHOLD_FILE)
         self.write_masks(network, threshold, work)
         work.compute.barrier()
