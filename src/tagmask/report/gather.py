@@ -194,12 +194,16 @@ def _stages(recipe: Recipe, folder: Path) -> list[StageSummary]:
 
 
 def _places(recipe: Recipe, folder: Path) -> dict[str, str]:
-    made: list[tuple[str, Kind, str]] = [
-        ("Masks of the training images", "masks", "masks"),
-        ("Segmentation network", "segmenter", ""),
-        ("Response maps", "maps", "maps"),
-    ]
-    return {words: str(folder / makers[-1] / part) for words, kind, part in made if (makers := _makers(recipe, kind))}
+    made: dict[str, tuple[list[str], str]] = {
+        "Masks of the training images": (_makers(recipe, "masks")[-1:], "masks"),
+        "Segmentation network": (_makers(recipe, "segmenter")[-1:], ""),
+        "Response maps": (_makers(recipe, "maps"), "maps"),
+    }
+    return {
+        words: ", ".join(str(folder / stage / part) for stage in stages)
+        for words, (stages, part) in made.items()
+        if stages
+    }
 
 
 def _notes(recipe: Recipe, folder: Path, images: TaggedImages, held_out: TaggedImages | None) -> list[str]:
