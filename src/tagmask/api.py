@@ -22,6 +22,7 @@ from tagmask.maps import ResponseMaps
 from tagmask.measure import SegmentationReport
 from tagmask.outputs.folder import target_of, write_outputs
 from tagmask.pipeline import (
+    RECIPE,
     RECORD,
     RUN,
     carry_out,
@@ -165,7 +166,7 @@ class Run:
         check_stages(longer.recipe, read[0], self.folder, redo)
         carry_out(longer.recipe, read[0], self.folder, compute=self.compute, shown=shown, redo=redo)
         if self.compute.main:
-            write_text(self.folder / "recipe.yaml", longer.recipe.to_yaml())
+            write_text(self.folder / RECIPE, longer.recipe.to_yaml())
         _measure_and_report(longer, *read, shown)
         return longer
 
@@ -226,7 +227,7 @@ class Run:
         if stage is None:
             raise RunError(
                 f"the run {self.folder} lacks {NAMES[kind]}: add a stage of {' or '.join(makers(kind))} to its recipe "
-                f"({self.folder / 'recipe.yaml'}) and `tagmask run` with that --recipe and the same --out."
+                f"({self.folder / RECIPE}) and `tagmask run` with that --recipe and the same --out."
             )
         return self.folder / stage
 
@@ -300,7 +301,7 @@ def load(folder: str | Path, *, device: str = "auto", precision: Precision = "au
         raise RunError(f"{path} is not a tagmask run (it has no {RUN}): give the folder that `tagmask run --out` made.")
     sources = read_json(path / RUN)["sources"]
     held_out = DataSource(**sources["held_out"]) if sources["held_out"] else None
-    recipe = load_recipe(str(path / "recipe.yaml"))
+    recipe = load_recipe(str(path / RECIPE))
     return Run(path, recipe, DataSource(**sources["images"]), held_out, Compute.detect(device, precision, workers))
 
 

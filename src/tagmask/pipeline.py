@@ -20,6 +20,7 @@ from tagmask.stage import Kind, Work
 
 RECORD = "stage.json"
 RUN = "run.json"
+RECIPE = "recipe.yaml"
 WEIGHTS = ("pretrained", "classifier", "none")  # all that a setting `weights` may be, but a file
 
 
@@ -201,7 +202,7 @@ def check_stages(recipe: Recipe, images: TaggedImages, folder: Path, redo: bool 
 
 def with_added_stages(recipe: Recipe, images: TaggedImages, folder: Path) -> Recipe:
     """The recipe and, after its own, the stages that were added to its run folder (`Run.add`) and still fit it."""
-    file = folder / "recipe.yaml"
+    file = folder / RECIPE
     if not file.exists():
         return recipe
     with suppress(RecipeError):
@@ -228,4 +229,4 @@ def write_run_record(
     _check_tags(images)
     check_stages(recipe, images, folder, redo)
     write_json(folder / RUN, {"tagmask": tagmask.__version__, "sources": sources})
-    write_text(folder / "recipe.yaml", recipe.to_yaml())
+    write_text(folder / RECIPE, recipe.to_yaml())

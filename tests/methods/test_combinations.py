@@ -21,8 +21,8 @@ from tagmask.data.samples import TaggedImages
 from tagmask.maps import ResponseMaps, grid_size
 from tagmask.pipeline import carry_out
 from tagmask.progress import Shown
-from tagmask.recipe import Recipe, find_method, method_names
-from tagmask.stage import Kind, maps_file, mask_file
+from tagmask.recipe import Recipe, find_method, makers
+from tagmask.stage import maps_file, mask_file
 from tests.methods.contract import TOY_CAM
 
 TRAINING: dict[str, Any] = {"frozen_norms": False, "epochs": 1, "batch_size": 4, "crop": 32}
@@ -43,15 +43,11 @@ TOY: dict[str, dict[str, Any]] = {
 ON_TOP = ("conditional", "amn")  # of any producer, in this order
 
 
-def making(kind: Kind) -> list[str]:
-    return [name for name in method_names() if kind in find_method(name).makes]
-
-
-PRODUCERS = [name for name in making("maps") if name not in ON_TOP]
+PRODUCERS = [name for name in makers("maps") if name not in ON_TOP]
 TOPS = [(), ON_TOP[:1], ON_TOP[1:], ON_TOP]
-REFINEMENTS = [name for name in making("masks") if {"maps", "classifier"}.issuperset(find_method(name).needs)]
+REFINEMENTS = [name for name in makers("masks") if {"maps", "classifier"}.issuperset(find_method(name).needs)]
 CELLS = [(producer, *top, refinement) for producer in PRODUCERS for top in TOPS for refinement in REFINEMENTS]
-LEARNERS = [("cam", "crf", name) for name in making("segmenter")]
+LEARNERS = [("cam", "crf", name) for name in makers("segmenter")]
 EACH_IMAGE = [(producer, "crf", "segment", "per_image") for producer in (*PRODUCERS, "conditional", "amn")]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from tagmask.artifacts import UNSURE
 from tagmask.data.images import check_shape, is_url, read_bytes, read_grey, read_image
 from tagmask.data.lookalikes import Lookalike, lookalikes
-from tagmask.data.samples import PngMask, Problem, Sample, TaggedImages
+from tagmask.data.samples import PngMask, Problem, Sample, TaggedImages, some
 from tagmask.errors import DataError
 from tagmask.progress import Progress
 
@@ -266,9 +266,7 @@ def _doubts(report: CheckReport) -> Iterator[Problem]:
         ([name for name, n in zip(report.classes, report.images_per_class, strict=True) if n == 1], "one image only"),
     ):
         if names:
-            yield doubt(
-                f"there is {what} of {', '.join(names[:10])}{', ...' * (len(names) > 10)}", "add images of them"
-            )
+            yield doubt(f"there is {what} of {some(names, 10)}", "add images of them")
     if len(report.classes) == 1:
         yield doubt("there is one class only", "add images without it, if there are none, to tell it from the rest")
     if report.tags_without_pixels.count:

@@ -13,20 +13,17 @@ from tagmask.maps import ResponseMaps
 from tagmask.measure import ActivationHistogram
 from tagmask.stage import Work, maps_file
 
-Word = Literal["auto", "per-image"]
 
-
-def _check(*words: Word) -> BeforeValidator:
+def _check(*words: str) -> BeforeValidator:
     def check(value: object) -> object:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value in words or (number and 0 <= value <= 1):  # type: ignore[operator]
+        if value in words or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1):
             return value
         raise ValueError(f"{value!r} is no threshold; give {', '.join(words)} or a number from 0 to 1")
 
     return BeforeValidator(check)
 
 
-Threshold = Annotated[float | Word, _check("auto", "per-image")]
+Threshold = Annotated[float | Literal["auto", "per-image"], _check("auto", "per-image")]
 OneThreshold = Annotated[float | Literal["auto"], _check("auto")]
 THRESHOLD_FILE = "threshold.json"
 

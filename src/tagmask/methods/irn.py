@@ -40,7 +40,7 @@ from tagmask.training import Optimizer, Training, fit, train_once
 
 EPSILON = 1e-5  # in the logarithms, and in the counts of pairs
 MEAN_IMAGES = 1464  # that stand for all of a run, at most; the reference's number, VOC train
-THRESHOLD_FILE = "walk.json"
+WALK_FILE = "walk.json"
 INSTANCES_FILE = "instances.json"
 
 
@@ -90,7 +90,7 @@ class Irn(Method):
         network = for_inference(BoundaryNetwork.load(work.folder), work.compute)
         propagate(np.zeros((1, 2, 2), np.float32), np.zeros((2, 2), np.float32), steps=1)  # compiled once, for all
         some = work.compute.share(evenly_spaced(work.images.select(lambda sample: bool(sample.tags))))
-        threshold = kept_threshold(work, self.threshold, self.walked(network, work, some), len(some), THRESHOLD_FILE)
+        threshold = kept_threshold(work, self.threshold, self.walked(network, work, some), len(some), WALK_FILE)
         self.write_masks(network, threshold, work)
         work.compute.barrier()
         if self.instances and work.compute.main:
