@@ -20,18 +20,18 @@ from rich.console import Console
 import tagmask
 from tagmask.artifacts import digest, read_json, write_json
 from tagmask.compute import Compute
-from tagmask.data.check import verified
+from tagmask.data.check import verify_images
 from tagmask.data.samples import TaggedImages
 from tagmask.data.scenes import write_scenes
 from tagmask.evaluate import latest, score_maps, score_masks, segment_held_out
-from tagmask.pipeline import carry_out
-from tagmask.progress import Shown
-from tagmask.stage import mask_file
+from tagmask.pipeline import run_stages
+from tagmask.progress import Reporter
+from tagmask.stage import mask_path
 
 METHODS = {  # the stages that make the maps
     "CAM": ["cam"],
     "LayerCAM": ["cam", "layercam"],
-    "conditional": ["cam", "conditional"],
+    "infercam": ["cam", "infercam"],
     "conditional, one look": ["cam", "conditional_once"],
     "ReCAM": ["cam", "recam"],
     "ReCAM, sign kept": ["cam", "recam_signed"],
@@ -40,21 +40,21 @@ METHODS = {  # the stages that make the maps
 }
 DEFAULT = 0.30  # the threshold that the field takes on CAM where nothing is known
 SEEDS = {"fg": 0.4, "bg": 0.2}  # around the threshold at which these maps are best after the CRF
-SMALL = {"batch_size": 32, "crop": 96}
-RECAM = {**SMALL, "epochs": 4, "long_side": (96, 112), "optimizer": "adamw", "lr": 1e-5, "head_lr": 1e-2}
+SMALL = {"batch_size": 32, "crop_size": 96}
+RECAM = {**SMALL, "epochs": 4, "long_side_range": (96, 112), "optimizer": "adamw", "lr": 1e-5, "head_lr": 1e-2}
 SEGMENT = {
-    **SMALL, "architecture": "Unet", "frozen_norms": False, "epochs": 10, "optimizer": "adamw", "lr": 5e-4,
-    "head_factor": 2, "test_scales": (1.0,),
+    **SMALL, "architecture": "Unet", "freeze_norm": False, "epochs": 10, "optimizer": "adamw", "lr": 5e-4,
+    "head_factor": 2, "scales": (1.0,),
 }  # fmt: skip
 SETTINGS: dict[str, dict[str, Any]] = {  # for small pictures and from scratch; the rest is the papers'
     "cam": {
         "backbone": "resnet18", "weights": "none", "options": {"channels": [32, 64, 128, 256]}, "output_stride": 8,
-        "frozen_stride": 0, "frozen_norms": False, "epochs": 16, "batch_size": 16, "crop": 96, "long_side": (96, 112),
+        "frozen_stride": 0, "freeze_norm": False, "epochs": 16, "batch_size": 16, "crop_size": 96, "long_side_range": (96, 112),
         "optimizer": "adamw", "lr": 2e-3, "head_lr": 2e-3, "weight_decay": 0.01,
     },
     "layercam": {},
-    "conditional": {},
-    "conditional_once": {"method": "conditional", "iterations": 1, "scales": (0.75, 1.0, 1.25), "enlarge": 1.5},
+    "infercam": {},
+    "conditional_once": {"method": "infercam", "iterations": 1, "scales": (0.75, 1.0, 1.25), "enlarge": 1.5},
     "recam": RECAM,
     "recam_signed": {**RECAM, "method": "recam", "keep_sign": True},
     "amn": {
@@ -84,17 +84,17 @@ COLUMNS = ("best", "at", "default", "auto", "width", *FIGURES.values(), *FIGURES
 def main() -> None:
     arguments = _arguments()
     compute = Compute.detect("cpu", "auto", arguments.workers)
-    shown = Shown(Console(stderr=True))
+    reporter = Reporter(Console(stderr=True))
     chosen = arguments.methods.split(";") if arguments.methods else list(METHODS)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
     for seed in range(arguments.first, arguments.first + arguments.seeds):
         folder = arguments.out / f"seed-{seed}"
-        images, held_out = _scenes(folder / "scenes", arguments.images, seed, compute, shown)
+        images, held_out = _scenes(folder / "scenes", arguments.images, seed, compute, reporter)
         for name in chosen:
             run = folder / f"run-{digest([arguments.images, SETTINGS])}"
             file = run / f"{name} {digest([METHODS[name], DEFAULT, *FIGURES.items(), *FIGURES_OF_CAM.items()])}.json"
             if not file.exists():
-                write_json(file, measure(METHODS[name], run, images, held_out, seed, compute, shown))
+                write_json(file, measure(METHODS[name], run, images, held_out, seed, compute, reporter))
             found[name].append(read_json(file))
     print(f"\n{arguments.images} scenes, {arguments.seeds} seeds; mIoU in %, mean ± standard deviation\n")
     print(_table(found))
@@ -102,7 +102,7 @@ def main() -> None:
 
 def measure(
     stages: list[str], folder: Path, images: TaggedImages, held_out: TaggedImages, seed: int, compute: Compute,
-    shown: Shown,
+    reporter: Reporter,
 ) -> dict[str, float]:  # fmt: skip
     """One method's figures; stages that methods share are made once."""
     maps = _named(stages)
@@ -112,15 +112,18 @@ def measure(
         """Make the maps, then these stages; returns the maps' folder and the mIoU of what the last stage makes."""
         more = _named(names, f"{last}-")
         recipe = tagmask.Recipe.model_validate({"seed": seed, "stages": {**maps, **more}})
-        made = carry_out(recipe, images, folder, compute=compute, shown=shown)
-        truth, masks = images, list(made.values())[-1]
+        made = run_stages(recipe, images, folder, compute=compute, reporter=reporter)
+        ground_truth, masks = images, list(made.values())[-1]
         if latest(recipe, "segmenter"):
-            truth, masks = held_out, segment_held_out(recipe, folder, list(more)[-1], held_out, compute, shown)
-        return made[last], 100 * score_masks(truth, lambda s: mask_file(masks, s), compute, shown).miou
+            ground_truth, masks = (
+                held_out,
+                segment_held_out(recipe, folder, list(more)[-1], held_out, compute, reporter),
+            )
+        return made[last], 100 * score_masks(ground_truth, lambda s: mask_path(masks, s), compute, reporter).miou
 
     after = FIGURES | FIGURES_OF_CAM if stages == ["cam"] else FIGURES
     figures = {column: run(*names)[1] for names, column in after.items()}
-    curve, auto, _ = score_maps(images, run("crf")[0], compute, shown)
+    curve, auto, _ = score_maps(images, run("crf")[0], compute, reporter)
 
     def at(threshold: float) -> float:
         return float(curve.miou[np.abs(curve.thresholds - threshold).argmin()])
@@ -136,13 +139,14 @@ def _named(stages: Sequence[str], before: str = "") -> dict[str, dict[str, Any]]
     return {before + "-".join(stages[: n + 1]): {"method": name, **SETTINGS[name]} for n, name in enumerate(stages)}
 
 
-def _scenes(folder: Path, n: int, seed: int, compute: Compute, shown: Shown) -> tuple[TaggedImages, TaggedImages]:
-    write_scenes(folder, n_train=n, n_val=200, seed=seed)
+def _scenes(folder: Path, n: int, seed: int, compute: Compute, reporter: Reporter) -> tuple[TaggedImages, TaggedImages]:
+    write_scenes(folder, num_train=n, num_val=200, seed=seed)
 
     def read(split: str) -> TaggedImages:
         found = tagmask.DataSource(root=str(folder), split=split).read()
         return replace(
-            verified(found, skip_bad=False, workers=compute.workers, progress=shown.progress), name=f"{split} {seed}"
+            verify_images(found, skip_bad=False, workers=compute.workers, progress=reporter.progress),
+            name=f"{split} {seed}",
         )
 
     return read("train"), read("val")

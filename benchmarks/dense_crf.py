@@ -35,11 +35,11 @@ def photograph(path: str | None, width: int = 500, height: int = 375) -> tuple[n
     return np.asarray(image.resize(size, Image.Resampling.BICUBIC)), np.asarray(labels.resize(size, 0))
 
 
-def best(work: Callable[[], object], repeats: int = 7) -> float:
+def best(context: Callable[[], object], repeats: int = 7) -> float:
     seconds = []
     for _ in range(repeats):
         begin = time.perf_counter()
-        work()
+        context()
         seconds.append(time.perf_counter() - begin)
     return min(seconds)
 
@@ -47,11 +47,11 @@ def best(work: Callable[[], object], repeats: int = 7) -> float:
 def with_scipy(image: np.ndarray, unary: np.ndarray, steps: int = 10) -> tuple[float, float, np.ndarray]:
     """The same mean field with every linear map a scipy.sparse matrix: seconds of both parts, marginals."""
     begin = time.perf_counter()
-    n_labels, height, width = unary.shape
+    num_labels, height, width = unary.shape
     place = np.stack([*np.indices((height, width))[::-1]], -1).reshape(-1, 2).astype(np.float32)
-    colour = image.reshape(-1, 3).astype(np.float32)
+    color = image.reshape(-1, 3).astype(np.float32)
     filters = []
-    for weight, features in ((3, place / 3), (10, np.concatenate([place / 50, colour / 5], 1))):
+    for weight, features in ((3, place / 3), (10, np.concatenate([place / 50, color / 5], 1))):
         lattice = build(np.ascontiguousarray(features, np.float32), Threads(1))
         splat, blurs = matrices(lattice)
         gain = 1 / (1 + 2.0 ** -features.shape[1])
@@ -59,7 +59,7 @@ def with_scipy(image: np.ndarray, unary: np.ndarray, steps: int = 10) -> tuple[f
         norm = 1 / np.sqrt(apply(splat, blurs, ones, gain) + 1e-20)
         filters.append((weight, splat, blurs, gain, norm.astype(np.float32)))
     set_up = time.perf_counter() - begin
-    logits = -unary.reshape(n_labels, -1).T
+    logits = -unary.reshape(num_labels, -1).T
     q = softmax(logits)
     for _ in range(steps):
         q = softmax(logits + sum(w * n * apply(s, b, q * n, g) for w, s, b, g, n in filters))
@@ -100,19 +100,19 @@ def main() -> None:
     first = best(lambda: dense_crf(image[:50, :50], unary_from_labels(labels[:50, :50], 3)), 1)
     print(f"first call: {first:.1f} s, the kernels {'compiled' if compiling else 'loaded from the cache'}")
     print(f"{'':34}{'set-up':>8}{'inference':>11}{'total':>8}  of C++ (quoted)  of scipy (this run)")
-    for n_labels in (3, 21):
-        unary = unary_from_labels(labels, n_labels)
-        set_up, inference = QUOTED[n_labels]
+    for num_labels in (3, 21):
+        unary = unary_from_labels(labels, num_labels)
+        set_up, inference = QUOTED[num_labels]
         cpp = set_up + inference
-        print(f"{n_labels:2} labels, C++, quoted, 1 thread     {set_up:7.3f}{inference:11.3f}{cpp:8.3f}")
+        print(f"{num_labels:2} labels, C++, quoted, 1 thread     {set_up:7.3f}{inference:11.3f}{cpp:8.3f}")
         a, b, plain = with_scipy(image, unary)
-        print(f"{n_labels:2} labels, scipy.sparse, 1 thread    {a:7.3f}{b:11.3f}{a + b:8.3f}{cpp / (a + b):13.2f} x")
+        print(f"{num_labels:2} labels, scipy.sparse, 1 thread    {a:7.3f}{b:11.3f}{a + b:8.3f}{cpp / (a + b):13.2f} x")
         for threads in (1, 2):
             total = best(lambda u=unary, t=threads: dense_crf(image, u, threads=t))  # type: ignore[misc]
             set_up = best(lambda u=unary, t=threads: dense_crf(image, u, threads=t, steps=0))  # type: ignore[misc]
             times = f"{set_up:7.3f}{total - set_up:11.3f}{total:8.3f}"
             ratios = f"{cpp / total:13.2f} x{(a + b) / total:17.2f} x"
-            print(f"{n_labels:2} labels, tagmask, {threads} thread(s)      {times}{ratios}")
+            print(f"{num_labels:2} labels, tagmask, {threads} thread(s)      {times}{ratios}")
         agree = (dense_crf(image, unary).argmax(0) == plain.argmax(0)).mean()
         print(f"{'':10}label maps of both equal on {agree:.2%}")
     print(f"peak memory so far: {peak():.2f} GB")

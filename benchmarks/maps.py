@@ -54,21 +54,21 @@ def stage(arguments: argparse.Namespace) -> dict[str, float | str]:
     from tagmask.compute import Compute
     from tagmask.methods.cam import make_maps
     from tagmask.progress import no_progress
-    from tagmask.stage import Work
+    from tagmask.stage import StageContext
 
     classifier, images = _classifier(arguments), _samples(arguments)
     compute = Compute(workers=1)
     with tempfile.TemporaryDirectory() as out:
-        warm = Work(Path(out) / "warm", images, {}, 0, compute, no_progress, print)
+        warm = StageContext(Path(out) / "warm", images, {}, 0, compute, no_progress, print)
         make_maps(classifier, warm)
-        work = Work(Path(out) / "maps", images, {}, 0, compute, no_progress, print)
+        context = StageContext(Path(out) / "maps", images, {}, 0, compute, no_progress, print)
         started = time.perf_counter()
-        make_maps(classifier, work)
+        make_maps(classifier, context)
         seconds = time.perf_counter() - started
         size = sum(f.stat().st_size for f in Path(out, "maps").rglob("*.safetensors")) / len(images)
         return {
             "rate": len(images) / seconds,
-            "number format": str(compute.number_format(classifier)).removeprefix("torch."),
+            "number format": str(compute.autocast_dtype(classifier)).removeprefix("torch."),
             "MB on disk an image": round(size / 1e6, 3),
             "waiting for data": f"{100 * _loading_share(images, compute, seconds):.1f} %",
         }
@@ -80,20 +80,20 @@ def bare(arguments: argparse.Namespace) -> dict[str, float]:
 
     from tagmask.compute import Compute
     from tagmask.methods.cam import SCALES
-    from tagmask.models.inference import for_inference, scaled
+    from tagmask.models.inference import prepare_for_inference, scaled
 
     compute = Compute()
-    classifier = for_inference(_classifier(arguments), compute)
+    classifier = prepare_for_inference(_classifier(arguments), compute)
     together = max(1, compute.batch_pixels // (SIZE[0] * SIZE[1]))
-    batches = [torch.randn(2 * together, 3, *scaled(SIZE, scale)) for scale in SCALES]
-    batches = [batch.contiguous(memory_format=torch.channels_last) for batch in batches]
+    group_by_size = [torch.randn(2 * together, 3, *scaled(SIZE, scale)) for scale in SCALES]
+    group_by_size = [batch.contiguous(memory_format=torch.channels_last) for batch in group_by_size]
     rounds = -(-arguments.images // together)
     with torch.inference_mode(), compute.autocast(classifier):
-        for batch in batches:
+        for batch in group_by_size:
             classifier.activations(batch)
         started = time.perf_counter()
         for _ in range(rounds):  # as long as the stage takes, which is measured once, too
-            for batch in batches:
+            for batch in group_by_size:
                 classifier.activations(batch)
     return {"rate": rounds * together / (time.perf_counter() - started)}
 
@@ -134,10 +134,10 @@ def plain_loop(arguments: argparse.Namespace) -> dict[str, float]:
 def _loading_share(images: object, compute: object, seconds: float) -> float:
     """The seconds to load the same batches with nothing else to do, of the stage's."""
     from tagmask.data.loading import whole_images
-    from tagmask.stage import batches
+    from tagmask.stage import group_by_size
 
     started = time.perf_counter()
-    for _ in whole_images(batches(images.samples, 16, compute.batch_pixels), compute):  # type: ignore[attr-defined, arg-type]
+    for _ in whole_images(group_by_size(images.samples, 16, compute.batch_pixels), compute):  # type: ignore[attr-defined, arg-type]
         pass
     return (time.perf_counter() - started) / seconds
 

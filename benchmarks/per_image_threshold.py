@@ -23,14 +23,14 @@ from tagmask import DataSource
 from tagmask.data.images import read_image
 from tagmask.data.saliency import read_saliency
 from tagmask.data.samples import Sample
-from tagmask.data.transforms import normalised
+from tagmask.data.transforms import normalize_images
 from tagmask.maps import ResponseMaps
 from tagmask.measure import ActivationHistogram
 from tagmask.measure.confusion import iou, mean_iou
 from tagmask.methods.segment import probabilities
 from tagmask.models.segmenter import Segmenter
-from tagmask.refine.per_image import choose_threshold, expected_threshold, typical_root
-from tagmask.refine.seeds import crf_label_map
+from tagmask.refine.image_threshold import choose_threshold, expected_threshold, typical_root
+from tagmask.refine.label_maps import crf_label_map
 from tagmask.refine.settings import CrfSettings
 
 GRID = tuple((np.arange(1, 20) / 20).tolist())
@@ -39,15 +39,15 @@ Counts = dict[str, np.ndarray]  # confusion matrices [n + 1, n + 1] by what was 
 
 
 def image_counts(
-    sample: Sample, maps_file: Path, n: int, otsu: float, typical: float, network: np.ndarray | None
+    sample: Sample, maps_path: Path, n: int, otsu: float, typical: float, network: np.ndarray | None
 ) -> Counts:
     """The confusion matrices of one image."""
-    image, maps = read_image(sample.image), ResponseMaps.load(maps_file)
-    truth = sample.mask.read() if sample.mask else np.full(maps.size, 255, np.uint8)
+    image, maps = read_image(sample.image), ResponseMaps.load(maps_path)
+    ground_truth = sample.mask.read() if sample.mask else np.full(maps.size, 255, np.uint8)
 
     def count(labels: np.ndarray) -> np.ndarray:
-        known = truth != 255
-        pairs = truth[known].astype(np.int64) * (n + 1) + labels[known]
+        known = ground_truth != 255
+        pairs = ground_truth[known].astype(np.int64) * (n + 1) + labels[known]
         return np.bincount(pairs, minlength=(n + 1) ** 2).reshape(n + 1, n + 1)
 
     counts: Counts = {}
@@ -80,7 +80,7 @@ def network_foreground(folder: Path | None, samples: list[Sample]) -> Iterator[n
             yield None
             continue
         pixels = torch.from_numpy(read_image(sample.image)).permute(2, 0, 1)[None]
-        [(_, probs)] = probabilities(network, normalised(pixels, network.mean, network.std), [sample.tags])
+        [(_, probs)] = probabilities(network, normalize_images(pixels, network.mean, network.std), [sample.tags])
         yield 1 - probs[0]
 
 

@@ -23,11 +23,11 @@ def example(height: int, width: int, n_maps: int = 2) -> tuple[np.ndarray, np.nd
     return maps, (random.random((height, width)) ** 3).astype(np.float32)
 
 
-def best(work: Callable[[], object], repeats: int) -> float:
+def best(context: Callable[[], object], repeats: int) -> float:
     seconds = []
     for _ in range(repeats):
         begin = time.perf_counter()
-        work()
+        context()
         seconds.append(time.perf_counter() - begin)
     return min(seconds)
 

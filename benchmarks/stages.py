@@ -25,7 +25,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         scenes, out = Path(folder) / "scenes", Path(folder) / "run"
-        write_scenes(scenes, n_train=arguments.images, n_val=0, size=arguments.size)
+        write_scenes(scenes, num_train=arguments.images, num_val=0, size=arguments.size)
         source = tagmask.DataSource(root=str(scenes), split="train")
         run = tagmask.run(
             source, out, recipe=arguments.recipe, settings=arguments.settings, workers=arguments.workers, quiet=True
@@ -35,20 +35,20 @@ def main() -> None:
             _print_stage(name, out / name, arguments.images)
 
 
-def _print_stage(name: str, stage: Path, n_images: int) -> None:
+def _print_stage(name: str, stage: Path, num_images: int) -> None:
     seconds = json.loads((stage / "stage.json").read_text())["seconds"]
     history = read_history(stage)
     training = sum(epoch["seconds"] for epoch in history)
     parts = []
     if history:
         waited = sum(epoch["seconds"] * epoch["data_wait"] for epoch in history)
-        rate = n_images * len(history) / training
+        rate = num_images * len(history) / training
         parts.append(f"training {rate:.1f} images/s, of which waiting for data {100 * waited / training:.1f} %")
     parts.append(
-        f"its maps or masks {n_images / max(seconds - training, 1e-3):.1f} images/s (loading of code included)"
+        f"its maps or masks {num_images / max(seconds - training, 1e-3):.1f} images/s (loading of code included)"
     )
     files = [f for kind in ("maps", "masks") for f in (stage / kind).rglob("*") if f.is_file()]
-    parts.append(f"{sum(f.stat().st_size for f in files) / n_images / 1e6:.4f} MB an image")
+    parts.append(f"{sum(f.stat().st_size for f in files) / num_images / 1e6:.4f} MB an image")
     print(f"  {name:8} {'; '.join(parts)}")
 
 

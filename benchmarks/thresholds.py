@@ -26,44 +26,44 @@ def image(seed: int) -> tuple[np.ndarray, np.ndarray]:
     coarse = rng.random((2, 24, 32)) ** 2
     maps = ndimage.zoom(coarse, (1, SHAPE[0] / 24, SHAPE[1] / 32), order=1).astype(np.float32)
     maps /= maps.max(axis=(1, 2), keepdims=True)
-    truth = np.where(maps.max(axis=0) > 0.4, CLASSES[maps.argmax(axis=0)], 0).astype(np.uint8)
-    truth[np.abs(maps.max(axis=0) - 0.4) < 0.02] = 255
-    return maps, truth
+    ground_truth = np.where(maps.max(axis=0) > 0.4, CLASSES[maps.argmax(axis=0)], 0).astype(np.uint8)
+    ground_truth[np.abs(maps.max(axis=0) - 0.4) < 0.02] = 255
+    return maps, ground_truth
 
 
-def plain_loop(maps: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def plain_loop(maps: np.ndarray, ground_truth: np.ndarray) -> np.ndarray:
     """As the public implementations do: a label map and its confusion matrix at each threshold."""
     labels = np.concatenate([[0], CLASSES]).astype(np.uint8)
     return np.stack(
         [
-            count(labels[np.concatenate([np.full((1, *SHAPE), t, np.float32), maps]).argmax(axis=0)], truth)
+            count(labels[np.concatenate([np.full((1, *SHAPE), t, np.float32), maps]).argmax(axis=0)], ground_truth)
             for t in THRESHOLDS
         ]
     )
 
 
-def careful_loop(maps: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def careful_loop(maps: np.ndarray, ground_truth: np.ndarray) -> np.ndarray:
     """A loop with all that does not depend on the threshold taken out of it."""
-    known = truth != 255
+    known = ground_truth != 255
     best, label = maps.max(axis=0)[known], CLASSES[maps.argmax(axis=0)][known]
-    row = truth[known].astype(np.int64) * (N_CLASSES + 1)
+    row = ground_truth[known].astype(np.int64) * (N_CLASSES + 1)
     size = N_CLASSES + 1
     return np.stack(
         [np.bincount(row + label * (best > np.float32(t)), minlength=size**2).reshape(size, size) for t in THRESHOLDS]
     )
 
 
-def count(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def count(prediction: np.ndarray, ground_truth: np.ndarray) -> np.ndarray:
     """Confusion matrix [n + 1, n + 1]; truth 255 is left out."""
-    size, known = N_CLASSES + 1, truth != 255
-    pairs = truth[known].astype(np.int64) * size + prediction[known]
+    size, known = N_CLASSES + 1, ground_truth != 255
+    pairs = ground_truth[known].astype(np.int64) * size + prediction[known]
     return np.bincount(pairs, minlength=size**2).reshape(size, size)
 
 
-def one_pass(maps: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def one_pass(maps: np.ndarray, ground_truth: np.ndarray) -> np.ndarray:
     """`ThresholdCurve` on one image, from a fresh state to the report."""
     curve = ThresholdCurve(N_CLASSES, THRESHOLDS)
-    curve.update(maps, CLASSES, truth)
+    curve.update(maps, CLASSES, ground_truth)
     return curve.compute().confusion
 
 
@@ -78,20 +78,20 @@ def seconds(function: Callable[[], object], repeats: int) -> float:
 
 
 def main() -> None:
-    maps, truth = image(0)
+    maps, ground_truth = image(0)
     start = time.perf_counter()
-    confusion = one_pass(maps, truth)
+    confusion = one_pass(maps, ground_truth)
     first = time.perf_counter() - start
     for loop in (plain_loop, careful_loop):
-        if not np.array_equal(loop(maps, truth), confusion):
+        if not np.array_equal(loop(maps, ground_truth), confusion):
             raise SystemExit(f"{loop.__name__} and ThresholdCurve differ")
 
     curve = ThresholdCurve(N_CLASSES, THRESHOLDS)
-    update = seconds(lambda: curve.update(maps, CLASSES, truth), 200)
+    update = seconds(lambda: curve.update(maps, CLASSES, ground_truth), 200)
     print(f"{SHAPE[0]}×{SHAPE[1]}, 2 tags, {N_CLASSES} classes, {len(THRESHOLDS)} thresholds, one thread")
     print(f"ThresholdCurve.update   {1 / update:8.1f} images/s   {update * 1e3:7.2f} ms")
     for name, loop in (("plain loop", plain_loop), ("loop, argmax hoisted", careful_loop)):
-        took = seconds(lambda loop=loop: loop(maps, truth), 7)  # type: ignore[misc]
+        took = seconds(lambda loop=loop: loop(maps, ground_truth), 7)  # type: ignore[misc]
         print(f"{name:22}  {1 / took:8.1f} images/s   {took * 1e3:7.2f} ms   {took / update:6.0f}×")
     state = sum(tensor.nbytes for tensor in (curve.joint, curve.image_best, curve.oracle))
     report = seconds(lambda: fresh(curve), 5)

@@ -21,7 +21,7 @@ from tagmask.data.images import read_image
 from tagmask.data.samples import Sample
 from tagmask.maps import ResponseMaps
 from tagmask.outputs.overlays import overlay
-from tagmask.stage import maps_file, mask_file
+from tagmask.stage import maps_path, mask_path
 
 GAP, TITLE = 4, 22  # pixels
 
@@ -40,10 +40,10 @@ def row(sample: Sample, stages: Sequence[Path]) -> list[np.ndarray]:
     image = read_image(sample.image)
     cells = [image]
     for stage in stages:
-        if maps_file(stage, sample).exists():
-            cells.append(np.array(ResponseMaps.load(maps_file(stage, sample)).figure(image)))
+        if maps_path(stage, sample).exists():
+            cells.append(np.array(ResponseMaps.load(maps_path(stage, sample)).figure(image)))
         else:
-            cells.append(overlay(image, read_label_map(mask_file(stage, sample)), opacity=0.75))
+            cells.append(overlay(image, read_label_map(mask_path(stage, sample)), opacity=0.75))
     return [*cells, overlay(image, sample.mask.read(), opacity=0.75)] if sample.mask else cells
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from tagmask.compute import Compute
 from tagmask.data.samples import PngMask, Sample, TaggedImages
 from tagmask.progress import no_progress
-from tagmask.stage import Kind, Work
+from tagmask.stage import ArtifactKind, StageContext
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 GOLDENS = Path(__file__).parent / "goldens"
@@ -29,7 +29,7 @@ def _two_threads() -> None:
 def toy_images(tmp_path_factory: pytest.TempPathFactory) -> TaggedImages:
     """Eight pictures of 48×40 with red, green and blue squares; one has no tag, one has all three."""
     folder = tmp_path_factory.mktemp("toy")
-    colours = np.array([[220, 40, 40], [40, 220, 40], [40, 40, 220]])
+    colors = np.array([[220, 40, 40], [40, 220, 40], [40, 40, 220]])
     samples = []
     for i, tags in enumerate([(1,), (2,), (3,), (1, 2), (2, 3), (), (1, 2, 3), (3,)]):
         rng = np.random.default_rng(i)
@@ -37,7 +37,7 @@ def toy_images(tmp_path_factory: pytest.TempPathFactory) -> TaggedImages:
         labels = np.zeros((40, 48), np.uint8)
         for tag in tags:
             y, x = int(rng.integers(0, 26)), 1 + 16 * (tag - 1)
-            image[y : y + 13, x : x + 13] = colours[tag - 1]
+            image[y : y + 13, x : x + 13] = colors[tag - 1]
             labels[y : y + 13, x : x + 13] = tag
         Image.fromarray(image).save(folder / f"{i}.png")
         Image.fromarray(labels).save(folder / f"{i}_mask.png")
@@ -46,11 +46,11 @@ def toy_images(tmp_path_factory: pytest.TempPathFactory) -> TaggedImages:
 
 
 @pytest.fixture
-def make_work(toy_images: TaggedImages, tmp_path: Path) -> Callable[..., Work]:
+def make_context(toy_images: TaggedImages, tmp_path: Path) -> Callable[..., StageContext]:
     """A `Work` on the toy images: make_work("name", maps=folder, ...)."""
 
-    def make(name: str = "stage", images: TaggedImages = toy_images, seed: int = 0, **inputs: Path) -> Work:
-        kinds: dict[Kind, Path] = inputs  # type: ignore[assignment]
-        return Work(tmp_path / name, images, kinds, seed, Compute(), no_progress, lambda line: None)
+    def make(name: str = "stage", images: TaggedImages = toy_images, seed: int = 0, **inputs: Path) -> StageContext:
+        kinds: dict[ArtifactKind, Path] = inputs  # type: ignore[assignment]
+        return StageContext(tmp_path / name, images, kinds, seed, Compute(), no_progress, lambda line: None)
 
     return make

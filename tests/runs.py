@@ -12,11 +12,11 @@ from PIL import Image
 
 import tagmask
 
-COLOURS = {"red": (220, 40, 40), "green": (40, 220, 40), "blue": (40, 40, 220)}
+COLORS = {"red": (220, 40, 40), "green": (40, 220, 40), "blue": (40, 40, 220)}
 RECIPE = "scratch"
 SETTINGS = [
-    "cam.backbone=resnet10t", "cam.epochs=2", "cam.batch_size=4", "cam.crop=32", "cam.long_side=[40,48]",
-    "cam.scales=[1.0]", "segment.epochs=2", "segment.batch_size=4", "segment.crop=32", "segment.crf.steps=2",
+    "cam.backbone=resnet10t", "cam.epochs=2", "cam.batch_size=4", "cam.crop_size=32", "cam.long_side_range=[40,48]",
+    "cam.scales=[1.0]", "segment.epochs=2", "segment.batch_size=4", "segment.crop_size=32", "segment.crf.steps=2",
 ]  # fmt: skip
 TAGS = ["red", "green", "blue", "red;green", "green;blue", "", "red;green;blue", "blue"]
 
@@ -34,9 +34,9 @@ def write_toy(folder: Path, names: dict[str, str] | None = None, masks: bool = T
         image = rng.integers(90, 130, (40, 48, 3)).astype(np.uint8)
         labels = np.zeros((40, 48), np.uint8)
         for name in filter(None, tags.split(";")):
-            tag = sorted(names.get(colour, colour) for colour in COLOURS).index(names.get(name, name)) + 1
-            y, x = int(rng.integers(0, 26)), 1 + 16 * list(COLOURS).index(name)
-            image[y : y + 13, x : x + 13] = COLOURS[name]
+            tag = sorted(names.get(color, color) for color in COLORS).index(names.get(name, name)) + 1
+            y, x = int(rng.integers(0, 26)), 1 + 16 * list(COLORS).index(name)
+            image[y : y + 13, x : x + 13] = COLORS[name]
             labels[y : y + 13, x : x + 13] = tag
         Image.fromarray(image).save(folder / f"{i}.png")
         if masks:

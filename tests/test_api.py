@@ -194,8 +194,8 @@ def test_held_out_images_of_a_set_with_fewer_classes(data: Path, tmp_path: Path)
     run = toy_run(data, tmp_path / "run", ["cam.epochs=0", "segment.epochs=0"], held_out=source)
     scores = run.evaluate(quiet=True).scores["segment (held)"]
     assert scores.confusion.sum() == 2 * 40 * 48
-    truth = sum(int((read_label_map(held_out / "masks" / f"{i}.png") == 1).sum()) for i in (0, 5))
-    assert scores.confusion[3].sum() == truth == 13 * 13  # red is class 3 of the run
+    ground_truth = sum(int((read_label_map(held_out / "masks" / f"{i}.png") == 1).sum()) for i in (0, 5))
+    assert scores.confusion[3].sum() == ground_truth == 13 * 13  # red is class 3 of the run
 
 
 CONDITIONAL = ["iterations=1", "scales=[1.0]"]
@@ -210,19 +210,19 @@ def copied(run: tagmask.Run, tmp_path: Path) -> tagmask.Run:
 def test_added_stages_stay_and_disturb_nothing(copied: tagmask.Run, data: Path) -> None:
     masks = copied.masks
     before = {file.name: file.stat().st_mtime_ns for file in masks.glob("*.png")}
-    longer = copied.add("conditional", CONDITIONAL, quiet=True)
-    assert list(longer.recipe.stages) == ["cam", "crf", "segment", "conditional"]
-    assert longer.maps_folder == copied.folder / "conditional" / "maps"
+    longer = copied.add("infercam", CONDITIONAL, quiet=True)
+    assert list(longer.recipe.stages) == ["cam", "crf", "segment", "infercam"]
+    assert longer.maps_folder == copied.folder / "infercam" / "maps"
     again = toy_run(data, copied.folder)  # the command that made the run
     assert list(again.recipe.stages) == list(tagmask.load(copied.folder).recipe.stages) == list(longer.recipe.stages)
     assert {file.name: file.stat().st_mtime_ns for file in masks.glob("*.png")} == before
     assert len(again.thresholds(quiet=True).maps) == 2
 
     with pytest.raises(RunError, match=r"iterations 1 → 2.*--redo"):
-        longer.add("conditional", ["iterations=2", "scales=[1.0]"], quiet=True)
-    other = longer.add("conditional", ["iterations=2", "scales=[1.0]"], name="twice", quiet=True)
-    assert list(other.recipe.stages)[-2:] == ["conditional", "twice"]
-    redone = other.add("conditional", ["iterations=2", "scales=[1.0]"], redo=True, quiet=True)
+        longer.add("infercam", ["iterations=2", "scales=[1.0]"], quiet=True)
+    other = longer.add("infercam", ["iterations=2", "scales=[1.0]"], name="twice", quiet=True)
+    assert list(other.recipe.stages)[-2:] == ["infercam", "twice"]
+    redone = other.add("infercam", ["iterations=2", "scales=[1.0]"], redo=True, quiet=True)
     assert list(redone.recipe.stages) == list(other.recipe.stages)
     assert {file.name: file.stat().st_mtime_ns for file in masks.glob("*.png")} == before
 

@@ -59,7 +59,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, error: Exception) -> 
     for path in (new, old):
         with (
             pytest.raises(RunError if isinstance(error, OSError) else ValueError),
-            artifacts.written_atomically(path) as temporary,
+            artifacts.atomic_write(path) as temporary,
         ):
             temporary.write_text("half")
             raise error
@@ -70,7 +70,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, error: Exception) -> 
 
 def test_the_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    with artifacts.written_atomically(path) as temporary:
+    with artifacts.atomic_write(path) as temporary:
         temporary.write_text("whole")
         assert temporary.parent == path.parent  # else the rename would be a copy
         assert not path.exists()
@@ -96,7 +96,7 @@ def test_a_name_too_long_says_so(tmp_path: Path) -> None:
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     artifacts.write_text(tmp_path / "sub" / "kept", "x")
-    with pytest.raises(KeyboardInterrupt), artifacts.written_atomically(tmp_path / "sub" / "cut") as temporary:
+    with pytest.raises(KeyboardInterrupt), artifacts.atomic_write(tmp_path / "sub" / "cut") as temporary:
         temporary.write_text("half")
         left = temporary.with_name("." + "0" * 32 + ".tmp")
         temporary.rename(left)
@@ -109,9 +109,9 @@ def test_palette_is_voc_s() -> None:
     palette = np.reshape(artifacts.voc_palette(), (256, 3)).tolist()
     # From the VOC devkit's VOClabelcolormap: aeroplane, bicycle, bird, person, tvmonitor, void.
     known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 15: (192, 128, 128), 20: (0, 64, 128)}
-    assert all(tuple(palette[i]) == colour for i, colour in known.items())
+    assert all(tuple(palette[i]) == color for i, color in known.items())
     assert palette[255] == [224, 224, 192]
-    assert len({tuple(colour) for colour in palette}) == 256
+    assert len({tuple(color) for color in palette}) == 256
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None)
@@ -122,8 +122,8 @@ def test_label_maps_come_back(tmp_path: Path, labels: np.ndarray) -> None:
     np.testing.assert_array_equal(artifacts.read_label_map(path), labels)
     with Image.open(path) as image:
         assert image.mode == "P"
-        colours = np.array(image.convert("RGB")).reshape(-1, 3)
-    np.testing.assert_array_equal(colours, np.reshape(artifacts.voc_palette(), (256, 3))[labels.ravel()])
+        colors = np.array(image.convert("RGB")).reshape(-1, 3)
+    np.testing.assert_array_equal(colors, np.reshape(artifacts.voc_palette(), (256, 3))[labels.ravel()])
 
 
 def test_label_maps_of_other_tools(tmp_path: Path) -> None:

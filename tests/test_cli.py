@@ -202,8 +202,10 @@ def test_export(command: Command, finished: Path, tmp_path: Path, form: str, pla
 def test_evaluate(command: Command, finished: Path, data: Path) -> None:
     run = command("evaluate", finished, "--data", data, "--masks", "masks", "--device=cpu", "--json").json
     assert [entry["class"] for entry in run["iou"]] == ["background", "blue", "green", "red"]
-    truth = command("evaluate", data / "masks", "--data", data, "--masks", "masks", "--device=cpu", "--json").json
-    assert truth["miou"] == 1
+    ground_truth = command(
+        "evaluate", data / "masks", "--data", data, "--masks", "masks", "--device=cpu", "--json"
+    ).json
+    assert ground_truth["miou"] == 1
     assert "mIoU 100.0 %" in command("evaluate", data / "masks", "--data", data, "--masks", "masks").out
 
 
@@ -468,7 +470,7 @@ def test_one_image_a_class_and_one_image_at_all(command: Command, data: Path, tm
     for rows, n in (("0.png,red\n1.png,green\n2.png,blue\n", 3), ("0.png,red\n", 1)):
         table = tmp_path / f"{n}.csv"
         table.write_text(f"image,tags\n{rows}")
-        larger = "--set=segment.crop=64"  # else a single image would be pooled to a single point
+        larger = "--set=segment.crop_size=64"  # else a single image would be pooled to a single point
         result = command("run", data, "--tags", table, "--out", tmp_path / f"run{n}", *TOY, larger)
         assert result.code == 0, result.err
         assert len(list((tmp_path / f"run{n}" / "segment" / "masks").iterdir())) == n
@@ -587,10 +589,10 @@ def test_maps_takes_methods_that_make_maps(command: Command, finished: Path) -> 
 
 def test_other_maps_of_a_finished_run(command: Command, data: Path, tmp_path: Path) -> None:
     folder = toy_run(data, tmp_path / "run").folder
-    line = ["maps", folder, "--method", "conditional", "--set", "iterations=2", "--set", "scales=[1.0]"]
+    line = ["maps", folder, "--method", "infercam", "--set", "iterations=2", "--set", "scales=[1.0]"]
     made = command(*line, "--device", "cpu", "--workers", "0", "--json").json
-    assert made["maps"] == str(folder / "conditional" / "maps")
-    assert len(list((folder / "conditional" / "maps").glob("*.safetensors"))) == 8
+    assert made["maps"] == str(folder / "infercam" / "maps")
+    assert len(list((folder / "infercam" / "maps").glob("*.safetensors"))) == 8
     assert list(made["evaluation"]["maps"]) == [f"cam ({data.name})", f"conditional ({data.name})"]
     assert f"conditional ({data.name})" in (folder / "report.html").read_text()
 
@@ -602,16 +604,14 @@ def test_other_maps_of_a_finished_run(command: Command, data: Path, tmp_path: Pa
         assert curve["oracle_miou"] >= curve["best_miou"]
     page = (folder / "thresholds.html").read_text()
     assert page.count('class="line s') >= 2
-    shown = command("thresholds", folder, "--data", data, "--masks", "masks", "--out", tmp_path / "c.html")
-    assert "conditional" in shown.out
+    reporter = command("thresholds", folder, "--data", data, "--masks", "masks", "--out", tmp_path / "c.html")
+    assert "infercam" in reporter.out
     assert (tmp_path / "c.html").exists()
 
 
 def test_maps_that_cannot_be_made_are_one_sentence(fails: Callable[..., str], finished: Path, tmp_path: Path) -> None:
     assert "did you mean 'conditional'" in fails("maps", finished, "--method", "conditionel")
-    assert "'iterrations' is not a setting" in fails(
-        "maps", finished, "--method", "conditional", "--set", "iterrations=2"
-    )
+    assert "'iterrations' is not a setting" in fails("maps", finished, "--method", "infercam", "--set", "iterrations=2")
     shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "cam" / "maps")
     assert "give --data, and --masks" in fails("thresholds", tmp_path / "run")
@@ -621,7 +621,7 @@ def test_maps_that_cannot_be_made_are_one_sentence(fails: Callable[..., str], fi
     ("line", "sentence"),
     [
         (["maps", "run"], "--method conditional, or --classifier NAME"),
-        (["maps", "run", "--method", "conditional", "--masks", "m"], "--masks goes with --classifier"),
+        (["maps", "run", "--method", "infercam", "--masks", "m"], "--masks goes with --classifier"),
         (["maps", "run", "--classifier", "resnet10t", "--set", "a=1"], "--set is of --method"),
         (["maps", "photos", "--classifier", "resnet10t"], "needs --out"),
         (["thresholds", "run", "--masks", "m"], "--masks goes with --data"),

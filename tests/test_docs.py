@@ -12,7 +12,7 @@ import pytest
 
 from tagmask.artifacts import read_json
 from tagmask.maps import ResponseMaps
-from tagmask.stage import maps_file
+from tagmask.stage import maps_path
 from tests.methods.contract import earlier  # noqa: F401
 from tests.runs import SETTINGS, toy_run, write_toy
 
@@ -20,9 +20,9 @@ GUIDE = (Path(__file__).resolve().parents[1] / "docs" / "adding-a-method.md").re
 METHOD, RECIPE, CONTRACT = re.findall(r"<!-- a test runs this -->\n```\w+\n(.*?)```", GUIDE, re.S)
 
 TOY = [
-    *SETTINGS, "cam.weights=none", "cam.output_stride=8", "cam.frozen_stride=0", "cam.frozen_norms=false",
+    *SETTINGS, "cam.weights=none", "cam.output_stride=8", "cam.frozen_stride=0", "cam.freeze_norm=false",
     "cam.lr=0.01", "cam.head_lr=0.01", "mine.scales=[1.0]", "crf.crf.steps=2", "segment.architecture=Unet",
-    "segment.frozen_norms=false", "segment.test_scales=[1.0]",
+    "segment.freeze_norm=false", "segment.scales=[1.0]",
 ]  # fmt: skip
 
 # Here, so that pytest finds the class: TestMyLayerCam.
@@ -50,7 +50,7 @@ def test_the_recipe_runs_a_method_outside_of_the_package(tmp_path: Path, monkeyp
     assert (run.masks / "6.png").exists()
     run = run.add("layercam", ["stages=[-2]", "scales=[1.0]"], quiet=True)
     for sample in run.images.read().samples:
-        mine, shipped = (ResponseMaps.load(maps_file(run.folder / stage, sample)) for stage in ("mine", "layercam"))
+        mine, shipped = (ResponseMaps.load(maps_path(run.folder / stage, sample)) for stage in ("mine", "layercam"))
         np.testing.assert_allclose(mine.maps, shipped.maps, atol=0.01)
 
     assert any(name.startswith("mine ") for name in read_json(run.folder / "evaluation.json")["maps"])

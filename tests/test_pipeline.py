@@ -16,10 +16,10 @@ from tagmask.artifacts import read_json, write_text
 from tagmask.compute import Compute
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.errors import DataError, RunError
-from tagmask.pipeline import RECORD, carry_out, fingerprint, write_run_record
-from tagmask.progress import Shown
+from tagmask.pipeline import RECORD, fingerprint, run_stages, write_run_record
+from tagmask.progress import Reporter
 from tagmask.recipe import Recipe
-from tagmask.stage import Kind, Method, Work
+from tagmask.stage import ArtifactKind, Method, StageContext
 from tests.runs import contents, toy_run, write_toy
 
 IMAGES = TaggedImages(("a", "b"), (Sample("x", "x.png", (1,), size=(4, 4)), Sample("y", "y.png", (), size=(4, 4))))
@@ -28,22 +28,22 @@ IMAGES = TaggedImages(("a", "b"), (Sample("x", "x.png", (1,), size=(4, 4)), Samp
 class Maker(Method):
     """Writes a file of its setting and of what it read."""
 
-    makes: ClassVar[tuple[Kind, ...]] = ("maps",)
+    makes: ClassVar[tuple[ArtifactKind, ...]] = ("maps",)
     text: str = "first"
     fail: bool = False
 
-    def run(self, work: Work) -> None:
-        before = "".join((folder / "made").read_text() for folder in work.inputs.values())
-        with (work.folder / "begun").open("a") as log:
+    def run(self, context: StageContext) -> None:
+        before = "".join((folder / "made").read_text() for folder in context.inputs.values())
+        with (context.folder / "begun").open("a") as log:
             log.write("x")
         if self.fail:
             raise RunError("failed.")
-        write_text(work.folder / "made", before + self.text)
+        write_text(context.folder / "made", before + self.text)
 
 
 class Changer(Maker):
-    needs: ClassVar[tuple[Kind, ...]] = ("maps",)
-    makes: ClassVar[tuple[Kind, ...]] = ("masks",)
+    needs: ClassVar[tuple[ArtifactKind, ...]] = ("maps",)
+    makes: ClassVar[tuple[ArtifactKind, ...]] = ("masks",)
 
 
 def recipe(one: dict[str, object] | None = None, two: dict[str, object] | None = None, seed: int = 0) -> Recipe:
@@ -53,7 +53,7 @@ def recipe(one: dict[str, object] | None = None, two: dict[str, object] | None =
 def go(folder: Path, chosen: Recipe, images: TaggedImages = IMAGES, redo: bool = False) -> str:
     """Run it; returns what the last stage made."""
     write_run_record(folder, chosen, images, {}, redo)
-    folders = carry_out(chosen, images, folder, compute=Compute(), shown=Shown(None), redo=redo)
+    folders = run_stages(chosen, images, folder, compute=Compute(), reporter=Reporter(None), redo=redo)
     return (folders["two"] / "made").read_text()
 
 

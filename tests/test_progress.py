@@ -11,19 +11,19 @@ from joblib import delayed
 from rich.console import Console
 
 from tagmask.errors import RunError
-from tagmask.progress import Shown, in_parallel, no_progress
+from tagmask.progress import Reporter, no_progress, run_parallel
 
 
 def test_a_worker_that_is_killed_is_one_sentence() -> None:
     with pytest.raises(RunError, match=r"^masks: a worker process was killed, .* use fewer"):
-        in_parallel("masks", (delayed(_ends)(i == 3) for i in range(8)), 8, 4, no_progress)
+        run_parallel("masks", (delayed(_ends)(i == 3) for i in range(8)), 8, 4, no_progress)
 
 
 def test_every_job_is_counted() -> None:
-    shown = Shown(Console(file=io.StringIO(), width=80))
-    in_parallel("masks", (delayed(_ends)(False) for _ in range(5)), 5, 2, shown.progress)
-    assert shown.console
-    assert shown.console.file.getvalue().startswith("  masks: 5/5 images in ")
+    reporter = Reporter(Console(file=io.StringIO(), width=80))
+    run_parallel("masks", (delayed(_ends)(False) for _ in range(5)), 5, 2, reporter.progress)
+    assert reporter.console
+    assert reporter.console.file.getvalue().startswith("  masks: 5/5 images in ")
 
 
 def _ends(killed: bool) -> None:

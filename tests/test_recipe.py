@@ -35,31 +35,31 @@ CRF = {
 MAPS = {"scales": (1.0, 0.5, 1.5, 2.0)}
 PUBLISHED: dict[str, dict[str, Any]] = {  # as ../shared/methods.md states them, sections 1 to 8
     "cam": {
-        **MAPS, "output_stride": 16, "frozen_stride": 8, "frozen_norms": True, "epochs": 5, "batch_size": 16,
-        "crop": 512, "long_side": (320, 640), "optimizer": "sgd", "momentum": 0, "lr": 0.1, "head_lr": 1.0,
+        **MAPS, "output_stride": 16, "frozen_stride": 8, "freeze_norm": True, "epochs": 5, "batch_size": 16,
+        "crop_size": 512, "long_side_range": (320, 640), "optimizer": "sgd", "momentum": 0, "lr": 0.1, "head_lr": 1.0,
         "weight_decay": 1e-4,
     },
     "recam": {
         **MAPS, "epochs": 4, "head_lr": 5e-4, "lr": 5e-5, "weight_decay": 1e-4, "batch_size": 16, "sce_weight": 1.0,
         "keep_sign": False,
     },
-    "conditional": {
+    "infercam": {
         **MAPS, "split": True, "buffers": (10, 20), "iterations": 5, "found": 0.7, "growth": 0.02, "enlarge": 1.0,
         "of": None,
     },
     "amn": {
         **MAPS, "seeds": {"fg": 0.30, "bg": 0.05, "gt_prob": 0.7, "crf": CRF}, "output_stride": 16, "dropout": 0.1,
-        "smoothing": 0.4, "epochs": 5, "batch_size": 16, "crop": 512, "scale": (0.5, 1.5), "optimizer": "adam",
-        "lr": 5e-6, "head_lr": 1e-4, "weight_decay": 1e-4, "renormalise": "seed",
+        "label_smoothing": 0.4, "epochs": 5, "batch_size": 16, "crop_size": 512, "scale": (0.5, 1.5), "optimizer": "adam",
+        "lr": 5e-6, "head_lr": 1e-4, "weight_decay": 1e-4, "renormalize": "seed",
     },
     "irn": {
         "pair_radius": 10, "epochs": 3, "batch_size": 32, "optimizer": "sgd", "lr": 0.1, "displacement_lr": 1.0,
         "walk": {"power": 1.0, "radius": 5, "beta": 10, "steps": 256},
     },
     "segment": {
-        "architecture": "deeplabv2", "output_stride": 8, "steps": 20_000, "batch_size": 10, "crop": 321,
+        "architecture": "deeplabv2", "output_stride": 8, "steps": 20_000, "batch_size": 10, "crop_size": 321,
         "optimizer": "sgd", "momentum": 0.9, "lr": 2.5e-4, "head_factor": 10, "weight_decay": 5e-4,
-        "scale": (0.5, 1.5), "test_scales": (0.5, 0.75, 1.0, 1.25, 1.5), "crf": {"gaussian_weight": 3},
+        "scale": (0.5, 1.5), "scales": (0.5, 0.75, 1.0, 1.25, 1.5), "crf": {"gaussian_weight": 3},
     },
     "activation_aware": {
         "saliency_weight": 0.1, "completion": {"salient": 0.5, "percentile": 90, "active": 0.1},
@@ -87,13 +87,13 @@ def test_the_papers_settings(name: str) -> None:
     seeds = dict(zip(("fg", "bg"), {"recam": (0.35, 0.10), "amn": (0.45, 0.15)}.get(method, (0.30, 0.05)), strict=True))
     own: dict[str, dict[str, Any]] = {
         "irn": {"seeds": seeds, "walk": {"power": 1.3 if method == "amn" else 1.0}, "threshold": 0.25},
-        "segment": {"voc": {}, "coco": {"steps": 100_000, "crop": 481}}[place],
+        "segment": {"voc": {}, "coco": {"steps": 100_000, "crop_size": 481}}[place],
         "recam": {"voc": {}, "coco": {"batch_size": 6, "sce_weight": 0.1}}[place],
     }
     if method == "infercam":
         own |= {"cam": {"output_stride": 8}}  # the paper's classifier is a ResNet-38 with maps at stride 8
     stages = {stage: settings.model_dump() for stage, settings in load_recipe(name).stages.items()}
-    assert list(stages) == ["cam", *{"cam": [], "infercam": ["conditional"]}.get(method, [method]), "irn", "segment"]
+    assert list(stages) == ["cam", *{"cam": [], "infercam": ["infercam"]}.get(method, [method]), "irn", "segment"]
     for stage, settings in stages.items():
         changed = own.get(stage, {})
         assert_holds(settings, changed, f"{name}: {stage}")
@@ -118,7 +118,7 @@ def test_every_method_can_be_found() -> None:
         (["cam.epochs=3"], {"epochs": 3}),
         (["cam.lr=1e-3"], {"lr": 0.001}),  # YAML 1.1 has no number 1e-3
         (["cam.scales=[1, 0.5]"], {"scales": (1.0, 0.5)}),
-        (["cam.frozen_norms=no"], {"frozen_norms": False}),
+        (["cam.freeze_norm=no"], {"freeze_norm": False}),
         (["cam.options.pad_type=same"], {"options": {"pad_type": "same"}}),
         (["cam.epochs=3", "cam.epochs=4"], {"epochs": 4}),
         (["cam.weights=my=file.pth"], {"weights": "my=file.pth"}),
@@ -291,15 +291,15 @@ def test_a_recipe_can_be_made_in_python() -> None:
     [
         ("crf", {"threshold": "auto2"}),
         ("crf", {"threshold": 30}),
-        ("cam", {"long_side": [640, 320]}),
+        ("cam", {"long_side_range": [640, 320]}),
         ("cam", {"scales": [1, 0]}),
         ("amn", {"backbone": "resnet5O"}),
         ("amn", {"scale": [1.5, 0.5]}),
         ("irn", {"backbone": "resnet5O"}),
         ("irn", {"output_stride": 7}),
-        ("recam", {"long_side": [320, 0]}),
+        ("recam", {"long_side_range": [320, 0]}),
         ("segment", {"scale": [0, 1]}),
-        ("conditional", {"scales": []}),
+        ("infercam", {"scales": []}),
     ],
 )
 def test_settings_that_no_network_takes(stage: str, setting: dict[str, Any]) -> None:

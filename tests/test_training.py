@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from tagmask.compute import Compute
 from tagmask.data.loading import ShuffledBatches, TrainingSet
 from tagmask.data.samples import TaggedImages
-from tagmask.stage import Work
+from tagmask.stage import StageContext
 from tagmask.training import Training, fit
-from tests.methods.contract import MakeWork
+from tests.methods.contract import MakeContext
 
 BATCH = 3
 EPOCHS = 4
@@ -47,25 +47,25 @@ class Heard(Training):
 
 
 @pytest.fixture(params=[0, 2], ids=["alone", "2 workers"])
-def work(request: pytest.FixtureRequest, make_work: MakeWork) -> Work:
-    return replace(make_work(), compute=Compute(workers=request.param))
+def context(request: pytest.FixtureRequest, make_context: MakeContext) -> StageContext:
+    return replace(make_context(), compute=Compute(workers=request.param))
 
 
-def trained(work: Work, images: TaggedImages, module: Heard) -> list[list[tuple[int, ...]]]:
-    fit(module, Keys(images, lambda item: item, 0), work, epochs=EPOCHS, batch_size=BATCH)
+def trained(context: StageContext, images: TaggedImages, module: Heard) -> list[list[tuple[int, ...]]]:
+    fit(module, Keys(images, lambda item: item, 0), context, epochs=EPOCHS, batch_size=BATCH)
     return module.keys
 
 
 def expected(images: TaggedImages) -> list[list[tuple[int, int]]]:
-    sampler, batches = ShuffledBatches(len(images), BATCH, 0, Compute()), []
+    sampler, group_by_size = ShuffledBatches(len(images), BATCH, 0, Compute()), []
     for epoch in range(EPOCHS):
         sampler.set_epoch(epoch)
-        batches += list(sampler)
-    return batches
+        group_by_size += list(sampler)
+    return group_by_size
 
 
-def test_every_epoch_has_its_own_order_and_random_numbers(work: Work, toy_images: TaggedImages) -> None:
-    seen = trained(work, toy_images, Heard())
+def test_every_epoch_has_its_own_order_and_random_numbers(context: StageContext, toy_images: TaggedImages) -> None:
+    seen = trained(context, toy_images, Heard())
     assert seen == expected(toy_images)
     assert {epoch for batch in seen for epoch, _ in batch} == set(range(EPOCHS))
     assert {index for batch in seen for _, index in batch} == set(range(8))  # each epoch leaves out other two
@@ -73,12 +73,12 @@ def test_every_epoch_has_its_own_order_and_random_numbers(work: Work, toy_images
 
 @pytest.mark.parametrize("epoch", [0, 2])
 def test_a_training_that_was_cut_off_goes_on_with_what_comes_next(
-    work: Work, toy_images: TaggedImages, epoch: int
+    context: StageContext, toy_images: TaggedImages, epoch: int
 ) -> None:
     with pytest.raises(InterruptedError):
-        trained(work, toy_images, Heard(stop_in=epoch))
+        trained(context, toy_images, Heard(stop_in=epoch))
     counted: list[int] = []
-    again = trained(replace(work, progress=counting(counted)), toy_images, Heard())
+    again = trained(replace(context, progress=counting(counted)), toy_images, Heard())
     steps = 8 // BATCH
     assert again == expected(toy_images)[epoch * steps :]
     assert counted == [len(again)]

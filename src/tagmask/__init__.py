@@ -19,10 +19,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from tagmask.api import Run, load, run
     from tagmask.data.source import DataSource
+    from tagmask.dryrun import DryRun, dry_run
     from tagmask.errors import DataError, RecipeError, RunError, TagmaskError
     from tagmask.maps import ResponseMaps
     from tagmask.recipe import Recipe, load_recipe
-    from tagmask.rehearsal import Rehearsal, rehearse
 
 _HOME = {
     "Run": "api",
@@ -36,23 +36,23 @@ _HOME = {
     "ResponseMaps": "maps",
     "Recipe": "recipe",
     "load_recipe": "recipe",
-    "Rehearsal": "rehearsal",
-    "rehearse": "rehearsal",
+    "DryRun": "dryrun",
+    "dry_run": "dryrun",
 }
 
 __all__ = [
     "DataError",
     "DataSource",
+    "DryRun",
     "Recipe",
     "RecipeError",
-    "Rehearsal",
     "ResponseMaps",
     "Run",
     "RunError",
     "TagmaskError",
+    "dry_run",
     "load",
     "load_recipe",
-    "rehearse",
     "run",
 ]
 

@@ -12,10 +12,10 @@ from rich.console import Console
 
 from tagmask.artifacts import digest, read_json, write_json, write_text
 from tagmask.compute import Compute, Precision
-from tagmask.data.check import verified
-from tagmask.data.samples import Sample, TaggedImages, did_you_mean, some
+from tagmask.data.check import verify_images
+from tagmask.data.new_images import find_new_images
+from tagmask.data.samples import Sample, TaggedImages
 from tagmask.data.source import DataSource, in_classes
-from tagmask.data.unlabelled import unlabelled_images
 from tagmask.errors import DataError, RecipeError, RunError
 from tagmask.evaluate import Evaluation, evaluate_maps, evaluate_run, latest, score_masks, segment_held_out
 from tagmask.maps import ResponseMaps
@@ -25,19 +25,20 @@ from tagmask.pipeline import (
     RECIPE,
     RECORD,
     RUN,
-    carry_out,
     check_run_folder,
     check_stages,
     is_done,
+    run_stages,
     with_added_stages,
     write_run_record,
 )
 from tagmask.predict import Predictor, predict_folder
-from tagmask.progress import Shown
-from tagmask.recipe import Recipe, extended, load_recipe, makers
-from tagmask.report.gather import gather, gather_maps
+from tagmask.progress import Reporter
+from tagmask.recipe import Recipe, load_recipe, makers, recipe_with_stage
+from tagmask.report.collect import collect_report, collect_threshold_report
 from tagmask.report.page import write_report
-from tagmask.stage import NAMES, Kind, maps_file, mask_file
+from tagmask.stage import ARTIFACT_NAMES, ArtifactKind, maps_path, mask_path
+from tagmask.text import did_you_mean, join_names
 
 EVALUATION = "evaluation.json"
 REPORT = "report.html"
@@ -93,7 +94,7 @@ class Run:
 
         Raises RunError where there are none of this id: an image's path in its set, without suffix.
         """
-        file = maps_file(stage := self._stage("maps"), Sample(id, "", None))
+        file = maps_path(stage := self._stage("maps"), Sample(id, "", None))
         if is_done(stage / RECORD) and not file.exists():
             raise RunError(
                 f"{self.folder} has no image {id!r}; ids are the images' paths in their set, without suffix."
@@ -102,12 +103,12 @@ class Run:
 
     def mask_of(self, id: str) -> Path:
         """The final mask's file of a training image."""
-        return mask_file(self._stage("masks"), Sample(id, "", None))
+        return mask_path(self._stage("masks"), Sample(id, "", None))
 
     def evaluate(self, *, quiet: bool = False) -> Evaluation:
         """Measure the run where truth is known; writes evaluation.json and the report anew."""
-        shown = _shown(self.compute, quiet)
-        return _measure_and_report(self, *read_data(self, self._skip_bad, shown), shown)
+        reporter = _reporter(self.compute, quiet)
+        return _measure_and_report(self, *read_data(self, self._skip_bad, reporter), reporter)
 
     def thresholds(
         self, data: DataSource | None = None, *, out: str | Path | None = None, quiet: bool = False
@@ -121,14 +122,16 @@ class Run:
         Raises:
             DataError: no training image's truth is known. RunError: the run has no maps, or has not made them yet.
         """
-        shown = _shown(self.compute, quiet)
+        reporter = _reporter(self.compute, quiet)
         self._stage("maps")
-        images = _verified(data or self.images, self._skip_bad or data is not None, self.compute, shown)
+        images = _verified(data or self.images, self._skip_bad or data is not None, self.compute, reporter)
         if data is not None:
             images = in_classes(images, data, self.images.read().classes)
-        evaluation = evaluate_maps(self.recipe, self.folder, images, self.compute, shown)
-        if self.compute.main:
-            write_report(gather_maps(self.recipe, self.folder, evaluation), Path(out or self.folder / THRESHOLDS))
+        evaluation = evaluate_maps(self.recipe, self.folder, images, self.compute, reporter)
+        if self.compute.is_main_process:
+            write_report(
+                collect_threshold_report(self.recipe, self.folder, evaluation), Path(out or self.folder / THRESHOLDS)
+            )
         self.compute.barrier()
         return evaluation
 
@@ -141,7 +144,7 @@ class Run:
         redo: bool = False,
         quiet: bool = False,
     ) -> Run:
-        """Carry out one more stage on what the run has made, e.g. "conditional" for other maps.
+        """Carry out one more stage on what the run has made, e.g. "infercam" for other maps.
 
         Args:
             method: a module of `tagmask.methods`, or the dotted name of any other.
@@ -156,18 +159,18 @@ class Run:
             RecipeError: no such method or setting, or the run lacks what it needs.
             RunError: the run has a stage of this name with other settings, and `redo` was not said.
         """
-        shown = _shown(self.compute, quiet)
-        longer = replace(self, recipe=extended(self.recipe, method, settings, name))
+        reporter = _reporter(self.compute, quiet)
+        longer = replace(self, recipe=recipe_with_stage(self.recipe, method, settings, name))
         for stage in self.recipe.stages:
             same = longer.recipe.stages[stage] == self.recipe.stages[stage]
             if same and not is_done(self.folder / stage / RECORD):
                 raise RunError(f"stage {stage!r} of {self.folder} is not finished: the command that began it goes on.")
-        read = read_data(longer, self._skip_bad, shown)
+        read = read_data(longer, self._skip_bad, reporter)
         check_stages(longer.recipe, read[0], self.folder, redo)
-        carry_out(longer.recipe, read[0], self.folder, compute=self.compute, shown=shown, redo=redo)
-        if self.compute.main:
+        run_stages(longer.recipe, read[0], self.folder, compute=self.compute, reporter=reporter, redo=redo)
+        if self.compute.is_main_process:
             write_text(self.folder / RECIPE, longer.recipe.to_yaml())
-        _measure_and_report(longer, *read, shown)
+        _measure_and_report(longer, *read, reporter)
         return longer
 
     def export(self, out: str | Path, form: str = "png", *, stage: str | None = None, quiet: bool = False) -> Path:
@@ -188,9 +191,9 @@ class Run:
         if target.exists():
             raise RunError(f"{target} exists already: remove it, or choose another --out.")
         images = self.images.read()
-        samples = [s for s in images.samples if mask_file(folder, s).exists()]
-        with _shown(self.compute, quiet).progress(f"writing {form}", len(samples)) as advance:
-            return write_outputs(samples, lambda s: mask_file(folder, s), images.classes, Path(out), form, advance)
+        samples = [s for s in images.samples if mask_path(folder, s).exists()]
+        with _reporter(self.compute, quiet).progress(f"writing {form}", len(samples)) as advance:
+            return write_outputs(samples, lambda s: mask_path(folder, s), images.classes, Path(out), form, advance)
 
     def predict_files(
         self,
@@ -204,16 +207,16 @@ class Run:
         quiet: bool = False,
     ) -> dict[str, Path]:
         """Segment images and folders of images: `out`/masks/<id>.png, and `also` in other forms (see `export`)."""
-        shown = _shown(self.compute, quiet)
+        reporter = _reporter(self.compute, quiet)
         forms = list(also)
         for form in forms:
             target_of(Path(out), form)  # refuses one that is not known, before the work
         table = None if tags is None else str(tags)
-        found = unlabelled_images([str(path) for path in paths], self.classes, table, leave_out=[Path(out)])
-        images = verified(found, skip_bad=skip_bad, workers=self.compute.workers, progress=shown.progress)
+        found = find_new_images([str(path) for path in paths], self.classes, table, leave_out=[Path(out)])
+        images = verify_images(found, skip_bad=skip_bad, workers=self.compute.workers, progress=reporter.progress)
         made = digest(read_json(self._stage("segmenter") / RECORD)["key"])
-        masks = predict_folder(self.predictor, images, made, Path(out), shown=shown, redo=redo)
-        for form in forms if self.compute.main else ():
+        masks = predict_folder(self.predictor, images, made, Path(out), reporter=reporter, redo=redo)
+        for form in forms if self.compute.is_main_process else ():
             write_outputs(images.samples, lambda s: masks[s.id], self.classes, Path(out), form)
         return masks
 
@@ -222,11 +225,11 @@ class Run:
         """Whether the run was told to leave out images that cannot be used."""
         return bool(read_json(self.folder / RUN)["sources"]["skip_bad"])
 
-    def _stage(self, kind: Kind) -> Path:
+    def _stage(self, kind: ArtifactKind) -> Path:
         stage = latest(self.recipe, kind)
         if stage is None:
             raise RunError(
-                f"the run {self.folder} lacks {NAMES[kind]}: add a stage of {' or '.join(makers(kind))} to its recipe "
+                f"the run {self.folder} lacks {ARTIFACT_NAMES[kind]}: add a stage of {' or '.join(makers(kind))} to its recipe "
                 f"({self.folder / RECIPE}) and `tagmask run` with that --recipe and the same --out."
             )
         return self.folder / stage
@@ -272,25 +275,27 @@ def run(
     source = images if isinstance(images, DataSource) else DataSource(root=str(images), tags=tags and str(tags))
     compute = Compute.detect(device, precision, workers)
     chosen = resolve_recipe(recipe, settings, seed, compute)
-    shown = _shown(compute, quiet)
+    reporter = _reporter(compute, quiet)
     folder = Path(out)
-    if compute.main:
+    if compute.is_main_process:
         check_run_folder(folder)
     result = Run(folder, chosen, source, held_out, compute)
-    read = read_data(result, skip_bad, shown)
+    read = read_data(result, skip_bad, reporter)
     chosen = with_added_stages(chosen, read[0], folder)
     compute.barrier()  # all have seen which there are
     result = replace(result, recipe=chosen)
-    if compute.main:
+    if compute.is_main_process:
         sources = {"images": source, "held_out": held_out}
         dumped = {name: s.absolute().model_dump(mode="json") if s else None for name, s in sources.items()}
         write_run_record(folder, chosen, read[0], {**dumped, "skip_bad": skip_bad}, redo)
     compute.barrier()
     left_out = sum(problem.severity == "error" for problem in read[0].problems)
     bad = f" ({left_out} bad ones left out)" if left_out else ""
-    shown.say(f"{len(read[0])} images{bad}, {len(read[0].classes)} classes ({some(read[0].classes, 10)}) → {folder}")
-    carry_out(chosen, read[0], folder, compute=compute, shown=shown, redo=redo)
-    _measure_and_report(result, *read, shown)
+    reporter.info(
+        f"{len(read[0])} images{bad}, {len(read[0].classes)} classes ({join_names(read[0].classes, 10)}) → {folder}"
+    )
+    run_stages(chosen, read[0], folder, compute=compute, reporter=reporter, redo=redo)
+    _measure_and_report(result, *read, reporter)
     return result
 
 
@@ -334,35 +339,35 @@ def score(
     folder = Path(run_or_masks)
     opened = load(folder, device=device, workers=workers) if (folder / RUN).exists() else None
     compute = opened.compute if opened else Compute.detect(device, workers=workers)
-    shown = _shown(compute, quiet)
-    images = _verified(data, False, compute, shown)
+    reporter = _reporter(compute, quiet)
+    images = _verified(data, False, compute, reporter)
     if opened:
         if others := [name for name in images.classes if name not in opened.classes]:
-            shown.say(f"of no class of the network, and measured as background: {', '.join(others)}")
+            reporter.info(f"of no class of the network, and measured as background: {', '.join(others)}")
         images = in_classes(images, data, opened.classes)
     known = images.select(lambda sample: sample.mask is not None)
     if not len(known):
         raise DataError(f"no image of {images.name} has a true mask to measure against: give --masks FOLDER.")
     if opened:
         stage = opened._stage("segmenter").name
-        folder = segment_held_out(opened.recipe, folder, stage, known, compute, shown) / "masks"
+        folder = segment_held_out(opened.recipe, folder, stage, known, compute, reporter) / "masks"
     elif not any((folder / f"{sample.id}.png").exists() for sample in known.samples):
         raise RunError(f"{folder} holds neither a run nor a mask named after any of the images (<id>.png).")
-    return known.classes, score_masks(known, lambda sample: folder / f"{sample.id}.png", compute, shown)
+    return known.classes, score_masks(known, lambda sample: folder / f"{sample.id}.png", compute, reporter)
 
 
-def _shown(compute: Compute, quiet: bool) -> Shown:
-    return Shown(None if quiet or not compute.main else Console(stderr=True))
+def _reporter(compute: Compute, quiet: bool) -> Reporter:
+    return Reporter(None if quiet or not compute.is_main_process else Console(stderr=True))
 
 
-def _verified(source: DataSource, skip_bad: bool, compute: Compute, shown: Shown) -> TaggedImages:
-    return verified(source.read(), skip_bad=skip_bad, workers=compute.workers, progress=shown.progress)
+def _verified(source: DataSource, skip_bad: bool, compute: Compute, reporter: Reporter) -> TaggedImages:
+    return verify_images(source.read(), skip_bad=skip_bad, workers=compute.workers, progress=reporter.progress)
 
 
-def read_data(run: Run, skip_bad: bool, shown: Shown) -> tuple[TaggedImages, TaggedImages | None]:
+def read_data(run: Run, skip_bad: bool, reporter: Reporter) -> tuple[TaggedImages, TaggedImages | None]:
     """A run's images and held-out images, verified, with one class list. Raises DataError."""
-    images = _verified(run.images, skip_bad, run.compute, shown)
-    held_out = _verified(run.held_out, skip_bad, run.compute, shown) if run.held_out else None
+    images = _verified(run.images, skip_bad, run.compute, reporter)
+    held_out = _verified(run.held_out, skip_bad, run.compute, reporter) if run.held_out else None
     if held_out is not None and run.held_out is not None:
         held_out = in_classes(held_out, run.held_out, images.classes)
     if held_out is not None and held_out.name == images.name:
@@ -370,10 +375,12 @@ def read_data(run: Run, skip_bad: bool, shown: Shown) -> tuple[TaggedImages, Tag
     return images, held_out
 
 
-def _measure_and_report(run: Run, images: TaggedImages, held_out: TaggedImages | None, shown: Shown) -> Evaluation:
-    evaluation = evaluate_run(run.recipe, run.folder, images, held_out, run.compute, shown)
-    if run.compute.main:
+def _measure_and_report(
+    run: Run, images: TaggedImages, held_out: TaggedImages | None, reporter: Reporter
+) -> Evaluation:
+    evaluation = evaluate_run(run.recipe, run.folder, images, held_out, run.compute, reporter)
+    if run.compute.is_main_process:
         write_json(run.folder / EVALUATION, evaluation.to_json())
-        write_report(gather(run.recipe, run.folder, images, held_out, evaluation), run.report)
+        write_report(collect_report(run.recipe, run.folder, images, held_out, evaluation), run.report)
     run.compute.barrier()
     return evaluation

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from tagmask.errors import RunError
 
-UNSURE = 255  # the VOC convention: "void", a pixel of no known class
+IGNORE_INDEX = 255  # the VOC convention: "void", a pixel of no known class
 TEMPORARY = ".tmp"  # how the names of files end that are being written
 
 
 @contextmanager
-def written_atomically(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure.
 
     Raises:
@@ -55,7 +55,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    with written_atomically(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -75,7 +75,7 @@ def read_json(path: Path) -> Any:
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write named arrays as one safetensors file."""
-    with written_atomically(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
 
 
@@ -88,7 +88,7 @@ def write_weights(path: Path, weights: Mapping[str, Tensor], config: Mapping[str
     """Write a network: `path` (safetensors) and, beside it, `config.json` that says what the network is."""
     write_json(path.with_name("config.json"), dict(config))
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    with written_atomically(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(save_torch(plain))
 
 
@@ -123,7 +123,7 @@ def write_label_map(path: Path, labels: np.ndarray) -> None:
     """Write a label map [H, W] uint8 (0 background, 1..K classes, 255 unsure) as a PNG with the VOC palette."""
     image = Image.fromarray(np.ascontiguousarray(labels, dtype=np.uint8))
     image.putpalette(_PALETTE)
-    with written_atomically(path) as temporary:
+    with atomic_write(path) as temporary:
         image.save(temporary, format="PNG", optimize=False)
 
 

@@ -39,7 +39,7 @@ class Compute:
     precision: Precision = "auto"
     workers: int = 0
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
 
     @classmethod
     def detect(cls, device: str = "auto", precision: Precision = "auto", workers: int | None = None) -> Compute:
@@ -48,8 +48,8 @@ class Compute:
         Raises RecipeError for a device that this machine does not have.
         """
         environment = _cluster()
-        world = environment.world_size() if environment else 1
-        local_rank = environment.local_rank() if environment and world > 1 else 0
+        world_size = environment.world_size() if environment else 1
+        local_rank = environment.local_rank() if environment and world_size > 1 else 0
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         chosen = _existing_device(device)
@@ -57,19 +57,19 @@ class Compute:
             if chosen.index is None:
                 chosen = torch.device("cuda", local_rank % torch.cuda.device_count())
             torch.cuda.set_device(chosen)
-        if environment and world > 1 and not dist.is_initialized():
+        if environment and world_size > 1 and not dist.is_initialized():
             os.environ.setdefault("MASTER_ADDR", environment.main_address)
             os.environ.setdefault("MASTER_PORT", str(environment.main_port))
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
                 rank=environment.global_rank(),
-                world_size=world,
+                world_size=world_size,
                 timeout=timedelta(hours=12),  # the others wait while rank 0 does what only one can do
             )
         if workers is None:
-            workers = max(1, _cores() // (_processes_here() if world > 1 else 1))
-        rank = environment.global_rank() if environment and world > 1 else 0
-        return cls(chosen, precision, workers, rank, world)
+            workers = max(1, _cores() // (_processes_here() if world_size > 1 else 1))
+        rank = environment.global_rank() if environment and world_size > 1 else 0
+        return cls(chosen, precision, workers, rank, world_size)
 
     @property
     def batch_pixels(self) -> int:
@@ -80,20 +80,20 @@ class Compute:
         return 2**17 if self.device.type == "cpu" else 2**22
 
     @property
-    def main(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this is the process that speaks and writes what there is one of."""
         return self.rank == 0
 
-    def share(self, items: Sequence[T]) -> Sequence[T]:
+    def shard(self, items: Sequence[T]) -> Sequence[T]:
         """This process's part of the items; all parts together are the whole."""
-        return items[self.rank :: self.world]
+        return items[self.rank :: self.world_size]
 
     def barrier(self) -> None:
         """Wait until every process is here."""
-        if self.world > 1:
+        if self.world_size > 1:
             dist.barrier()
 
-    def number_format(self, network: nn.Module) -> torch.dtype:
+    def autocast_dtype(self, network: nn.Module) -> torch.dtype:
         """The dtype that `network` computes in: the one asked for, or for "auto" the faster one.
 
         bfloat16 is faster on GPUs, and on CPUs with bfloat16 instructions (AMX, AVX-512 BF16) for networks of
@@ -112,19 +112,19 @@ class Compute:
 
     @contextmanager
     def autocast(self, network: nn.Module) -> Iterator[None]:
-        dtype = self.number_format(network)
+        dtype = self.autocast_dtype(network)
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
             yield
 
     def trainer_arguments(self, network: nn.Module) -> dict[str, Any]:
         """Lightning Trainer's arguments for this place."""
-        bfloat16 = self.number_format(network) == torch.bfloat16
+        bfloat16 = self.autocast_dtype(network) == torch.bfloat16
         arguments: dict[str, Any] = {"precision": "bf16-mixed" if bfloat16 else "32-true"}
         arguments["accelerator"] = {"cuda": "gpu"}.get(self.device.type, self.device.type)
         environment = _cluster()
-        if self.world > 1 and environment:
+        if self.world_size > 1 and environment:
             local = _processes_here()
-            arguments |= {"strategy": "ddp", "devices": local, "num_nodes": self.world // local}
+            arguments |= {"strategy": "ddp", "devices": local, "num_nodes": self.world_size // local}
         else:
             index = self.device.index or 0
             arguments["devices"] = [index] if self.device.type == "cuda" else 1
@@ -133,10 +133,10 @@ class Compute:
     def trainer_plugins(self) -> list[ClusterEnvironment]:
         """Lightning Trainer's plugins for this place."""
         environment = _cluster()
-        return [environment] if self.world > 1 and environment else []
+        return [environment] if self.world_size > 1 and environment else []
 
 
-def is_main() -> bool:
+def is_main_process() -> bool:
     """Whether this is the process that speaks, or the only one."""
     return not dist.is_initialized() or dist.get_rank() == 0
 

@@ -25,13 +25,13 @@ from tagmask.measure import (
     ThresholdCurve,
     ThresholdReport,
 )
-from tagmask.measure.arrays import number
+from tagmask.measure.validation import number
 from tagmask.methods._threshold import read_threshold
 from tagmask.pipeline import RECORD, claim, fingerprint, finish, is_done
 from tagmask.predict import Predictor
-from tagmask.progress import Shown
+from tagmask.progress import Reporter
 from tagmask.recipe import Recipe
-from tagmask.stage import Work, maps_file, mask_file
+from tagmask.stage import StageContext, maps_path, mask_path
 
 HELD_OUT = "held_out"
 
@@ -80,7 +80,12 @@ class Evaluation:
 
 
 def evaluate_run(
-    recipe: Recipe, folder: Path, images: TaggedImages, held_out: TaggedImages | None, compute: Compute, shown: Shown
+    recipe: Recipe,
+    folder: Path,
+    images: TaggedImages,
+    held_out: TaggedImages | None,
+    compute: Compute,
+    reporter: Reporter,
 ) -> Evaluation:
     """Measure every stage's maps and masks on the training images, and the network on the held-out ones.
 
@@ -91,21 +96,23 @@ def evaluate_run(
     for name, method in recipe.stages.items():
         key = f"{name} ({images.name})"
         if len(known) and "maps" in method.makes:
-            found.maps[key] = score_maps(known, folder / name, compute, shown)
+            found.maps[key] = score_maps(known, folder / name, compute, reporter)
         if len(known) and "masks" in method.makes:
-            found.scores[key] = score_masks(known, lambda s, at=folder / name: mask_file(at, s), compute, shown)  # type: ignore[misc]
+            found.scores[key] = score_masks(known, lambda s, at=folder / name: mask_path(at, s), compute, reporter)  # type: ignore[misc]
             if found.maps and (threshold := read_threshold(folder / name)) is not None:
                 found.chosen[list(found.maps)[-1]] = threshold
     if held_out is not None and (segmenter := latest(recipe, "segmenter")):
-        masks = segment_held_out(recipe, folder, segmenter, held_out, compute, shown)
+        masks = segment_held_out(recipe, folder, segmenter, held_out, compute, reporter)
         known = held_out.select(lambda sample: sample.mask is not None)
         if len(known):
             key = f"{segmenter} ({held_out.name})"
-            found.scores[key] = score_masks(known, lambda s: mask_file(masks, s), compute, shown)
+            found.scores[key] = score_masks(known, lambda s: mask_path(masks, s), compute, reporter)
     return found
 
 
-def evaluate_maps(recipe: Recipe, folder: Path, images: TaggedImages, compute: Compute, shown: Shown) -> Evaluation:
+def evaluate_maps(
+    recipe: Recipe, folder: Path, images: TaggedImages, compute: Compute, reporter: Reporter
+) -> Evaluation:
     """Measure the maps of every stage of a run on those of its images whose truth is known.
 
     Raises DataError if there is none, RunError if a stage has not finished.
@@ -116,12 +123,12 @@ def evaluate_maps(recipe: Recipe, folder: Path, images: TaggedImages, compute: C
             continue
         if not is_done(folder / name / RECORD):
             raise RunError(f"stage {name!r} of {folder} has not made all its maps yet: finish the run first.")
-        known = images.select(lambda s, at=folder / name: s.mask is not None and maps_file(at, s).exists())  # type: ignore[misc]
+        known = images.select(lambda s, at=folder / name: s.mask is not None and maps_path(at, s).exists())  # type: ignore[misc]
         if not len(known):
             raise DataError(
                 f"no image of {images.name} has both a true mask and maps in {folder / name}: give --data, and --masks."
             )
-        found.maps[f"{name} ({images.name})"] = score_maps(known, folder / name, compute, shown)
+        found.maps[f"{name} ({images.name})"] = score_maps(known, folder / name, compute, reporter)
     return found
 
 
@@ -130,24 +137,24 @@ def latest(recipe: Recipe, kind: str) -> str | None:
     return next((name for name, method in reversed(recipe.stages.items()) if kind in method.makes), None)
 
 
-def score_maps(images: TaggedImages, folder: Path, compute: Compute, shown: Shown) -> MapScores:
+def score_maps(images: TaggedImages, folder: Path, compute: Compute, reporter: Reporter) -> MapScores:
     """The figures of a stage's response maps against the images' truth."""
     curve, activations, figures = ThresholdCurve(len(images.classes)), ActivationHistogram(), MeanActivationFigures()
 
     def add(sample: Sample) -> None:
-        maps = ResponseMaps.load(maps_file(folder, sample))
-        full, truth = maps.full_size(), read_truth(sample, maps.size)
-        curve.update(full, maps.classes, truth)
-        figures.update(full, maps.classes, truth)
+        maps = ResponseMaps.load(maps_path(folder, sample))
+        full, ground_truth = maps.full_size(), read_ground_truth(sample, maps.size)
+        curve.update(full, maps.classes, ground_truth)
+        figures.update(full, maps.classes, ground_truth)
         activations.update(maps.maps)
 
-    _over_images(add, images, f"measuring {folder.name}'s maps", compute, shown)
+    _over_images(add, images, f"measuring {folder.name}'s maps", compute, reporter)
     auto = activations.otsu() if activations.compute().any() else math.nan
     return MapScores(curve.compute(), auto, figures.compute())
 
 
 def score_masks(
-    images: TaggedImages, file: Callable[[Sample], Path], compute: Compute, shown: Shown
+    images: TaggedImages, file: Callable[[Sample], Path], compute: Compute, reporter: Reporter
 ) -> SegmentationReport:
     """Scores of label maps against the images' truth.
 
@@ -161,31 +168,31 @@ def score_masks(
         if not path.exists():
             raise DataError(f"there is no mask {path} for image {sample.id}; make it, or evaluate another set.")
         labels = read_label_map(path)
-        truth = read_truth(sample, (labels.shape[0], labels.shape[1]))
+        ground_truth = read_ground_truth(sample, (labels.shape[0], labels.shape[1]))
         try:
-            scores.update(truth, labels)
+            scores.update(ground_truth, labels)
         except ValueError as error:
             raise DataError(f"{path} cannot be measured: {error}; are its classes those of the data?") from error
 
-    _over_images(add, images, "measuring masks", compute, shown)
+    _over_images(add, images, "measuring masks", compute, reporter)
     return scores.compute()
 
 
-def read_truth(sample: Sample, size: tuple[int, int]) -> Any:
+def read_ground_truth(sample: Sample, size: tuple[int, int]) -> Any:
     """A sample's ground truth [H, W] uint8. Raises DataError if it has not the size of what it is compared with."""
     if sample.mask is None:
         raise DataError(f"image {sample.id} has no ground truth mask.")
-    truth = sample.mask.read()
-    if truth.shape != size:
+    ground_truth = sample.mask.read()
+    if ground_truth.shape != size:
         raise DataError(
-            f"the truth of {sample.id} is {truth.shape[1]}×{truth.shape[0]} pixels, its mask {size[1]}×{size[0]}; "
+            f"the truth of {sample.id} is {ground_truth.shape[1]}×{ground_truth.shape[0]} pixels, its mask {size[1]}×{size[0]}; "
             "they must be of one size."
         )
-    return truth
+    return ground_truth
 
 
 def segment_held_out(
-    recipe: Recipe, folder: Path, stage: str, held_out: TaggedImages, compute: Compute, shown: Shown
+    recipe: Recipe, folder: Path, stage: str, held_out: TaggedImages, compute: Compute, reporter: Reporter
 ) -> Path:
     """Segment held-out images with a stage's network, as if nothing were known of them; returns the folder."""
     target = held_out_folder(folder, held_out)
@@ -193,8 +200,8 @@ def segment_held_out(
     if not claim(target, key, compute, redo=True):
         started = time.time()
         untagged = replace(held_out, samples=tuple(replace(sample, tags=None) for sample in held_out.samples))
-        work = Work(target, untagged, {}, recipe.seed, compute, shown.progress, shown.say)
-        Predictor.load(folder / stage, compute).write_masks(work)
+        context = StageContext(target, untagged, {}, recipe.seed, compute, reporter.progress, reporter.info)
+        Predictor.load(folder / stage, compute).write_masks(context)
         finish(target, compute, time.time() - started, len(held_out))
     return target
 
@@ -205,11 +212,11 @@ def held_out_folder(folder: Path, held_out: TaggedImages) -> Path:
 
 
 def _over_images(
-    add: Callable[[Sample], None], images: TaggedImages, what: str, compute: Compute, shown: Shown
+    add: Callable[[Sample], None], images: TaggedImages, what: str, compute: Compute, reporter: Reporter
 ) -> None:
     """Add this process's images to metrics, which are summed over the processes when they compute."""
-    samples = compute.share(images.samples)
-    with shown.progress(what, len(samples)) as advance, torch.inference_mode():
+    samples = compute.shard(images.samples)
+    with reporter.progress(what, len(samples)) as advance, torch.inference_mode():
         for sample in samples:
             add(sample)
             advance(1)

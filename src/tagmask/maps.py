@@ -89,9 +89,9 @@ class ResponseMaps:
         """The strongest activation as a heat overlay on the image [H, W, 3] uint8."""
         heat = strongest(self.maps, self.size)[0][..., None]
         steps = np.linspace(0, 1, len(_HEAT))
-        colour = np.stack([np.interp(heat[..., 0], steps, _HEAT[:, c]) for c in range(3)], axis=-1)
+        color = np.stack([np.interp(heat[..., 0], steps, _HEAT[:, c]) for c in range(3)], axis=-1)
         opacity = 0.25 + 0.5 * heat
-        return Image.fromarray((image * (1 - opacity) + colour * opacity).astype(np.uint8))
+        return Image.fromarray((image * (1 - opacity) + color * opacity).astype(np.uint8))
 
 
 # Dark blue → teal → yellow → red, even steps in lightness up to yellow.

@@ -14,9 +14,9 @@ from tagmask.artifacts import digest, read_json, remove_unfinished, write_json, 
 from tagmask.compute import Compute
 from tagmask.data.samples import TaggedImages
 from tagmask.errors import DataError, RecipeError, RunError
-from tagmask.progress import Shown
+from tagmask.progress import Reporter
 from tagmask.recipe import Recipe, load_recipe
-from tagmask.stage import Kind, Work
+from tagmask.stage import ArtifactKind, StageContext
 
 RECORD = "stage.json"
 RUN = "run.json"
@@ -24,13 +24,13 @@ RECIPE = "recipe.yaml"
 WEIGHTS = ("pretrained", "classifier", "none")  # all that a setting `weights` may be, but a file
 
 
-def carry_out(
+def run_stages(
     recipe: Recipe,
     images: TaggedImages,
     folder: Path,
     *,
     compute: Compute,
-    shown: Shown,
+    reporter: Reporter,
     redo: bool = False,
     max_steps: int | None = None,
 ) -> dict[str, Path]:
@@ -46,27 +46,27 @@ def carry_out(
     Raises:
         RunError: a stage was made with other settings or data, and `redo` was not said.
     """
-    inputs: dict[Kind, Path] = {}
+    inputs: dict[ArtifactKind, Path] = {}
     folders = {}
     keys = stage_keys(recipe, images)
     for number, (name, method) in enumerate(recipe.stages.items(), 1):
         stage = folders[name] = folder / name
-        work = Work(
+        context = StageContext(
             stage,
             images,
             {kind: inputs[kind] for kind in method.needs},
             recipe.seed,
             compute,
-            shown.progress,
-            shown.say,
+            reporter.progress,
+            reporter.info,
             max_steps,
         )
         done = claim(stage, keys[name], compute, redo)
         title = f"[{number}/{len(recipe.stages)}] {name}"
-        shown.say(f"{title}: done before" if done else title)
+        reporter.info(f"{title}: done before" if done else title)
         if not done:
             started = time.time()
-            method.run(work)
+            method.run(context)
             finish(stage, compute, time.time() - started, len(images))
         for kind in method.makes:
             inputs[kind] = stage
@@ -76,7 +76,7 @@ def carry_out(
 def stage_keys(recipe: Recipe, images: TaggedImages) -> dict[str, dict[str, Any]]:
     """For each stage all that its results depend on: its settings, the images, and its inputs' own keys."""
     keys: dict[str, dict[str, Any]] = {}
-    made: dict[Kind, str] = {}
+    made: dict[ArtifactKind, str] = {}
     for name, method in recipe.stages.items():
         keys[name] = {
             "method": type(method).__module__,
@@ -85,7 +85,7 @@ def stage_keys(recipe: Recipe, images: TaggedImages) -> dict[str, dict[str, Any]
             "images": fingerprint(images),
             "inputs": {kind: made[kind] for kind in method.needs},
         }
-        if (besides := method.reads_besides(images)) is not None:
+        if (besides := method.extra_fingerprint(images)) is not None:
             keys[name]["besides"] = besides
         made |= dict.fromkeys(method.makes, digest(keys[name]))
     return keys
@@ -96,13 +96,13 @@ def fingerprint(images: TaggedImages) -> str:
     return digest([images.classes, [(s.id, s.tags, s.size) for s in images.samples]])
 
 
-def finish(stage: Path, compute: Compute, seconds: float, n_images: int) -> None:
+def finish(stage: Path, compute: Compute, seconds: float, num_images: int) -> None:
     """Say in a stage's record that all processes are done with it."""
     compute.barrier()
-    if compute.main:
+    if compute.is_main_process:
         record = read_json(stage / RECORD)
         total = round(record.get("seconds", 0) + seconds, 1)
-        write_json(stage / RECORD, {**record, "status": "done", "seconds": total, "images": n_images})
+        write_json(stage / RECORD, {**record, "status": "done", "seconds": total, "images": num_images})
     compute.barrier()
 
 
@@ -119,13 +119,13 @@ def claim(stage: Path, key: dict[str, Any], compute: Compute, redo: bool) -> boo
     """
     record = read_record(stage, key, redo)
     compute.barrier()  # every process has read the record before the first one writes it
-    if record is None and compute.main:
+    if record is None and compute.is_main_process:
         _remove(stage)
         versions = {name: version(name) for name in ("torch", "timm", "lightning", "numpy")}
         record = {"status": "running", "key": key, "versions": {"tagmask": tagmask.__version__, **versions}}
         write_json(stage / RECORD, record)
     done = bool(record and record["status"] == "done")
-    if compute.main and not done:
+    if compute.is_main_process and not done:
         remove_unfinished(stage)
     compute.barrier()
     return done

@@ -12,17 +12,18 @@ import torch
 
 from tagmask.artifacts import read_json, write_json
 from tagmask.compute import Compute
-from tagmask.data.samples import TaggedImages, did_you_mean
-from tagmask.data.transforms import normalised
+from tagmask.data.samples import TaggedImages
+from tagmask.data.transforms import normalize_images
 from tagmask.errors import DataError, RunError
 from tagmask.methods.segment import decide, probabilities, write_masks
-from tagmask.models.inference import for_inference
+from tagmask.models.inference import prepare_for_inference
 from tagmask.models.segmenter import Segmenter
 from tagmask.outputs.folder import write_legend
 from tagmask.pipeline import RECORD, claim, finish
-from tagmask.progress import Shown
+from tagmask.progress import Reporter
 from tagmask.refine.settings import CrfSettings
-from tagmask.stage import Work
+from tagmask.stage import StageContext
+from tagmask.text import did_you_mean
 
 IMAGES = "images.json"  # beside predicted masks: which image each is of, and the tags that were known
 
@@ -44,7 +45,7 @@ class Predictor:
     @classmethod
     def load(cls, folder: Path, compute: Compute) -> Predictor:
         """Load the network of a stage folder. Raises RunError if there is none."""
-        network = for_inference(Segmenter.load(folder), compute)
+        network = prepare_for_inference(Segmenter.load(folder), compute)
         test = read_json(folder / "config.json")["test"]
         crf = CrfSettings(**test["crf"]) if test["crf"] else None
         return cls(network, tuple(test["scales"]), crf, compute)
@@ -78,13 +79,13 @@ class Predictor:
         image = np.array(image)  # torch takes no mirrored views, and warns of read-only arrays
         pixels = torch.from_numpy(image).permute(2, 0, 1)[None].to(self.compute.device)
         with self.compute.autocast(self.network):
-            images = normalised(pixels, self.network.mean, self.network.std)
+            images = normalize_images(pixels, self.network.mean, self.network.std)
             [(channels, probs)] = probabilities(self.network, images, [ids], self.scales)
         return decide(image, channels, probs, self.crf)
 
-    def write_masks(self, work: Work) -> None:
+    def write_masks(self, context: StageContext) -> None:
         """Write `work.mask_file` of every image of `work` that has none yet."""
-        write_masks(self.network, work, scales=self.scales, crf=self.crf, batch_size=8)
+        write_masks(self.network, context, scales=self.scales, crf=self.crf, batch_size=8)
 
     def _id(self, tag: str) -> int:
         if tag not in self.classes:
@@ -93,7 +94,7 @@ class Predictor:
 
 
 def predict_folder(
-    predictor: Predictor, images: TaggedImages, made: str, out: Path, *, shown: Shown, redo: bool = False
+    predictor: Predictor, images: TaggedImages, made: str, out: Path, *, reporter: Reporter, redo: bool = False
 ) -> dict[str, Path]:
     """Write the masks of new images under `out`/masks, with a legend; those that exist are kept.
 
@@ -114,23 +115,23 @@ def predict_folder(
         raise RunError(f"{masks} holds files that no network of tagmask made; choose another --out.")
     claim(masks, {"network": made}, compute, redo)
     started = time.time()
-    work = Work(out, images, {}, 0, compute, shown.progress, shown.say)
-    if compute.main:
-        _keep_apart(work, masks / IMAGES, redo)
+    context = StageContext(out, images, {}, 0, compute, reporter.progress, reporter.info)
+    if compute.is_main_process:
+        _keep_apart(context, masks / IMAGES, redo)
     compute.barrier()
-    predictor.write_masks(work)
+    predictor.write_masks(context)
     finish(masks, compute, time.time() - started, len(images))
-    if predictor.compute.main:
+    if predictor.compute.is_main_process:
         write_legend(out, predictor.classes)
-    return {sample.id: work.mask_file(sample) for sample in images.samples}
+    return {sample.id: context.mask_path(sample) for sample in images.samples}
 
 
-def _keep_apart(work: Work, file: Path, redo: bool) -> None:
+def _keep_apart(context: StageContext, file: Path, redo: bool) -> None:
     """See to it that every mask there is, is of this image with these tags."""
     before = read_json(file) if file.exists() else {}
-    now = {s.id: {"image": s.image, "tags": None if s.tags is None else list(s.tags)} for s in work.images.samples}
-    for sample in work.images.samples:
-        mask, was = work.mask_file(sample), before.get(sample.id)
+    now = {s.id: {"image": s.image, "tags": None if s.tags is None else list(s.tags)} for s in context.images.samples}
+    for sample in context.images.samples:
+        mask, was = context.mask_path(sample), before.get(sample.id)
         if was in (None, now[sample.id]) or not mask.exists():
             continue
         if not redo:

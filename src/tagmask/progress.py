@@ -25,13 +25,13 @@ class Progress(Protocol):
     ) -> AbstractContextManager[Callable[[int], None]]: ...
 
 
-class Shown:
+class Reporter:
     """Progress on a rich console: a bar on a terminal, a line now and then in a log, nothing if quiet."""
 
     def __init__(self, console: Console | None) -> None:
         self.console = console
 
-    def say(self, line: str) -> None:
+    def info(self, line: str) -> None:
         if self.console:
             self.console.print(line, markup=False, highlight=False)
 
@@ -61,10 +61,10 @@ class Shown:
             if now - last >= LOG_EVERY:
                 last = now
                 left = (now - started) / done * (total - done)
-                self.say(f"  {what}: {done}/{total} {unit}, about {left:.0f} s left")
+                self.info(f"  {what}: {done}/{total} {unit}, about {left:.0f} s left")
 
         yield advance
-        self.say(f"  {what}: {done}/{total} {unit} in {time.monotonic() - started:.0f} s")
+        self.info(f"  {what}: {done}/{total} {unit} in {time.monotonic() - started:.0f} s")
 
 
 def no_progress(what: str, total: int, unit: str = "images") -> AbstractContextManager[Callable[[int], None]]:
@@ -72,7 +72,7 @@ def no_progress(what: str, total: int, unit: str = "images") -> AbstractContextM
     return nullcontext(lambda step: None)
 
 
-def in_parallel(what: str, jobs: Iterable[Any], total: int, workers: int, progress: Progress) -> None:
+def run_parallel(what: str, jobs: Iterable[Any], total: int, workers: int, progress: Progress) -> None:
     """Do `total` jobs (each a joblib `delayed` call) in worker processes, showing how far it is.
 
     Raises RunError if the system kills a worker.

@@ -13,9 +13,9 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
 
-from tagmask.data.samples import did_you_mean
 from tagmask.errors import RecipeError
-from tagmask.stage import NAMES, Kind, Method
+from tagmask.stage import ARTIFACT_NAMES, ArtifactKind, Method
+from tagmask.text import did_you_mean
 
 _STAGE_NAME = re.compile(r"\w[\w-]*")  # it becomes a folder
 _TAKEN = ("held_out",)  # folders of a run that are no stages
@@ -52,7 +52,7 @@ class Recipe(BaseModel):
             for kind in method.needs:
                 if kind not in made:
                     raise ValueError(
-                        f"stage {name!r} needs {NAMES[kind]}, which no stage before it makes; put one before it that "
+                        f"stage {name!r} needs {ARTIFACT_NAMES[kind]}, which no stage before it makes; put one before it that "
                         f"does: {', '.join(makers(kind))}"
                     )
             made |= set(method.makes)
@@ -106,7 +106,7 @@ def method_names() -> list[str]:
     return sorted(f.stem for f in _files("methods", ".py") if not f.stem.startswith("_"))
 
 
-def makers(kind: Kind) -> list[str]:
+def makers(kind: ArtifactKind) -> list[str]:
     """The methods that make an artifact."""
     return [name for name in method_names() if kind in find_method(name).makes]
 
@@ -162,7 +162,7 @@ def ready_classifier(name: str, settings: Iterable[str] = ()) -> Recipe:
     return Recipe(description=f"{name} as it is", seed=0, stages=raw["stages"])
 
 
-def extended(recipe: Recipe, method: str, settings: Iterable[str] = (), name: str | None = None) -> Recipe:
+def recipe_with_stage(recipe: Recipe, method: str, settings: Iterable[str] = (), name: str | None = None) -> Recipe:
     """The recipe with one more stage at its end; where there is one of this name, with that in its place.
 
     Args:

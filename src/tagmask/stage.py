@@ -12,22 +12,22 @@ from pydantic import BaseModel, ConfigDict
 
 from tagmask.compute import Compute
 from tagmask.data.samples import Sample, TaggedImages
-from tagmask.progress import Progress, in_parallel
+from tagmask.progress import Progress, run_parallel
 
-Kind = Literal["classifier", "maps", "masks", "segmenter"]
+ArtifactKind = Literal["classifier", "maps", "masks", "segmenter"]
 """What a stage makes, and the next ones may need:
 `classifier`  classifier.safetensors + config.json
 `maps`        maps/<id>.safetensors, one `ResponseMaps` an image
 `masks`       masks/<id>.png, one label map an image
 `segmenter`   segmenter.safetensors + config.json
 """
-NAMES: dict[Kind, str] = {
+ARTIFACT_NAMES: dict[ArtifactKind, str] = {
     "classifier": "a classifier", "maps": "response maps", "masks": "masks", "segmenter": "a segmentation network",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Work:
+class StageContext:
     """What a method is given to work with.
 
     Attributes:
@@ -43,31 +43,33 @@ class Work:
 
     folder: Path
     images: TaggedImages
-    inputs: Mapping[Kind, Path]
+    inputs: Mapping[ArtifactKind, Path]
     seed: int
     compute: Compute
     progress: Progress
-    say: Callable[[str], None]
+    info: Callable[[str], None]
     max_steps: int | None = None
 
-    def maps_file(self, sample: Sample) -> Path:
+    def maps_path(self, sample: Sample) -> Path:
         """Where this stage writes a sample's response maps."""
-        return maps_file(self.folder, sample)
+        return maps_path(self.folder, sample)
 
-    def mask_file(self, sample: Sample) -> Path:
+    def mask_path(self, sample: Sample) -> Path:
         """Where this stage writes a sample's label map."""
-        return mask_file(self.folder, sample)
+        return mask_path(self.folder, sample)
 
-    def missing(self, groups: Sequence[Sequence[Sample]], file: Callable[[Sample], Path]) -> Sequence[Sequence[Sample]]:
+    def pending_shard(
+        self, groups: Sequence[Sequence[Sample]], file: Callable[[Sample], Path]
+    ) -> Sequence[Sequence[Sample]]:
         """This process's groups in which some sample has no file yet.
 
         Groups are never regrouped after an interruption, so that a network sees the same batches, bit by bit.
         """
-        return [g for g in self.compute.share(groups) if not all(file(sample).exists() for sample in g)]
+        return [g for g in self.compute.shard(groups) if not all(file(sample).exists() for sample in g)]
 
-    def in_parallel(self, what: str, jobs: Iterable[Any], total: int) -> None:
+    def run_parallel(self, what: str, jobs: Iterable[Any], total: int) -> None:
         """Do this process's `total` jobs (each a joblib `delayed` call) in worker processes, showing how far it is."""
-        in_parallel(what, jobs, total, self.compute.workers, self.progress)
+        run_parallel(what, jobs, total, self.compute.workers, self.progress)
 
 
 class Method(BaseModel):
@@ -80,29 +82,29 @@ class Method(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    needs: ClassVar[tuple[Kind, ...]] = ()
-    makes: ClassVar[tuple[Kind, ...]] = ()
+    needs: ClassVar[tuple[ArtifactKind, ...]] = ()
+    makes: ClassVar[tuple[ArtifactKind, ...]] = ()
 
     def check(self, images: TaggedImages) -> None:
         """Raise a DataError if the images lack what the method needs; called before the run begins."""
 
-    def reads_besides(self, images: TaggedImages) -> str | None:
+    def extra_fingerprint(self, images: TaggedImages) -> str | None:
         """A hash of what else of the images the result depends on (saliency), so that a change of it is noticed."""
         return None
 
     @abstractmethod
-    def run(self, work: Work) -> None: ...
+    def run(self, context: StageContext) -> None: ...
 
 
-def maps_file(folder: Path, sample: Sample) -> Path:
+def maps_path(folder: Path, sample: Sample) -> Path:
     return folder / "maps" / f"{sample.id}.safetensors"
 
 
-def mask_file(folder: Path, sample: Sample) -> Path:
+def mask_path(folder: Path, sample: Sample) -> Path:
     return folder / "masks" / f"{sample.id}.png"
 
 
-def batches(samples: Sequence[Sample], batch_size: int, pixels: int) -> list[list[Sample]]:
+def group_by_size(samples: Sequence[Sample], batch_size: int, pixels: int) -> list[list[Sample]]:
     """Group samples of equal image size into batches, in a fixed order.
 
     A batch holds at most `batch_size` images, and at most so many `pixels` unless it is a single image.

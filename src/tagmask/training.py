@@ -21,10 +21,10 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from tagmask.artifacts import read_json, write_json, written_atomically
+from tagmask.artifacts import atomic_write, read_json, write_json
 from tagmask.data.loading import TrainingSet, training_loader
 from tagmask.errors import RunError
-from tagmask.stage import Work
+from tagmask.stage import StageContext
 
 Optimizer = Literal["sgd", "adam", "adamw"]
 
@@ -84,7 +84,7 @@ class Training(L.LightningModule):
         return {"optimizer": chosen, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def fit(module: Training, data: TrainingSet, work: Work, *, epochs: int, batch_size: int) -> None:
+def fit(module: Training, data: TrainingSet, context: StageContext, *, epochs: int, batch_size: int) -> None:
     """Train, or go on with a training that was cut off; `history.json` gets a line an epoch.
 
     An epoch is the unit that survives: one that was cut off is begun again with the same random numbers,
@@ -93,12 +93,12 @@ def fit(module: Training, data: TrainingSet, work: Work, *, epochs: int, batch_s
     Raises:
         RunError: the loss is no longer a number.
     """
-    checkpoint = work.folder / "training" / "last.ckpt"
+    checkpoint = context.folder / "training" / "last.ckpt"
     done = _epochs_done(checkpoint)
-    loader = training_loader(data, batch_size, work.compute, done)
+    loader = training_loader(data, batch_size, context.compute, done)
     module.network.to(memory_format=torch.channels_last)
     what = f"training epochs {done + 1} to {epochs}" if done else f"training {epochs} epochs"
-    with work.progress(what, (epochs - done) * len(loader), "steps") as advance, _quiet(), _stoppable():
+    with context.progress(what, (epochs - done) * len(loader), "steps") as advance, _quiet(), _stoppable():
         keep = ModelCheckpoint(
             dirpath=checkpoint.parent,
             filename=checkpoint.stem,
@@ -107,19 +107,19 @@ def fit(module: Training, data: TrainingSet, work: Work, *, epochs: int, batch_s
         )
         trainer = L.Trainer(
             max_epochs=epochs,
-            max_steps=-1 if work.max_steps is None else work.max_steps,
-            callbacks=[_EpochSeeds(data.seed), _Curves(work, advance, len(loader)), keep],
+            max_steps=-1 if context.max_steps is None else context.max_steps,
+            callbacks=[_EpochSeeds(data.seed), _Curves(context, advance, len(loader)), keep],
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,  # ours splits each batch, so that many processes equal one
             deterministic="warn",
-            default_root_dir=work.folder,
-            plugins=[_Checkpoints(), *work.compute.trainer_plugins()],
-            **work.compute.trainer_arguments(module.network),
+            default_root_dir=context.folder,
+            plugins=[_Checkpoints(), *context.compute.trainer_plugins()],
+            **context.compute.trainer_arguments(module.network),
         )
         trainer.fit(module, loader, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
-    module.network.to(work.compute.device)
+    module.network.to(context.compute.device)
 
 
 def _epochs_done(checkpoint: Path) -> int:
@@ -128,12 +128,12 @@ def _epochs_done(checkpoint: Path) -> int:
     return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"]) + 1
 
 
-def train_once(work: Work, weights: str, train: Callable[[], None]) -> None:
+def train_once(context: StageContext, weights: str, train: Callable[[], None]) -> None:
     """Call `train`, which writes the file `weights` of the stage, unless it is there; then drop the checkpoint."""
-    if not (work.folder / weights).exists():
+    if not (context.folder / weights).exists():
         train()
-    work.compute.barrier()
-    shutil.rmtree(work.folder / "training", ignore_errors=True)
+    context.compute.barrier()
+    shutil.rmtree(context.folder / "training", ignore_errors=True)
 
 
 class _Checkpoints(TorchCheckpointIO):
@@ -142,7 +142,7 @@ class _Checkpoints(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         whole = io.BytesIO()  # torch's own writer turns a full disk into an error of its own
         torch.save(checkpoint, whole)
-        with written_atomically(Path(path)) as temporary:
+        with atomic_write(Path(path)) as temporary:
             temporary.write_bytes(whole.getbuffer())
 
 
@@ -159,9 +159,9 @@ class _EpochSeeds(Callback):
 class _Curves(Callback):
     """Means of the losses of each epoch, into `history.json`."""
 
-    def __init__(self, work: Work, advance: Callable[[int], None], steps: int) -> None:
-        self.work, self.advance, self.steps = work, advance, steps
-        self.file = work.folder / "history.json"
+    def __init__(self, context: StageContext, advance: Callable[[int], None], steps: int) -> None:
+        self.context, self.advance, self.steps = context, advance, steps
+        self.file = context.folder / "history.json"
         self.sums: dict[str, Tensor] = {}
         self.waited = 0.0
 
@@ -189,10 +189,10 @@ class _Curves(Callback):
                 f"the training loss is no longer a number in epoch {trainer.current_epoch + 1}: "
                 "lower the learning rate, or set --precision float32."
             )
-        if not self.work.compute.main:
+        if not self.context.compute.is_main_process:
             return
         seconds = time.perf_counter() - self.started
-        history = [e for e in read_history(self.work.folder) if e["epoch"] <= trainer.current_epoch]
+        history = [e for e in read_history(self.context.folder) if e["epoch"] <= trainer.current_epoch]
         rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
         entry = {"epoch": trainer.current_epoch + 1, **means, "lr": rates[0], "seconds": round(seconds, 2)}
         write_json(self.file, [*history, {**entry, "data_wait": round(self.waited / seconds, 4)}])

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tagmask.data.check import CheckReport, check, verified
-from tagmask.data.lookalikes import lookalikes
+from tagmask.data.check import CheckReport, check, verify_images
+from tagmask.data.misspelled_tags import misspelled_tags
 from tagmask.data.samples import PngMask, Problem, Sample, TaggedImages
-from tagmask.data.voc import read_voc
+from tagmask.data.voc_reader import read_voc
 from tagmask.errors import DataError
 from tagmask.progress import no_progress
 
@@ -39,7 +39,7 @@ def report_on(images: TaggedImages) -> CheckReport:
 
 
 def verify(images: TaggedImages, skip_bad: bool = False) -> TaggedImages:
-    return verified(images, skip_bad=skip_bad, workers=2, progress=no_progress)
+    return verify_images(images, skip_bad=skip_bad, workers=2, progress=no_progress)
 
 
 def with_mask(s: Sample, labels: np.ndarray | list[list[int]]) -> Sample:
@@ -61,7 +61,7 @@ def test_progress_is_told(tmp_path: Path) -> None:
         told.append(total)
         yield told.append
 
-    verified(TaggedImages(("cat",), (sample(tmp_path, "a", ()),)), skip_bad=False, workers=1, progress=progress)
+    verify_images(TaggedImages(("cat",), (sample(tmp_path, "a", ()),)), skip_bad=False, workers=1, progress=progress)
     assert told == [1, 1]
 
 
@@ -85,7 +85,7 @@ def test_bad_images_are_named(tmp_path: Path) -> None:
     assert [s.id for s in kept.samples] == ["good"]
     assert [p.severity for p in kept.problems] == ["error", "warning", "error", "error", "error"]
     report = report_on(images)
-    assert (report.n_images, report.n_bad, report.ok) == (1, 4, False)
+    assert (report.num_images, report.num_bad, report.ok) == (1, 4, False)
 
 
 def test_nothing_left(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_figures(tmp_path: Path) -> None:
     tags = [(1,), (1, 2), (1, 2), (), None]
     samples = tuple(sample(tmp_path, f"i{i}", t, 10 * (i + 1), i + 1) for i, t in enumerate(tags))
     report = report_on(TaggedImages(("cat", "dog", "yak"), samples, name="pets"))
-    assert (report.n_images, report.n_bad, report.n_untagged, report.n_masks) == (5, 0, 1, 0)
+    assert (report.num_images, report.num_bad, report.num_untagged, report.num_masks) == (5, 0, 1, 0)
     assert report.images_per_class == (3, 2, 0)
     assert report.tags_per_image == (1, 1, 2)
     assert report.mean_tags == 5 / 4
@@ -190,7 +190,7 @@ def test_masks_that_disagree_with_tags(tmp_path: Path) -> None:
     )
     report = report_on(TaggedImages(("cat", "dog"), samples))
     assert report.ok
-    assert report.n_masks == 4
+    assert report.num_masks == 4
     assert report.tags_without_pixels.first == (("c", "cat"), ("c", "dog"))
     assert report.pixels_without_tags.first == (("b", "dog"),)
     said = " ".join(str(p) for p in report.problems)
@@ -227,7 +227,7 @@ def test_duplicates(tmp_path: Path) -> None:
     ],
 )
 def test_lookalikes(counts: dict[str, int], found: list[tuple[str, str]]) -> None:
-    assert [(slip.name, slip.meant) for slip in lookalikes(counts)] == found
+    assert [(slip.name, slip.meant) for slip in misspelled_tags(counts)] == found
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the photographs of ../shared/data/voc are not here")
@@ -237,7 +237,7 @@ def test_photographs() -> None:
     assert all(size and max(size) <= 320 for size in sizes)
     report = report_on(images)
     assert report.ok
-    assert report.n_masks == report.n_saliency == 723
+    assert report.num_masks == report.num_saliency == 723
     assert report.tags_without_pixels.count == 0
     assert report.pixels_without_tags.first == (("2008_005245", "person"),)
-    assert report.lookalikes == ()
+    assert report.misspelled_tags == ()

@@ -74,7 +74,7 @@ def test_bilevel_and_grey(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".webp"])
 def test_first_frame_of_an_animation(tmp_path: Path, suffix: str) -> None:
-    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / f"a{suffix}", save_all=True, append_images=frames[1:], lossless=True)
     assert read_image(tmp_path / f"a{suffix}")[0, 0].tolist() == [255, 0, 0]
 

@@ -18,9 +18,9 @@ from tagmask.compute import Compute
 from tagmask.data.images import read_image
 from tagmask.data.loading import ShuffledBatches, TrainingSet, multi_hot, training_loader, whole_images
 from tagmask.data.samples import Sample, TaggedImages
-from tagmask.data.transforms import RandomLongSide, RandomScale, Resize, normalised, training_transform
+from tagmask.data.transforms import RandomLongSide, RandomScale, Resize, normalize_images, training_transform
 from tagmask.errors import RecipeError
-from tagmask.stage import batches
+from tagmask.stage import group_by_size
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -90,13 +90,13 @@ def test_loading_processes_stay_from_epoch_to_epoch(toy_images: TaggedImages) ->
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_the_parts_of_many_processes_are_one_process_s_batches(toy_images: TaggedImages, world: int) -> None:
+def test_the_parts_of_many_processes_are_one_process_s_batches(toy_images: TaggedImages, world_size: int) -> None:
     data = a_set(toy_images)
     alone = all_batches(data, 1, Compute())
-    parts = [all_batches(data, 1, Compute(rank=rank, world=world)) for rank in range(world)]
+    parts = [all_batches(data, 1, Compute(rank=rank, world_size=world_size)) for rank in range(world_size)]
     for i, batch in enumerate(alone):
         pieces = [part[i]["image"] for part in parts]
-        assert {len(piece) for piece in pieces} == {4 // world}
+        assert {len(piece) for piece in pieces} == {4 // world_size}
         joined = torch.stack(pieces, 1).flatten(0, 1)  # rank r has every world-th item from r on
         assert torch.equal(joined, batch["image"])
 
@@ -112,14 +112,14 @@ def test_an_epoch_shows_every_image_once() -> None:
 
 def test_a_batch_that_cannot_be_split_is_one_sentence() -> None:
     with pytest.raises(RecipeError, match="batch_size 5 cannot be split over 2 processes"):
-        ShuffledBatches(100, 5, seed=0, compute=Compute(world=2))
+        ShuffledBatches(100, 5, seed=0, compute=Compute(world_size=2))
     with pytest.raises(RecipeError, match="3 images cannot be split over 4 processes"):
-        ShuffledBatches(3, 8, seed=0, compute=Compute(world=4))
+        ShuffledBatches(3, 8, seed=0, compute=Compute(world_size=4))
 
 
 def test_processes_get_equal_parts_also_of_few_images() -> None:
     """Else they would wait for each other for ever."""
-    parts = [list(ShuffledBatches(5, 8, seed=0, compute=Compute(rank=rank, world=2))) for rank in range(2)]
+    parts = [list(ShuffledBatches(5, 8, seed=0, compute=Compute(rank=rank, world_size=2))) for rank in range(2)]
     assert [len(batch) for part in parts for batch in part] == [2, 2]
 
 
@@ -201,7 +201,7 @@ def test_one_pixel_survives_every_augmentation(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_whole_images_come_in_order(toy_images: TaggedImages, workers: int) -> None:
-    groups = batches(toy_images.samples, 3, 2**20)
+    groups = group_by_size(toy_images.samples, 3, 2**20)
     read = list(whole_images(groups, Compute(workers=workers)))
     assert [[s.id for s in samples] for samples, _ in read] == [[s.id for s in group] for group in groups]
     for samples, pixels in read:
@@ -232,16 +232,16 @@ def test_a_loading_process_that_is_stuck_ignores_ctrl_c_and_ends_at_sigterm(
 def test_normalised() -> None:
     pixel = torch.tensor([0, 51, 255], dtype=torch.uint8).reshape(1, 3, 1, 1)
     expected = [(0 - 0.5) / 0.2, (0.2 - 0.4) / 0.25, (1 - 0.3) / 0.3]
-    torch.testing.assert_close(normalised(pixel, MEAN, STD).flatten(), torch.tensor(expected))
+    torch.testing.assert_close(normalize_images(pixel, MEAN, STD).flatten(), torch.tensor(expected))
 
 
 def test_batches_hold_one_size_and_not_too_many_pixels(toy_images: TaggedImages) -> None:
     small = [replace(s, id=f"s{s.id}") for s in toy_images.samples]
     large = [replace(s, id=f"l{s.id}", size=(3000, 4000)) for s in toy_images.samples[:3]]
     mixed = [*small[:2], large[0], *small[2:], *large[1:]]
-    groups = batches(mixed, 5, 2**20)
+    groups = group_by_size(mixed, 5, 2**20)
     assert [len(group) for group in groups] == [5, 3, 1, 1, 1]
     assert sorted(s.id for group in groups for s in group) == sorted(s.id for s in mixed)
     assert all(len({s.size for s in group}) == 1 for group in groups)
-    few = batches(small, 5, 3 * 40 * 48)
+    few = group_by_size(small, 5, 3 * 40 * 48)
     assert [len(group) for group in few] == [3, 3, 2]

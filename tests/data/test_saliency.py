@@ -131,11 +131,11 @@ def test_the_optimum_is_that_of_least_squares() -> None:
 def test_on_photographs_it_is_better_than_calling_all_salient() -> None:
     both, either, true, known = 0, 0, 0, 0
     for mask in sorted((SHARED / "SegmentationClass").iterdir())[::200]:
-        truth = read_mask_image(mask)
+        ground_truth = read_mask_image(mask)
         salient = background_saliency(read_image(SHARED / "JPEGImages" / f"{mask.stem}.jpg")) >= 0.5
-        both += (salient & (truth > 0))[truth < 255].sum()
-        either += (salient | (truth > 0))[truth < 255].sum()
-        true, known = true + (truth[truth < 255] > 0).sum(), known + (truth < 255).sum()
+        both += (salient & (ground_truth > 0))[ground_truth < 255].sum()
+        either += (salient | (ground_truth > 0))[ground_truth < 255].sum()
+        true, known = true + (ground_truth[ground_truth < 255] > 0).sum(), known + (ground_truth < 255).sum()
     assert both / either > true / known + 0.05
 
 

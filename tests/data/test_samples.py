@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tagmask.data.samples import PngMask, Problem, Sample, TaggedImages, did_you_mean
+from tagmask.data.samples import PngMask, Problem, Sample, TaggedImages
 from tagmask.errors import DataError
+from tagmask.text import did_you_mean
 
 ANIMALS = ("cat", "cow", "dog")
 

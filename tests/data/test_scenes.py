@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from tagmask.data import scenes
 from tagmask.data.scenes import CLASSES, Scene, make_scene, simulate_saliency, write_scenes
-from tagmask.data.voc import read_voc
+from tagmask.data.voc_reader import read_voc
 from tagmask.errors import DataError, RunError
 
 SAMPLE = range(1000, 1300)
@@ -97,9 +97,9 @@ def test_bodies_are_shared_between_the_classes(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(scenes, "_paint_part", lambda *_: None)
     made = [make_scene(index) for index in range(600)]
     bodies = [(tag, scene.image[scene.mask == tag].mean(axis=0)) for scene in made for tag in scene.tags]
-    tags, colours = np.array([tag for tag, _ in bodies]), np.array([colour for _, colour in bodies])
-    between = np.linalg.norm(np.array([colours[tags == tag].mean(axis=0) for tag in np.unique(tags)]) - colours.mean(0))
-    assert between / np.sqrt(6) < 0.25 * np.linalg.norm(colours.std(axis=0))
+    tags, colors = np.array([tag for tag, _ in bodies]), np.array([color for _, color in bodies])
+    between = np.linalg.norm(np.array([colors[tags == tag].mean(axis=0) for tag in np.unique(tags)]) - colors.mean(0))
+    assert between / np.sqrt(6) < 0.25 * np.linalg.norm(colors.std(axis=0))
 
 
 def test_saliency_is_half_size_and_mostly_right(many: list[Scene]) -> None:
@@ -116,7 +116,7 @@ def test_saliency_is_half_size_and_mostly_right(many: list[Scene]) -> None:
 
 def test_folder_has_the_voc_layout(tmp_path: Path) -> None:
     done: list[int] = []
-    write_scenes(tmp_path, n_train=5, n_val=3, size=48, seed=2, progress=done.append)
+    write_scenes(tmp_path, num_train=5, num_val=3, size=48, seed=2, progress=done.append)
     assert done == [1] * 8
     assert (tmp_path / "classes.txt").read_text().split() == list(CLASSES)
     names = {
@@ -144,7 +144,7 @@ def test_folder_has_the_voc_layout(tmp_path: Path) -> None:
 
 
 def test_the_voc_reader_reads_it(tmp_path: Path) -> None:
-    write_scenes(tmp_path, n_train=4, n_val=2, size=32)
+    write_scenes(tmp_path, num_train=4, num_val=2, size=32)
     found = read_voc(tmp_path, split="val")
     assert tuple(found.classes) == CLASSES
     assert [sample.id for sample in found.samples] == ["scene_00004", "scene_00005"]
@@ -161,30 +161,30 @@ def test_a_call_that_was_cut_off_goes_on(tmp_path: Path) -> None:
         if next(calls) == 4:
             raise Cut
 
-    write_scenes(tmp_path / "whole", n_train=6, n_val=2, size=32)
+    write_scenes(tmp_path / "whole", num_train=6, num_val=2, size=32)
     with pytest.raises(Cut):
-        write_scenes(tmp_path / "cut", n_train=6, n_val=2, size=32, progress=cut)
+        write_scenes(tmp_path / "cut", num_train=6, num_val=2, size=32, progress=cut)
     assert not (tmp_path / "cut/classes.txt").exists()
     (tmp_path / "cut/JPEGImages/scene_00002.png").unlink()  # killed before its image, which comes last
     kept = tmp_path / "cut/JPEGImages/scene_00001.png"
     before = kept.stat().st_mtime_ns
-    write_scenes(tmp_path / "cut", n_train=6, n_val=2, size=32)
+    write_scenes(tmp_path / "cut", num_train=6, num_val=2, size=32)
     assert kept.stat().st_mtime_ns == before
     assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
 
 
 def test_another_seed_is_not_mixed_in(tmp_path: Path) -> None:
-    write_scenes(tmp_path, n_train=2, n_val=0, size=32)
+    write_scenes(tmp_path, num_train=2, num_val=0, size=32)
     with pytest.raises(DataError, match="seed"):
-        write_scenes(tmp_path, n_train=2, n_val=0, size=32, seed=1)
-    write_scenes(tmp_path, n_train=3, n_val=1, size=32)  # more of the same set
+        write_scenes(tmp_path, num_train=2, num_val=0, size=32, seed=1)
+    write_scenes(tmp_path, num_train=3, num_val=1, size=32)  # more of the same set
     assert len(list((tmp_path / "JPEGImages").iterdir())) == 4
 
 
 def test_other_files_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "tags.csv").write_text("image,tags\n")
     with pytest.raises(DataError, match="is not empty and holds no scenes: choose another folder"):
-        write_scenes(tmp_path, n_train=1, n_val=0, size=32)
+        write_scenes(tmp_path, num_train=1, num_val=0, size=32)
     assert [file.name for file in tmp_path.iterdir()] == ["tags.csv"]
 
 
@@ -194,7 +194,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(RunError, match=r"scene_00000\.png.*No space left"):
-        write_scenes(tmp_path, n_train=1, n_val=0, size=32)
+        write_scenes(tmp_path, num_train=1, num_val=0, size=32)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["scenes.json"]
 
 

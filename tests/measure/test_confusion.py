@@ -37,21 +37,21 @@ def test_two_by_two_by_hand() -> None:
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 2**32), st.integers(1, 254))
 def test_as_torchmetrics(seed: int, n: int) -> None:
-    truth, prediction = label_maps(seed, n)
-    ours = confusion_matrix(truth, prediction, n)
+    ground_truth, prediction = label_maps(seed, n)
+    ours = confusion_matrix(ground_truth, prediction, n)
     # To torchmetrics an unsure prediction is a class of its own, n + 1.
     pixels = torch.from_numpy(np.where(prediction == 255, n + 1, prediction).astype(np.int64))
-    target = torch.from_numpy(truth.astype(np.int64))
+    target = torch.from_numpy(ground_truth.astype(np.int64))
     theirs = multiclass_confusion_matrix(pixels, target, n + 2, ignore_index=255)
     np.testing.assert_array_equal(ours, theirs[: n + 1])
 
     sure = np.where(prediction == 255, 0, prediction)
     pixels = torch.from_numpy(sure.astype(np.int64))
-    ours = iou(confusion_matrix(truth, sure, n))
+    ours = iou(confusion_matrix(ground_truth, sure, n))
     theirs = multiclass_jaccard_index(pixels, target, n + 1, average=None, ignore_index=255)
     np.testing.assert_allclose(np.nan_to_num(ours), theirs, rtol=1e-6)
     theirs = multiclass_jaccard_index(pixels, target, n + 1, average="macro", ignore_index=255)
-    if (truth != 255).any():
+    if (ground_truth != 255).any():
         np.testing.assert_allclose(mean_iou(ours), theirs, rtol=1e-5)
 
 
@@ -61,7 +61,7 @@ def test_a_value_out_of_range_is_named(value: int, other: str) -> None:
     wrong[1, 1] = value
     maps = {"truth": TRUTH, "prediction": PREDICTION, other: wrong}
     with pytest.raises(ValueError, match=rf"{other} has the value {value}; valid are 0..2 and 255"):
-        confusion_matrix(**maps, n_classes=2)
+        confusion_matrix(**maps, num_classes=2)
 
 
 def test_other_integers_are_taken_and_checked() -> None:

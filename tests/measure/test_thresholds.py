@@ -36,12 +36,12 @@ def measure(images: list[Image], n: int, thresholds: np.ndarray | None = None) -
 
 def brute_force(image: Image, n: int, threshold: float) -> np.ndarray:
     """Confusion matrix of one image at one threshold: argmax over [t, maps...], all in float32."""
-    maps, classes, truth = image
-    background = np.full((1, *truth.shape), threshold, np.float32)
+    maps, classes, ground_truth = image
+    background = np.full((1, *ground_truth.shape), threshold, np.float32)
     best = np.concatenate([background, maps.astype(np.float32)]).argmax(axis=0)
     prediction = np.concatenate([[0], classes])[best]
     confusion = np.zeros((n + 1, n + 1), np.int64)
-    np.add.at(confusion, (truth[truth != 255], prediction[truth != 255]), 1)
+    np.add.at(confusion, (ground_truth[ground_truth != 255], prediction[ground_truth != 255]), 1)
     return confusion
 
 
@@ -62,8 +62,8 @@ def random_images(seed: int, n: int, dtype: type, count: int = 3) -> list[Image]
         shape = tuple(rng.integers(1, 12, 2))
         classes = rng.permutation(n)[: rng.integers(0, n + 1)] + 1
         maps = rng.choice([rng.random(), *np.arange(0, 101, 5) / 100], (len(classes), *shape)).astype(dtype)
-        truth = rng.choice([*range(n + 1), 255], shape).astype(np.uint8)
-        images.append((maps, classes, truth))
+        ground_truth = rng.choice([*range(n + 1), 255], shape).astype(np.uint8)
+        images.append((maps, classes, ground_truth))
     images[0][2][0, 0] = 0  # at least one pixel is known
     return images
 
@@ -95,8 +95,8 @@ def test_goldens_in_other_types(goldens: dict[str, np.ndarray]) -> None:
     images, n = golden_images(goldens), int(goldens["n_classes"])
     expected = measure(images, n).confusion
     curve = ThresholdCurve(n)
-    for maps, classes, truth in images:
-        curve.update(torch.from_numpy(maps), torch.from_numpy(classes), torch.from_numpy(truth).long())
+    for maps, classes, ground_truth in images:
+        curve.update(torch.from_numpy(maps), torch.from_numpy(classes), torch.from_numpy(ground_truth).long())
     np.testing.assert_array_equal(curve.compute().confusion, expected)
 
 
@@ -137,9 +137,9 @@ def test_equal_maps_first_wins_and_equal_to_the_threshold_is_background() -> Non
 
 def test_float16_is_compared_as_float32() -> None:
     # 0.1 in float16 is 0.09998, below float32's 0.1; float32's own 0.1 is above float64's, yet a tie here.
-    truth = np.ones((1, 1), np.uint8)
+    ground_truth = np.ones((1, 1), np.uint8)
     for dtype, cut in ((np.float16, [0.0999, 0.1]), (np.float32, [0.0999, 0.1])):
-        report = measure([(np.full((1, 1, 1), 0.1, dtype), np.array([1]), truth)], 1, np.array(cut))
+        report = measure([(np.full((1, 1, 1), 0.1, dtype), np.array([1]), ground_truth)], 1, np.array(cut))
         assert report.confusion[:, 1].tolist() == [[0, 1], [1, 0]]
 
 
@@ -160,9 +160,9 @@ def test_interval_is_the_run_around_the_best_threshold() -> None:
     maps[0, 0, :100] = 0.8
     maps[0, 0, 100:102] = 0.6
     maps[0, 0, 102:] = 0.2
-    truth = np.zeros((1, 200), np.uint8)
-    truth[0, :100] = 1
-    report = measure([(maps, np.array([1]), truth)], 1)
+    ground_truth = np.zeros((1, 200), np.uint8)
+    ground_truth[0, :100] = 1
+    report = measure([(maps, np.array([1]), ground_truth)], 1)
     assert report.interval == (0.2, 0.79)
     assert report.width == pytest.approx(0.59)
     assert report.best_miou == 1
@@ -171,12 +171,12 @@ def test_interval_is_the_run_around_the_best_threshold() -> None:
 
 def test_each_class_at_its_own_threshold() -> None:
     # Class 1 is right above 0.2 (its false pixels have 0.1), class 2 only above 0.7.
-    truth = np.array([[1, 1, 0, 0]], np.uint8), np.array([[2, 2, 0, 0]], np.uint8)
+    ground_truth = np.array([[1, 1, 0, 0]], np.uint8), np.array([[2, 2, 0, 0]], np.uint8)
     maps = (
         np.array([[[0.3, 0.3, 0.1, 0.1]]], np.float32),
         np.array([[[0.9, 0.9, 0.7, 0.7]]], np.float32),
     )
-    images = [(m, np.array([c]), t) for m, c, t in zip(maps, (1, 2), truth, strict=True)]
+    images = [(m, np.array([c]), t) for m, c, t in zip(maps, (1, 2), ground_truth, strict=True)]
     report = measure(images, 3, np.array([0.0, 0.2, 0.5, 0.8]))
     assert report.class_best[1:3].tolist() == [0.2, 0.8]
     assert np.isnan(report.class_best[3])
@@ -186,9 +186,9 @@ def test_each_class_at_its_own_threshold() -> None:
 
 
 def test_images_without_a_preference() -> None:
-    truth = np.array([[0, 1]], np.uint8)
-    none = (np.zeros((0, 1, 2), np.float32), np.zeros(0, np.int64), truth)
-    zero = (np.zeros((1, 1, 2), np.float32), np.array([1]), truth)
+    ground_truth = np.array([[0, 1]], np.uint8)
+    none = (np.zeros((0, 1, 2), np.float32), np.zeros(0, np.int64), ground_truth)
+    zero = (np.zeros((1, 1, 2), np.float32), np.array([1]), ground_truth)
     unknown = (np.ones((1, 1, 2), np.float32), np.array([1]), np.full((1, 2), 255, np.uint8))
     report = measure([none, zero, unknown], 1)
     assert (report.confusion == [[2, 0], [2, 0]]).all()
@@ -239,9 +239,9 @@ def test_json(goldens: dict[str, np.ndarray]) -> None:
         (np.zeros((1, 2, 2)), [1], np.zeros((2, 2)), "label map"),
     ],
 )
-def test_bad_input(maps: np.ndarray, classes: list[int], truth: np.ndarray, message: str) -> None:
+def test_bad_input(maps: np.ndarray, classes: list[int], ground_truth: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ThresholdCurve(3).update(maps, classes, truth)
+        ThresholdCurve(3).update(maps, classes, ground_truth)
 
 
 @pytest.mark.parametrize("thresholds", [[], [0.5, 0.5], [0.5, 0.1], [[0.1, 0.2]], [0.1, 0.1 + 1e-12]])

@@ -17,15 +17,15 @@ from tagmask.maps import ResponseMaps, grid_size
 from tagmask.methods.cam import Cam
 from tagmask.methods.crf import Crf
 from tagmask.models.classifier import Classifier
-from tagmask.stage import Method, Work
+from tagmask.stage import Method, StageContext
 from tagmask.training import read_history
 
 TOY_CAM: dict[str, Any] = {
-    "backbone": "resnet18", "weights": "none", "output_stride": 8, "frozen_stride": 0, "frozen_norms": False,
-    "epochs": 1, "batch_size": 4, "crop": 32, "long_side": [40, 48], "lr": 0.01, "head_lr": 0.01, "scales": [1.0, 0.5],
+    "backbone": "resnet18", "weights": "none", "output_stride": 8, "frozen_stride": 0, "freeze_norm": False,
+    "epochs": 1, "batch_size": 4, "crop_size": 32, "long_side_range": [40, 48], "lr": 0.01, "head_lr": 0.01, "scales": [1.0, 0.5],
 }  # fmt: skip
 
-MakeWork = Callable[..., Work]
+MakeContext = Callable[..., StageContext]
 
 
 @pytest.fixture(scope="session")
@@ -35,9 +35,9 @@ def earlier(tmp_path_factory: pytest.TempPathFactory, toy_images: TaggedImages) 
     from tagmask.progress import no_progress
 
     folder = tmp_path_factory.mktemp("earlier")
-    work = Work(folder / "cam", toy_images, {}, 0, Compute(), no_progress, lambda line: None)
-    Cam(**TOY_CAM).run(work)
-    masks = replace(work, folder=folder / "crf", inputs={"maps": folder / "cam"})
+    context = StageContext(folder / "cam", toy_images, {}, 0, Compute(), no_progress, lambda line: None)
+    Cam(**TOY_CAM).run(context)
+    masks = replace(context, folder=folder / "crf", inputs={"maps": folder / "cam"})
     Crf(threshold=0.3).run(masks)
     return {"classifier": folder / "cam", "maps": folder / "cam", "masks": folder / "crf"}
 
@@ -49,100 +49,102 @@ class MethodContract:
     settings: ClassVar[dict[str, Any]] = {}
     trains: ClassVar[bool] = True
 
-    def run(self, make_work: MakeWork, earlier: dict[str, Path], name: str = "stage", **changes: Any) -> Work:
+    def run(
+        self, make_context: MakeContext, earlier: dict[str, Path], name: str = "stage", **changes: Any
+    ) -> StageContext:
         needs = {kind: earlier[kind] for kind in self.method.needs}
-        work = make_work(name, **needs, **changes)
-        self.method(**self.settings).run(work)
-        return work
+        context = make_context(name, **needs, **changes)
+        self.method(**self.settings).run(context)
+        return context
 
-    def test_it_trains_a_step(self, make_work: MakeWork, earlier: dict[str, Path]) -> None:
+    def test_it_trains_a_step(self, make_context: MakeContext, earlier: dict[str, Path]) -> None:
         if not self.trains:
             pytest.skip("nothing is trained")
-        history = read_history(self.run(make_work, earlier).folder)
+        history = read_history(self.run(make_context, earlier).folder)
         assert history
         assert all(np.isfinite(epoch["loss"]) for epoch in history)
 
-    def test_maps_have_the_promised_shape_and_range(self, make_work: MakeWork, earlier: dict[str, Path]) -> None:
+    def test_maps_have_the_promised_shape_and_range(self, make_context: MakeContext, earlier: dict[str, Path]) -> None:
         if "maps" not in self.method.makes:
             pytest.skip("it makes no maps")
-        work = self.run(make_work, earlier)
-        for sample in work.images.samples:  # among them one without a tag, and one with all
-            maps = ResponseMaps.load(work.maps_file(sample))
+        context = self.run(make_context, earlier)
+        for sample in context.images.samples:  # among them one without a tag, and one with all
+            maps = ResponseMaps.load(context.maps_path(sample))
             assert tuple(maps.classes) == sample.tags
             assert maps.size == sample.size
             assert maps.maps.shape == (len(sample.tags or ()), *grid_size(maps.size))
             assert np.isfinite(maps.maps).all()
             assert maps.maps.size == 0 or (maps.maps.min() >= 0 and maps.maps.max() <= 1)
 
-    def test_masks_hold_tagged_classes_alone(self, make_work: MakeWork, earlier: dict[str, Path]) -> None:
+    def test_masks_hold_tagged_classes_alone(self, make_context: MakeContext, earlier: dict[str, Path]) -> None:
         if "masks" not in self.method.makes:
             pytest.skip("it makes no masks")
-        work = self.run(make_work, earlier)
-        for sample in work.images.samples:
-            labels = read_label_map(work.mask_file(sample))
+        context = self.run(make_context, earlier)
+        for sample in context.images.samples:
+            labels = read_label_map(context.mask_path(sample))
             assert labels.shape == sample.size
             assert set(np.unique(labels)) <= {0, 255, *(sample.tags or ())}
 
-    def test_it_is_deterministic_by_seed(self, make_work: MakeWork, earlier: dict[str, Path]) -> None:
-        first = self.run(make_work, earlier, "first")
-        again = self.run(make_work, earlier, "again")
+    def test_it_is_deterministic_by_seed(self, make_context: MakeContext, earlier: dict[str, Path]) -> None:
+        first = self.run(make_context, earlier, "first")
+        again = self.run(make_context, earlier, "again")
         assert self.files(first) == self.files(again)
         assert self.same(first.folder, again.folder)
         if self.trains:
-            assert not self.same(first.folder, self.run(make_work, earlier, "other", seed=1).folder)
+            assert not self.same(first.folder, self.run(make_context, earlier, "other", seed=1).folder)
 
-    def test_it_makes_again_only_what_is_missing(self, make_work: MakeWork, earlier: dict[str, Path]) -> None:
-        work = self.run(make_work, earlier)
-        made = sorted(f for f in work.folder.rglob("*") if f.is_file() and f.suffix in (".safetensors", ".png"))
+    def test_it_makes_again_only_what_is_missing(self, make_context: MakeContext, earlier: dict[str, Path]) -> None:
+        context = self.run(make_context, earlier)
+        made = sorted(f for f in context.folder.rglob("*") if f.is_file() and f.suffix in (".safetensors", ".png"))
         victim, kept = made[-1], made[0]
         before, stamp = victim.read_bytes(), kept.stat().st_mtime_ns
         victim.unlink()
-        self.run(make_work, earlier)
+        self.run(make_context, earlier)
         assert victim.read_bytes() == before
         assert kept == victim or kept.stat().st_mtime_ns == stamp
 
     def test_a_checkpoint_that_outlived_its_training_is_removed(
-        self, make_work: MakeWork, earlier: dict[str, Path]
+        self, make_context: MakeContext, earlier: dict[str, Path]
     ) -> None:
         """Whoever is killed when the weights are written leaves it."""
         if not self.trains:
             pytest.skip("nothing is trained")
-        checkpoint = self.run(make_work, earlier).folder / "training" / "last.ckpt"
+        checkpoint = self.run(make_context, earlier).folder / "training" / "last.ckpt"
         assert not checkpoint.parent.exists()
         checkpoint.parent.mkdir()
         checkpoint.touch()
-        self.run(make_work, earlier)
+        self.run(make_context, earlier)
         assert not checkpoint.parent.exists()
 
-    def test_maps_at_another_stride(self, make_work: MakeWork, earlier: dict[str, Path], tmp_path: Path) -> None:
+    def test_maps_at_another_stride(self, make_context: MakeContext, earlier: dict[str, Path], tmp_path: Path) -> None:
         """`map_stride` makes the maps of a classifier that has this stride."""
-        if "map_stride" not in self.method.model_fields or not self.method.needs:
+        if "inference_stride" not in self.method.model_fields or not self.method.needs:
             pytest.skip("it takes no classifier's stride")
         Classifier.load(earlier["classifier"], output_stride=32).save(tmp_path / "coarse")
         untrained = {"epochs": 0} if self.trains else {}
-        works = []
+        contexts = []
         for name, folder, change in (
             ("plain", earlier["classifier"], {}),
-            ("changed", earlier["classifier"], {"map_stride": 32}),
+            ("changed", earlier["classifier"], {"inference_stride": 32}),
             ("expected", tmp_path / "coarse", {}),
         ):
-            works.append(make_work(name, classifier=folder))
-            self.method(**{**self.settings, **untrained, **change}).run(works[-1])
-        plain, changed, expected = (work.folder / "maps" for work in works)
+            contexts.append(make_context(name, classifier=folder))
+            self.method(**{**self.settings, **untrained, **change}).run(contexts[-1])
+        plain, changed, expected = (context.folder / "maps" for context in contexts)
         assert self.same(changed, expected)
         assert not self.same(changed, plain)
 
     def test_a_single_class_is_enough(
-        self, make_work: MakeWork, earlier: dict[str, Path], tmp_path: Path, toy_images: TaggedImages
+        self, make_context: MakeContext, earlier: dict[str, Path], tmp_path: Path, toy_images: TaggedImages
     ) -> None:
         if self.method.needs:
             pytest.skip("it follows the stages before it")
         one = toy_images.restrict(["green"])
-        self.run(make_work, earlier, images=one)
+        self.run(make_context, earlier, images=one)
 
     @staticmethod
-    def files(work: Work) -> list[Path]:
-        return sorted(f.relative_to(work.folder) for f in work.folder.rglob("*") if f.is_file())
+    def files(context: StageContext) -> list[Path]:
+        return sorted(f.relative_to(context.folder) for f in context.folder.rglob("*") if f.is_file())
 
     @staticmethod
     def same(first: Path, second: Path) -> bool:

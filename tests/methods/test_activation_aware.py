@@ -27,9 +27,9 @@ from tagmask.methods.activation_aware import ActivationAware, activation_aware_l
 from tagmask.methods.segment import Segment, pixel_loss
 from tagmask.pipeline import write_run_record
 from tagmask.recipe import Recipe
-from tagmask.stage import Work, mask_file
+from tagmask.stage import StageContext, mask_path
 from tagmask.training import read_history
-from tests.methods.contract import TOY_CAM, MakeWork, MethodContract
+from tests.methods.contract import TOY_CAM, MakeContext, MethodContract
 from tests.methods.test_segment import TOY
 
 U = 255
@@ -49,8 +49,8 @@ def toy_images(toy_images: TaggedImages, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture
-def work(make_work: MakeWork, earlier: dict[str, Path]) -> Work:
-    return make_work(**{kind: earlier[kind] for kind in ActivationAware.needs})
+def context(make_context: MakeContext, earlier: dict[str, Path]) -> StageContext:
+    return make_context(**{kind: earlier[kind] for kind in ActivationAware.needs})
 
 
 class TestActivationAware(MethodContract):
@@ -59,45 +59,45 @@ class TestActivationAware(MethodContract):
 
 
 def test_the_stage_says_what_is_missing_and_shows_both_parts_of_the_loss(
-    work: Work, capsys: pytest.CaptureFixture[str]
+    context: StageContext, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ActivationAware(**TOY).run(replace(work, say=print))
+    ActivationAware(**TOY).run(replace(context, info=print))
     line = "1 of 8 images have no saliency: they are learnt from their masks alone\n"
     assert capsys.readouterr().out == line
-    first, second = (read_label_map(target_file(work.folder, sample)) for sample in work.images.samples[:2])
+    first, second = (read_label_map(target_file(context.folder, sample)) for sample in context.images.samples[:2])
     assert (first == U).all()
     assert {0, 1} <= set(np.unique(second)) <= {0, 1, U}
-    [epoch] = read_history(work.folder)
+    [epoch] = read_history(context.folder)
     assert epoch["loss"] == pytest.approx(epoch["ce"] + 0.1 * epoch["saliency"], rel=1e-5)
     assert epoch["saliency"] > 0
 
 
-def test_workers_make_the_same(work: Work, tmp_path: Path) -> None:
-    many = replace(work, folder=tmp_path / "many", compute=Compute(workers=2))
-    for each in (work, many):
+def test_workers_make_the_same(context: StageContext, tmp_path: Path) -> None:
+    many = replace(context, folder=tmp_path / "many", compute=Compute(workers=2))
+    for each in (context, many):
         ActivationAware(**TOY).layers(each)
     assert len(MethodContract.files(many)) == 8
-    assert MethodContract.same(work.folder, many.folder)
+    assert MethodContract.same(context.folder, many.folder)
 
 
-def test_where_saliency_says_nothing_the_stage_is_plain_segmentation(work: Work, tmp_path: Path) -> None:
+def test_where_saliency_says_nothing_the_stage_is_plain_segmentation(context: StageContext, tmp_path: Path) -> None:
     """Property (d), to the last bit."""
-    for sample in work.images.samples:
-        write_label_map(target_file(work.folder, sample), np.full((40, 48), U, np.uint8))
-    ActivationAware(**TOY).run(work)
-    plain = replace(work, folder=tmp_path / "plain")
+    for sample in context.images.samples:
+        write_label_map(target_file(context.folder, sample), np.full((40, 48), U, np.uint8))
+    ActivationAware(**TOY).run(context)
+    plain = replace(context, folder=tmp_path / "plain")
     Segment(**TOY).run(plain)
-    assert MethodContract.same(plain.folder, work.folder)
+    assert MethodContract.same(plain.folder, context.folder)
 
 
-def test_saliency_goes_through_the_augmentation_as_the_labels_do(work: Work) -> None:
+def test_saliency_goes_through_the_augmentation_as_the_labels_do(context: StageContext) -> None:
     """And is left out where the image was padded."""
-    for sample in work.images.samples:
-        labels = read_label_map(mask_file(work.inputs["masks"], sample))
-        write_label_map(target_file(work.folder, sample), (labels > 0).astype(np.uint8))
-    layers = ActivationAware(**TOY).layers(work)
+    for sample in context.images.samples:
+        labels = read_label_map(mask_path(context.inputs["masks"], sample))
+        write_label_map(target_file(context.folder, sample), (labels > 0).astype(np.uint8))
+    layers = ActivationAware(**TOY).layers(context)
     transform = training_transform(RandomScale(0.5, 1.5), 64, (0.5,) * 3, (0.2,) * 3)
-    data = TrainingSet(work.images, transform, 0, layers)
+    data = TrainingSet(context.images, transform, 0, layers)
     for item in (data[0, i] for i in range(8)):
         assert item["saliency"].dtype == torch.uint8
         padded = item["labels"] == U
@@ -105,8 +105,8 @@ def test_saliency_goes_through_the_augmentation_as_the_labels_do(work: Work) -> 
         assert torch.equal(item["saliency"], torch.where(padded, U, (item["labels"] > 0).to(torch.uint8)))
 
 
-def test_no_saliency_at_all_is_one_sentence_before_the_run_begins(work: Work, tmp_path: Path) -> None:
-    none = replace(work.images, samples=tuple(replace(s, saliency=None) for s in work.images.samples))
+def test_no_saliency_at_all_is_one_sentence_before_the_run_begins(context: StageContext, tmp_path: Path) -> None:
+    none = replace(context.images, samples=tuple(replace(s, saliency=None) for s in context.images.samples))
     recipe = Recipe.model_validate({"stages": {"cam": TOY_CAM, "crf": {}, "activation_aware": TOY}})
     with pytest.raises(DataError) as error:
         write_run_record(tmp_path, recipe, none, {})
@@ -125,16 +125,16 @@ def test_no_saliency_at_all_is_one_sentence_before_the_run_begins(work: Work, tm
     ],
 )
 def test_bad_saliency_is_one_sentence_before_anything_is_trained(
-    work: Work, tmp_path: Path, size: tuple[int, int] | None, sentence: str
+    context: StageContext, tmp_path: Path, size: tuple[int, int] | None, sentence: str
 ) -> None:
     odd = tmp_path / "odd.png"
     Image.new("L", size).save(odd) if size else odd.write_bytes(b"no picture")
-    samples = list(work.images.samples)
+    samples = list(context.images.samples)
     samples[3] = replace(samples[3], saliency=odd)
-    images = replace(work.images, samples=tuple(samples))
+    images = replace(context.images, samples=tuple(samples))
     with pytest.raises(DataError, match=sentence):
-        ActivationAware(**TOY).run(replace(work, images=images))
-    assert read_history(work.folder) == []
+        ActivationAware(**TOY).run(replace(context, images=images))
+    assert read_history(context.folder) == []
 
 
 # The target of one image
@@ -218,9 +218,9 @@ def test_loss_by_hand() -> None:
     assert found["loss"].item() == pytest.approx(log(3) + 0.1 * saliency)
 
 
-def saliency_gradient(targets: list[int], n_classes: int = 2) -> Tensor:
+def saliency_gradient(targets: list[int], num_classes: int = 2) -> Tensor:
     """Of the saliency's part at equal logits, [K + 1, W]."""
-    logits = torch.zeros(1, n_classes + 1, 1, len(targets), requires_grad=True)
+    logits = torch.zeros(1, num_classes + 1, 1, len(targets), requires_grad=True)
     activation_aware_loss(logits, column([0] * len(targets)), column(targets))["saliency"].backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     return logits.grad[0, :, 0]

@@ -12,19 +12,19 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from tagmask.artifacts import UNSURE, read_label_map
+from tagmask.artifacts import IGNORE_INDEX, read_label_map
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.data.transforms import labels_on_grid
 from tagmask.errors import RecipeError
 from tagmask.maps import ResponseMaps
-from tagmask.methods.amn import Amn, balanced_loss, mean_logits, renormalised
+from tagmask.methods.amn import Amn, balanced_loss, mean_logits, renormalize_maps
 from tagmask.models.backbone import Backbone
 from tagmask.models.label_conditioned import LabelConditioned
 from tests.conftest import GOLDENS
-from tests.methods.contract import MakeWork, MethodContract
+from tests.methods.contract import MakeContext, MethodContract
 
 TOY = {
-    "frozen_norms": False, "epochs": 1, "batch_size": 4, "crop": 32, "lr": 1e-3, "head_lr": 1e-3, "scales": [1.0, 0.5],
+    "freeze_norm": False, "epochs": 1, "batch_size": 4, "crop_size": 32, "lr": 1e-3, "head_lr": 1e-3, "scales": [1.0, 0.5],
     "seeds": {"fg": 0.3, "bg": 0.05, "crf": None},
 }  # fmt: skip
 
@@ -46,53 +46,55 @@ class TestAmn(MethodContract):
     method = Amn
     settings = TOY
 
-    def test_background_and_tagged_maps_alone_are_stored(self, make_work: MakeWork, earlier: dict[str, Path]) -> None:
-        work = self.run(make_work, earlier)
-        for sample in work.images.samples:
-            maps = ResponseMaps.load(work.maps_file(sample))
+    def test_background_and_tagged_maps_alone_are_stored(
+        self, make_context: MakeContext, earlier: dict[str, Path]
+    ) -> None:
+        context = self.run(make_context, earlier)
+        for sample in context.images.samples:
+            maps = ResponseMaps.load(context.maps_path(sample))
             assert maps.background is not None
             assert 0 <= maps.background.min() <= maps.background.max() <= 1
             for labels in (maps.label_map(), maps.label_map(0.3)):
                 assert set(np.unique(labels)) <= {0, *(sample.tags or ())}
 
-    def test_seeds_are_of_both_thresholds(self, make_work: MakeWork, earlier: dict[str, Path]) -> None:
-        work = self.run(make_work, earlier)
-        for sample in work.images.samples:
+    def test_seeds_are_of_both_thresholds(self, make_context: MakeContext, earlier: dict[str, Path]) -> None:
+        context = self.run(make_context, earlier)
+        for sample in context.images.samples:
             cam = ResponseMaps.load(earlier["maps"] / "maps" / f"{sample.id}.safetensors")
-            seeds = read_label_map(work.folder / "seeds" / f"{sample.id}.png")
+            seeds = read_label_map(context.folder / "seeds" / f"{sample.id}.png")
             high, low = cam.label_map(0.3), cam.label_map(0.05)
             assert np.array_equal(seeds, np.where(high > 0, high, np.where(low == 0, 0, 255)))
 
     def test_the_maps_depend_on_the_seed_where_it_is_not_background(
-        self, make_work: MakeWork, earlier: dict[str, Path]
+        self, make_context: MakeContext, earlier: dict[str, Path]
     ) -> None:
-        work = make_work(maps=earlier["maps"], classifier=earlier["classifier"])
-        raw = make_work("raw", maps=earlier["maps"], classifier=earlier["classifier"])
-        Amn(**{**TOY, "renormalise": "seed"}).run(work)
-        Amn(**{**TOY, "renormalise": "nowhere"}).run(raw)
+        context = make_context(maps=earlier["maps"], classifier=earlier["classifier"])
+        raw = make_context("raw", maps=earlier["maps"], classifier=earlier["classifier"])
+        Amn(**{**TOY, "renormalize": "seed"}).run(context)
+        Amn(**{**TOY, "renormalize": "nowhere"}).run(raw)
         changed = 0
-        for sample in work.images.samples:
-            seeds = read_label_map(work.folder / "seeds" / f"{sample.id}.png")
+        for sample in context.images.samples:
+            seeds = read_label_map(context.folder / "seeds" / f"{sample.id}.png")
             background = seeds[2::4, 2::4] == 0  # the centres of 40×48 pixels' 10×12 cells
-            ours, plain = ResponseMaps.load(work.maps_file(sample)), ResponseMaps.load(raw.maps_file(sample))
+            ours, plain = ResponseMaps.load(context.maps_path(sample)), ResponseMaps.load(raw.maps_path(sample))
             assert np.array_equal(ours.maps[:, background], plain.maps[:, background])
             changed += int((ours.maps != plain.maps).sum())
         assert changed > 0
 
     def test_probabilities_are_of_all_classes_before_the_tagged_are_kept(
-        self, make_work: MakeWork, earlier: dict[str, Path]
+        self, make_context: MakeContext, earlier: dict[str, Path]
     ) -> None:
-        work = make_work(maps=earlier["maps"], classifier=earlier["classifier"])
-        Amn(**{**TOY, "renormalise": "nowhere"}).run(work)
-        for sample in work.images.samples:
-            maps = ResponseMaps.load(work.maps_file(sample))
+        context = make_context(maps=earlier["maps"], classifier=earlier["classifier"])
+        Amn(**{**TOY, "renormalize": "nowhere"}).run(context)
+        for sample in context.images.samples:
+            maps = ResponseMaps.load(context.maps_path(sample))
             total = maps.maps.astype(np.float32).sum(0) + maps.background
             if len(sample.tags or ()) == 3:
                 assert total == pytest.approx(np.ones_like(total), abs=2e-3)
             else:
                 assert total.mean() < 0.99
 
-    def test_one_pixel(self, make_work: MakeWork, earlier: dict[str, Path], tmp_path: Path) -> None:
+    def test_one_pixel(self, make_context: MakeContext, earlier: dict[str, Path], tmp_path: Path) -> None:
         Image.new("RGB", (1, 1), "red").save(tmp_path / "one.png")
         one = TaggedImages(
             ("red", "green", "blue"), (Sample("one", str(tmp_path / "one.png"), (1, 3), None, size=(1, 1)),)
@@ -100,17 +102,17 @@ class TestAmn(MethodContract):
         ResponseMaps(np.array([1, 3]), np.array([[[0.9]], [[0.0]]]), (1, 1)).save(
             tmp_path / "in" / "maps" / "one.safetensors"
         )
-        work = make_work(images=one, maps=tmp_path / "in", classifier=earlier["classifier"])
-        Amn(**{**TOY, "seeds": {"fg": 0.3, "bg": 0.05}}).run(work)
-        maps = ResponseMaps.load(work.maps_file(one.samples[0]))
+        context = make_context(images=one, maps=tmp_path / "in", classifier=earlier["classifier"])
+        Amn(**{**TOY, "seeds": {"fg": 0.3, "bg": 0.05}}).run(context)
+        maps = ResponseMaps.load(context.maps_path(one.samples[0]))
         assert maps.maps.shape == (2, 1, 1)
         assert np.isfinite(maps.maps).all()
 
-    def test_weights_of_another_backbone_are_refused(self, make_work: MakeWork, earlier: dict[str, Path]) -> None:
-        work = make_work(maps=earlier["maps"], classifier=earlier["classifier"])
+    def test_weights_of_another_backbone_are_refused(self, make_context: MakeContext, earlier: dict[str, Path]) -> None:
+        context = make_context(maps=earlier["maps"], classifier=earlier["classifier"])
         with pytest.raises(RecipeError, match=r"'resnet18'.*'test_resnet'.*leave backbone"):
-            Amn(**TOY, backbone="test_resnet").run(work)
-        Amn(**TOY, backbone="test_vit", weights="none").run(work)
+            Amn(**TOY, backbone="test_resnet").run(context)
+        Amn(**TOY, backbone="test_vit", weights="none").run(context)
 
 
 def test_goldens() -> None:
@@ -126,7 +128,7 @@ def test_goldens() -> None:
 
     labels = labels_on_grid(g["labels_full_size"], (13, 11))
     assert torch.equal(labels, g["labels_on_grid"])
-    loss = balanced_loss(logits, labels, float(g["smoothing"]))
+    loss = balanced_loss(logits, labels, float(g["label_smoothing"]))
     assert loss.item() == pytest.approx(float(g["balanced_loss"]), rel=1e-5)
 
 
@@ -177,7 +179,7 @@ def test_unsure_pixels_and_their_number_do_not_matter() -> None:
     labels = torch.tensor([[[0, 0, 0, 0, 0, 0, 1, 2], [255] * 8]])
     losses = F.cross_entropy(logits, labels.where(labels != 255, 0), label_smoothing=0.0, reduction="none")[0, 0]
     expected = (losses[:6].mean() + losses[6:].mean()) / 2
-    torch.testing.assert_close(balanced_loss(logits, labels, smoothing=0), expected)
+    torch.testing.assert_close(balanced_loss(logits, labels, label_smoothing=0), expected)
 
 
 def test_dropout_is_off_in_eval() -> None:
@@ -195,7 +197,7 @@ def test_dropout_is_off_in_eval() -> None:
     ("size", "grid"), [((100, 44), (13, 11)), ((37, 90), (3, 6)), ((5, 7), (5, 7)), ((1, 9), (1, 2))]
 )
 def test_labels_are_resized_as_pillow_does_for_any_shape(size: tuple[int, int], grid: tuple[int, int]) -> None:
-    labels = np.random.default_rng(0).choice(np.array([0, 1, 2, 3, UNSURE], np.uint8), size)
+    labels = np.random.default_rng(0).choice(np.array([0, 1, 2, 3, IGNORE_INDEX], np.uint8), size)
     expected = Image.fromarray(labels).resize((grid[1], grid[0]), Image.Resampling.NEAREST)
     assert np.array_equal(labels_on_grid(torch.from_numpy(labels)[None], grid)[0], np.asarray(expected))
 
@@ -205,7 +207,9 @@ def test_where_maps_are_stretched() -> None:
     known = torch.zeros(8, 8, dtype=torch.bool)
     known[:4] = True  # the upper two cells
     stretched = torch.tensor([[0.0, 0.5], [1.0, 0.0]])
-    torch.testing.assert_close(renormalised(maps, known, "everywhere")[0], stretched)
-    torch.testing.assert_close(renormalised(maps, known, "seed")[0], torch.tensor([[0.0, 0.5], [0.6, 0.2]]))
-    assert torch.equal(renormalised(maps, known, "nowhere"), maps)
-    assert torch.equal(renormalised(maps, known, "everywhere")[1], maps[1])  # nothing to stretch, nothing divided by 0
+    torch.testing.assert_close(renormalize_maps(maps, known, "everywhere")[0], stretched)
+    torch.testing.assert_close(renormalize_maps(maps, known, "seed")[0], torch.tensor([[0.0, 0.5], [0.6, 0.2]]))
+    assert torch.equal(renormalize_maps(maps, known, "nowhere"), maps)
+    assert torch.equal(
+        renormalize_maps(maps, known, "everywhere")[1], maps[1]
+    )  # nothing to stretch, nothing divided by 0

@@ -18,7 +18,7 @@ from tagmask.maps import ResponseMaps
 from tagmask.methods.cam import Cam, CamTraining, response_maps
 from tagmask.models.backbone import Backbone
 from tagmask.models.classifier import Classifier
-from tagmask.stage import Work
+from tagmask.stage import StageContext
 from tests.methods.contract import TOY_CAM, MethodContract
 
 
@@ -32,9 +32,9 @@ class TestCamOnAViT(MethodContract):
     settings = {**TOY_CAM, "backbone": "vit_tiny_patch16_224", "options": {"depth": 2}}  # noqa: RUF012
 
 
-def classifier(name: str = "resnet18", n_classes: int = 4) -> Classifier:
+def classifier(name: str = "resnet18", num_classes: int = 4) -> Classifier:
     torch.manual_seed(0)
-    return Classifier(Backbone(name, output_stride=8), tuple("abcd"[:n_classes])).eval()
+    return Classifier(Backbone(name, output_stride=8), tuple("abcd"[:num_classes])).eval()
 
 
 def some_images(n: int, height: int, width: int) -> Tensor:
@@ -127,7 +127,7 @@ def test_the_strongest_place_is_one() -> None:
 
 
 def test_the_loss_is_soft_margin_by_hand() -> None:
-    net = classifier(n_classes=2)
+    net = classifier(num_classes=2)
     module = CamTraining(net, [(net.parameters(), 0.1)])
     logits = torch.tensor([[2.0, -1.0], [0.0, 3.0]])
     net.forward = lambda images: logits  # type: ignore[method-assign]
@@ -138,47 +138,47 @@ def test_the_loss_is_soft_margin_by_hand() -> None:
     torch.testing.assert_close(module.loss(batch)["loss"], expected)
 
 
-def test_learning_rates_of_backbone_and_head(make_work: Callable[..., Work]) -> None:
-    work = make_work()
-    Cam(**{**TOY_CAM, "epochs": 2, "lr": 0.02, "head_lr": 0.5}).run(work)
+def test_learning_rates_of_backbone_and_head(make_context: Callable[..., StageContext]) -> None:
+    context = make_context()
+    Cam(**{**TOY_CAM, "epochs": 2, "lr": 0.02, "head_lr": 0.5}).run(context)
     from tagmask.training import read_history
 
-    history = read_history(work.folder)
+    history = read_history(context.folder)
     assert [entry["epoch"] for entry in history] == [1, 2]
     steps = 4  # 8 images in batches of 4, twice; the rate after step s is lr · (1 − s / 4)^0.9
     assert [entry["lr"] for entry in history] == pytest.approx([0.02 * (1 - s / steps) ** 0.9 for s in (2, 4)])
-    assert not (work.folder / "training").exists()
+    assert not (context.folder / "training").exists()
 
 
-def test_no_epochs_are_a_random_network(make_work: Callable[..., Work]) -> None:
-    work = make_work()
-    Cam(**{**TOY_CAM, "epochs": 0}).run(work)
-    assert all(work.maps_file(sample).exists() for sample in work.images.samples)
+def test_no_epochs_are_a_random_network(make_context: Callable[..., StageContext]) -> None:
+    context = make_context()
+    Cam(**{**TOY_CAM, "epochs": 0}).run(context)
+    assert all(context.maps_path(sample).exists() for sample in context.images.samples)
 
 
-def test_weights_of_one_s_own(make_work: Callable[..., Work], tmp_path: Path) -> None:
+def test_weights_of_one_s_own(make_context: Callable[..., StageContext], tmp_path: Path) -> None:
     torch.manual_seed(3)
     net = Backbone("resnet18").net
     torch.save(net.state_dict(), tmp_path / "own.pth")
-    work = make_work()
-    Cam(**{**TOY_CAM, "epochs": 0, "weights": str(tmp_path / "own.pth")}).run(work)
-    loaded = Classifier.load(work.folder).backbone.net.state_dict()
+    context = make_context()
+    Cam(**{**TOY_CAM, "epochs": 0, "weights": str(tmp_path / "own.pth")}).run(context)
+    loaded = Classifier.load(context.folder).backbone.net.state_dict()
     assert all(torch.equal(value, loaded[name]) for name, value in net.state_dict().items())
 
 
-def test_images_of_all_sizes(make_work: Callable[..., Work], tmp_path: Path) -> None:
+def test_images_of_all_sizes(make_context: Callable[..., StageContext], tmp_path: Path) -> None:
     samples = []
     for i, size in enumerate([(1, 1), (1, 90), (90, 1), (40, 48), (33, 57), (40, 48)]):
         Image.fromarray(np.full((*size, 3), 40 * i, np.uint8)).save(tmp_path / f"{i}.png")
         samples.append(Sample(str(i), str(tmp_path / f"{i}.png"), (1 + i % 2,), size=size))
-    work = make_work(images=TaggedImages(("a", "b"), tuple(samples)))
-    Cam(**TOY_CAM).run(work)
+    context = make_context(images=TaggedImages(("a", "b"), tuple(samples)))
+    Cam(**TOY_CAM).run(context)
     for sample in samples:
-        assert ResponseMaps.load(work.maps_file(sample)).size == sample.size
+        assert ResponseMaps.load(context.maps_path(sample)).size == sample.size
 
 
-def test_one_image_of_one_class(make_work: Callable[..., Work], toy_images: TaggedImages) -> None:
+def test_one_image_of_one_class(make_context: Callable[..., StageContext], toy_images: TaggedImages) -> None:
     one = replace(toy_images.restrict(["red"]), samples=toy_images.restrict(["red"]).samples[:1])
-    work = make_work(images=one)
-    Cam(**TOY_CAM).run(work)
-    assert ResponseMaps.load(work.maps_file(one.samples[0])).classes.tolist() == [1]
+    context = make_context(images=one)
+    Cam(**TOY_CAM).run(context)
+    assert ResponseMaps.load(context.maps_path(one.samples[0])).classes.tolist() == [1]

@@ -19,28 +19,35 @@ from tagmask.artifacts import read_label_map
 from tagmask.compute import Compute
 from tagmask.data.samples import TaggedImages
 from tagmask.maps import ResponseMaps, grid_size
-from tagmask.pipeline import carry_out
-from tagmask.progress import Shown
+from tagmask.pipeline import run_stages
+from tagmask.progress import Reporter
 from tagmask.recipe import Recipe, find_method, makers
-from tagmask.stage import maps_file, mask_file
+from tagmask.stage import maps_path, mask_path
 from tests.methods.contract import TOY_CAM
 
-TRAINING: dict[str, Any] = {"frozen_norms": False, "epochs": 1, "batch_size": 4, "crop": 32}
-SEGMENT: dict[str, Any] = {**TRAINING, "architecture": "Unet", "test_scales": [1.0], "crf": None}
+TRAINING: dict[str, Any] = {"freeze_norm": False, "epochs": 1, "batch_size": 4, "crop_size": 32}
+SEGMENT: dict[str, Any] = {**TRAINING, "architecture": "Unet", "scales": [1.0], "crf": None}
 TOY: dict[str, dict[str, Any]] = {
     "cam": {**TOY_CAM, "backbone": "test_resnet", "scales": [1.0]},
-    "recam": {**TRAINING, "long_side": [40, 48], "scales": [1.0]},
+    "recam": {**TRAINING, "long_side_range": [40, 48], "scales": [1.0]},
     "layercam": {"scales": [1.0]},
     "pretrained": {"backbone": "test_resnet", "outputs": {"red": [0], "green": [1, 3], "blue": [2]}, "scales": [1.0]},
-    "conditional": {"scales": [1.0], "iterations": 2},
+    "infercam": {"scales": [1.0], "iterations": 2},
     "amn": {**TRAINING, "seeds": {"crf": None}, "scales": [1.0]},
     "crf": {"crf": {"steps": 2}},
-    "irn": {"seeds": {"crf": None}, "pair_radius": 2, "crop": 32, "epochs": 1, "batch_size": 4, "walk": {"steps": 16}},
+    "irn": {
+        "seeds": {"crf": None},
+        "pair_radius": 2,
+        "crop_size": 32,
+        "epochs": 1,
+        "batch_size": 4,
+        "walk": {"steps": 16},
+    },
     "segment": SEGMENT,
     "activation_aware": SEGMENT,
     "per_image": {"crf": {"steps": 2}},
 }
-ON_TOP = ("conditional", "amn")  # of any producer, in this order
+ON_TOP = ("infercam", "amn")  # of any producer, in this order
 
 
 PRODUCERS = [name for name in makers("maps") if name not in ON_TOP]
@@ -48,7 +55,7 @@ TOPS = [(), ON_TOP[:1], ON_TOP[1:], ON_TOP]
 REFINEMENTS = [name for name in makers("masks") if {"maps", "classifier"}.issuperset(find_method(name).needs)]
 CELLS = [(producer, *top, refinement) for producer in PRODUCERS for top in TOPS for refinement in REFINEMENTS]
 LEARNERS = [("cam", "crf", name) for name in makers("segmenter")]
-EACH_IMAGE = [(producer, "crf", "segment", "per_image") for producer in (*PRODUCERS, "conditional", "amn")]
+EACH_IMAGE = [(producer, "crf", "segment", "per_image") for producer in (*PRODUCERS, "infercam", "amn")]
 
 
 def recipe(methods: tuple[str, ...]) -> Recipe:
@@ -66,7 +73,7 @@ def recipe(methods: tuple[str, ...]) -> Recipe:
                 f"{Path(__file__).name} (or its name to ON_TOP, if it works on top of any producer)."
             )
         stages["-".join(methods[: i + 1])] = settings = {"method": name, **TOY[name]}
-        if name == "conditional" and hasattr(inspect.getmodule(find_method(methods[i - 1])), "activations"):
+        if name == "infercam" and hasattr(inspect.getmodule(find_method(methods[i - 1])), "activations"):
             settings["of"] = methods[i - 1]
     return Recipe.model_validate({"stages": stages})
 
@@ -97,7 +104,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.mark.parametrize("methods", [*CELLS, *LEARNERS, *EACH_IMAGE], ids="-".join)
 def test_combination(methods: tuple[str, ...], images: TaggedImages, folder: Path) -> None:
     chosen = recipe(methods)
-    folders = carry_out(chosen, images, folder, compute=Compute(), shown=Shown(None))
+    folders = run_stages(chosen, images, folder, compute=Compute(), reporter=Reporter(None))
     for name, method in chosen.stages.items():
         if "maps" in method.makes:
             check_maps(images, folders[name])
@@ -111,16 +118,16 @@ def test_a_threshold_for_each_image(producer: str, images: TaggedImages, folder:
     chosen = recipe((producer, "crf")).model_dump()
     settings = {"method": "crf", "threshold": "per-image", "crf": {"steps": 2}}
     stages = {name: {"method": name.split("-")[-1], **of} for name, of in list(chosen["stages"].items())[:-1]}
-    made = carry_out(
+    made = run_stages(
         Recipe.model_validate({"stages": {**stages, f"{producer}-each": settings}}),
-        images, folder, compute=Compute(), shown=Shown(None),
+        images, folder, compute=Compute(), reporter=Reporter(None),
     )  # fmt: skip
     check_masks(images, list(made.values())[-1])
 
 
 def check_maps(images: TaggedImages, folder: Path) -> None:
     for sample in images.samples:  # among them one without a tag, and one with all
-        maps = ResponseMaps.load(maps_file(folder, sample))
+        maps = ResponseMaps.load(maps_path(folder, sample))
         assert tuple(maps.classes) == sample.tags
         assert maps.size == sample.size
         assert maps.maps.shape[1:] == grid_size(maps.size)
@@ -130,7 +137,7 @@ def check_maps(images: TaggedImages, folder: Path) -> None:
 
 def check_masks(images: TaggedImages, folder: Path) -> None:
     for sample in images.samples:
-        labels = read_label_map(mask_file(folder, sample))
+        labels = read_label_map(mask_path(folder, sample))
         assert labels.shape == sample.size
         assert set(np.unique(labels)) <= {0, 255, *(sample.tags or ())}
 
@@ -145,9 +152,9 @@ def test_conditional_inference_looks_through_the_producer(images: TaggedImages, 
     """LayerCAM has activations of its own, ReCAM has its weights: on top of each the maps are others."""
     found = []
     for producer in ("cam", "recam", "layercam"):
-        chosen = recipe((producer, "conditional"))
-        stage = list(carry_out(chosen, images, folder, compute=Compute(), shown=Shown(None)).values())[-1]
-        found.append(ResponseMaps.load(maps_file(stage, images.samples[3])).maps)
+        chosen = recipe((producer, "infercam"))
+        stage = list(run_stages(chosen, images, folder, compute=Compute(), reporter=Reporter(None)).values())[-1]
+        found.append(ResponseMaps.load(maps_path(stage, images.samples[3])).maps)
     for i, j in ((0, 1), (0, 2), (1, 2)):
         assert np.abs(found[i] - found[j]).mean() > 0.001
 

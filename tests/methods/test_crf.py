@@ -18,9 +18,9 @@ from tagmask.maps import ResponseMaps, grid_size
 from tagmask.methods._threshold import THRESHOLD_FILE, Threshold, read_threshold, threshold_of_run
 from tagmask.methods.crf import Crf
 from tagmask.refine.dense_crf import dense_crf, unary_from_labels
-from tagmask.refine.per_image import choose_threshold
+from tagmask.refine.image_threshold import choose_threshold
 from tagmask.refine.settings import CrfSettings
-from tests.methods.contract import MakeWork, MethodContract
+from tests.methods.contract import MakeContext, MethodContract
 
 
 class TestCrf(MethodContract):
@@ -41,12 +41,12 @@ def maps_of(size: tuple[int, int], *values: float, classes: tuple[int, ...] | No
     return ResponseMaps(np.array(classes or range(1, 1 + len(values)), int), maps, size)
 
 
-def test_without_the_crf_it_is_the_threshold(make_work: MakeWork, earlier: dict[str, Path]) -> None:
-    work = make_work(maps=earlier["maps"])
-    Crf(threshold=0.4, crf=None).run(work)
-    for sample in work.images.samples:
+def test_without_the_crf_it_is_the_threshold(make_context: MakeContext, earlier: dict[str, Path]) -> None:
+    context = make_context(maps=earlier["maps"])
+    Crf(threshold=0.4, crf=None).run(context)
+    for sample in context.images.samples:
         maps = ResponseMaps.load(earlier["maps"] / "maps" / f"{sample.id}.safetensors")
-        np.testing.assert_array_equal(read_label_map(work.mask_file(sample)), maps.label_map(0.4))
+        np.testing.assert_array_equal(read_label_map(context.mask_path(sample)), maps.label_map(0.4))
 
 
 def test_the_crf_sees_the_classes_that_are_tagged() -> None:
@@ -68,9 +68,9 @@ def test_the_crf_moves_a_mask_to_the_edge() -> None:
     maps = ResponseMaps(np.array([2]), np.zeros((1, 8, 12), np.float32), (32, 48))
     maps.maps[:, :, 7:] = 1  # four pixels short of the edge
     before, after = maps.label_map(0.5), Crf().mask(image, maps, 0.5)
-    truth = np.where(np.arange(48) >= 24, 2, 0)[None].repeat(32, 0)
-    assert (before != truth).mean() > 0.05
-    np.testing.assert_array_equal(after, truth)
+    ground_truth = np.where(np.arange(48) >= 24, 2, 0)[None].repeat(32, 0)
+    assert (before != ground_truth).mean() > 0.05
+    np.testing.assert_array_equal(after, ground_truth)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (3, 2)])
@@ -80,66 +80,68 @@ def test_tiny_images(size: tuple[int, int]) -> None:
     assert not Crf().mask(image, maps_of(size), 0.3).any()
 
 
-def test_the_automatic_threshold_lies_between_object_and_background(make_work: MakeWork, tmp_path: Path) -> None:
-    work = make_work(maps=tmp_path / "maps-stage")
-    for sample in work.images.samples:
+def test_the_automatic_threshold_lies_between_object_and_background(make_context: MakeContext, tmp_path: Path) -> None:
+    context = make_context(maps=tmp_path / "maps-stage")
+    for sample in context.images.samples:
         maps = maps_of(sample.size, *[0.1] * len(sample.tags), classes=sample.tags)
         if sample.tags:
             maps.maps[0, :3, :3] = 0.8
         maps.save(tmp_path / "maps-stage" / "maps" / f"{sample.id}.safetensors")
-    assert 0.1 <= threshold_of_run(work, "auto") < 0.8
-    Crf(crf=None).run(work)
-    labels = read_label_map(work.mask_file(work.images.samples[0]))
+    assert 0.1 <= threshold_of_run(context, "auto") < 0.8
+    Crf(crf=None).run(context)
+    labels = read_label_map(context.mask_path(context.images.samples[0]))
     assert labels[:8, :8].all()
     assert not labels[16:, 16:].any()
 
 
-def test_the_threshold_is_kept(make_work: MakeWork, earlier: dict[str, Path]) -> None:
-    work = make_work(maps=earlier["maps"])
-    chosen = threshold_of_run(work, "auto")
-    assert json.loads((work.folder / THRESHOLD_FILE).read_text()) == {"threshold": chosen}
-    elsewhere = replace(work, inputs={"maps": Path("nowhere")})
+def test_the_threshold_is_kept(make_context: MakeContext, earlier: dict[str, Path]) -> None:
+    context = make_context(maps=earlier["maps"])
+    chosen = threshold_of_run(context, "auto")
+    assert json.loads((context.folder / THRESHOLD_FILE).read_text()) == {"threshold": chosen}
+    elsewhere = replace(context, inputs={"maps": Path("nowhere")})
     assert threshold_of_run(elsewhere, "auto") == chosen
 
 
 @pytest.mark.parametrize("setting", [0.3, "auto", "per-image"])
 def test_only_a_threshold_for_all_images_is_said_to_be_used(
-    make_work: MakeWork, earlier: dict[str, Path], setting: Threshold
+    make_context: MakeContext, earlier: dict[str, Path], setting: Threshold
 ) -> None:
-    work = make_work(maps=earlier["maps"])
-    assert read_threshold(work.folder) is None
-    Crf(threshold=setting, crf=None).run(work)
-    kept = threshold_of_run(replace(work, inputs={}), setting)
+    context = make_context(maps=earlier["maps"])
+    assert read_threshold(context.folder) is None
+    Crf(threshold=setting, crf=None).run(context)
+    kept = threshold_of_run(replace(context, inputs={}), setting)
     assert 0 < kept < 1
     if setting == "per-image":
-        assert json.loads((work.folder / THRESHOLD_FILE).read_text()) == {"threshold": kept, "per_image": True}
-        assert read_threshold(work.folder) is None
+        assert json.loads((context.folder / THRESHOLD_FILE).read_text()) == {"threshold": kept, "per_image": True}
+        assert read_threshold(context.folder) is None
     else:
-        assert read_threshold(work.folder) == kept == (kept if setting == "auto" else setting)
+        assert read_threshold(context.folder) == kept == (kept if setting == "auto" else setting)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
-def test_maps_that_are_the_same_everywhere_are_background(make_work: MakeWork, tmp_path: Path, value: float) -> None:
-    work = make_work(maps=tmp_path / "maps-stage")
-    for sample in work.images.samples:
+def test_maps_that_are_the_same_everywhere_are_background(
+    make_context: MakeContext, tmp_path: Path, value: float
+) -> None:
+    context = make_context(maps=tmp_path / "maps-stage")
+    for sample in context.images.samples:
         maps = maps_of(sample.size, *[value] * len(sample.tags), classes=sample.tags)
         maps.save(tmp_path / "maps-stage" / "maps" / f"{sample.id}.safetensors")
-    Crf(crf=None).run(work)
-    assert not any(read_label_map(work.mask_file(sample)).any() for sample in work.images.samples)
+    Crf(crf=None).run(context)
+    assert not any(read_label_map(context.mask_path(sample)).any() for sample in context.images.samples)
 
 
-def test_many_workers_make_the_same_masks(make_work: MakeWork, earlier: dict[str, Path]) -> None:
-    alone, many = make_work("alone", maps=earlier["maps"]), make_work("many", maps=earlier["maps"])
+def test_many_workers_make_the_same_masks(make_context: MakeContext, earlier: dict[str, Path]) -> None:
+    alone, many = make_context("alone", maps=earlier["maps"]), make_context("many", maps=earlier["maps"])
     Crf(threshold=0.3).run(alone)
     Crf(threshold=0.3).run(replace(many, compute=Compute(workers=2)))
     assert MethodContract.same(alone.folder, many.folder)
 
 
-def test_the_mask_has_the_image_s_own_size(make_work: MakeWork, earlier: dict[str, Path]) -> None:
-    work = make_work(maps=earlier["maps"])
-    Crf(threshold=0.3).run(work)
-    for sample in work.images.samples:
-        assert read_label_map(work.mask_file(sample)).shape == read_image(sample.image).shape[:2]
+def test_the_mask_has_the_image_s_own_size(make_context: MakeContext, earlier: dict[str, Path]) -> None:
+    context = make_context(maps=earlier["maps"])
+    Crf(threshold=0.3).run(context)
+    for sample in context.images.samples:
+        assert read_label_map(context.mask_path(sample)).shape == read_image(sample.image).shape[:2]
 
 
 class TestPerImage(MethodContract):
@@ -149,10 +151,10 @@ class TestPerImage(MethodContract):
 
 
 def test_saliency_chooses_where_the_threshold_is_per_image(
-    make_work: MakeWork, tmp_path: Path, toy_images: TaggedImages
+    make_context: MakeContext, tmp_path: Path, toy_images: TaggedImages
 ) -> None:
     """On an even image, with a map that falls from left to right, the mask ends nearest to where the saliency ends."""
-    size, shown = (32, 64), {}
+    size, reporter = (32, 64), {}
     image = tmp_path / "even.png"
     Image.fromarray(np.full((*size, 3), 90, np.uint8)).save(image)
     fall = np.linspace(1, 0, 16, dtype=np.float32)[None, None].repeat(8, 1)
@@ -164,8 +166,8 @@ def test_saliency_chooses_where_the_threshold_is_per_image(
         sample = replace(toy_images.samples[0], id="even", image=str(image), tags=(1,), size=size, saliency=saliency)
         mask = tmp_path / f"mask-{end}.png"
         Crf(threshold="per-image", crf=None).write_mask(sample, tmp_path / "maps.safetensors", mask, 0.5, 1.0)
-        shown[end] = (read_label_map(mask) > 0).sum(1).mean()
-    assert shown == pytest.approx({24: 24, 40: 40}, abs=2)
+        reporter[end] = (read_label_map(mask) > 0).sum(1).mean()
+    assert reporter == pytest.approx({24: 24, 40: 40}, abs=2)
 
 
 def test_pixels_within_the_margin_are_unsure() -> None:

@@ -16,17 +16,17 @@ from skimage.filters import threshold_otsu
 
 from tagmask.artifacts import read_json, read_label_map, voc_palette
 from tagmask.data.samples import TaggedImages
+from tagmask.dryrun.subset import ImageSubset
+from tagmask.dryrun.timing import LoopTimer
 from tagmask.maps import ResponseMaps
 from tagmask.methods.irn import Irn, mean_displacement, pair_losses
 from tagmask.models.backbone import Backbone
-from tagmask.models.boundary import BoundaryNetwork
-from tagmask.models.inference import for_inference
+from tagmask.models.boundary_network import BoundaryNetwork
+from tagmask.models.inference import prepare_for_inference
 from tagmask.refine.random_walk import half_disc
 from tagmask.refine.walk import Walk
-from tagmask.rehearsal.clock import Clock
-from tagmask.rehearsal.few import FewImages
 from tests.conftest import GOLDENS
-from tests.methods.contract import MakeWork, MethodContract
+from tests.methods.contract import MakeContext, MethodContract
 
 GOLDEN = np.load(GOLDENS / "irn.npz")
 
@@ -34,40 +34,40 @@ GOLDEN = np.load(GOLDENS / "irn.npz")
 class TestIrn(MethodContract):
     method = Irn
     settings: ClassVar = {
-        "output_stride": 8, "seeds": {"crf": None}, "pair_radius": 3, "crop": 32, "epochs": 1, "batch_size": 4,
-        "walk": {"steps": 16}, "instances": True, "map_batch": 2,
+        "output_stride": 8, "seeds": {"crf": None}, "pair_radius": 3, "crop_size": 32, "epochs": 1, "batch_size": 4,
+        "walk": {"steps": 16}, "instances": True, "inference_batch_size": 2,
     }  # fmt: skip
 
-    def test_its_files(self, make_work: MakeWork, earlier: dict[str, Path]) -> None:
-        work = self.run(make_work, earlier)
+    def test_its_files(self, make_context: MakeContext, earlier: dict[str, Path]) -> None:
+        context = self.run(make_context, earlier)
         seeds = np.unique(
-            np.stack([read_label_map(work.folder / "seeds" / f"{s.id}.png") for s in work.images.samples])
+            np.stack([read_label_map(context.folder / "seeds" / f"{s.id}.png") for s in context.images.samples])
         )
         assert set(seeds) <= {0, 1, 2, 3, 255}
-        coco = COCO(work.folder / "instances.json")
-        assert len(coco.imgs) == len(work.images)
+        coco = COCO(context.folder / "instances.json")
+        assert len(coco.imgs) == len(context.images)
         assert sorted(coco.anns) == list(range(1, len(coco.anns) + 1))
         for annotation in coco.anns.values():
-            sample = work.images.samples[annotation["image_id"] - 1]
+            sample = context.images.samples[annotation["image_id"] - 1]
             assert annotation["category_id"] in (sample.tags or ())
             mask = coco.annToMask(annotation)
             assert mask.shape == sample.size
             assert mask.sum() == annotation["area"] >= 0.01 * mask.size
-        with Image.open(work.mask_file(work.images.samples[0])) as picture:
+        with Image.open(context.mask_path(context.images.samples[0])) as picture:
             assert picture.getpalette() == voc_palette()
 
     def test_the_automatic_threshold_is_otsu_s_on_the_walked_maps(
-        self, make_work: MakeWork, earlier: dict[str, Path]
+        self, make_context: MakeContext, earlier: dict[str, Path]
     ) -> None:
-        work = self.run(make_work, earlier)
+        context = self.run(make_context, earlier)
         method = Irn(**self.settings)
-        network = for_inference(BoundaryNetwork.load(work.folder), work.compute)
-        walked = list(method.walked(network, work, work.images.samples))
+        network = prepare_for_inference(BoundaryNetwork.load(context.folder), context.compute)
+        walked = list(method.walked(network, context, context.images.samples))
         activations = np.concatenate([each.maps.max(0).ravel() for each in walked if len(each.classes)])
-        kept = read_json(work.folder / "walk.json")["threshold"]
+        kept = read_json(context.folder / "walk.json")["threshold"]
         assert kept == pytest.approx(threshold_otsu(activations.astype(np.float64), nbins=256), abs=0.01)
-        for sample, maps in zip(work.images.samples, walked, strict=True):
-            assert (read_label_map(work.mask_file(sample)) != maps.label_map(kept)).mean() < 0.01
+        for sample, maps in zip(context.images.samples, walked, strict=True):
+            assert (read_label_map(context.mask_path(sample)) != maps.label_map(kept)).mean() < 0.01
 
 
 def golden() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -115,13 +115,15 @@ def test_many_processes_make_the_loss_of_one() -> None:
     torch.testing.assert_close(torch.autograd.grad(together, inputs), torch.autograd.grad(whole.total, inputs))
 
 
-def test_a_rehearsal_counts_the_images_of_the_mean_displacement(make_work: MakeWork, toy_images: TaggedImages) -> None:
+def test_a_rehearsal_counts_the_images_of_the_mean_displacement(
+    make_context: MakeContext, toy_images: TaggedImages
+) -> None:
     """Of 2,928 images every second one is looked at, as of the eight that stand for them."""
-    few = FewImages(toy_images.classes, toy_images.samples, many=2928)
-    timed = Clock(None, Path())
-    work = replace(make_work(images=few), progress=timed.progress)
+    few = ImageSubset(toy_images.classes, toy_images.samples, many=2928)
+    timed = LoopTimer(None, Path())
+    context = replace(make_context(images=few), progress=timed.progress)
     with timed.part("irn", few):
-        mean = mean_displacement(BoundaryNetwork(Backbone("test_resnet")), work, 2)
+        mean = mean_displacement(BoundaryNetwork(Backbone("test_resnet")), context, 2)
     assert mean.shape == (2,)
     assert [(t.what, t.units) for t in timed.timings] == [("mean displacement", 1464), ("all besides", 1)]
 
@@ -180,7 +182,7 @@ def test_images_without_tags_or_activation_are_background() -> None:
 
 def test_a_crop_too_small_for_a_pair_is_refused() -> None:
     with pytest.raises(ValueError, match="crop must be 80 or more"):
-        Irn(crop=64)
+        Irn(crop_size=64)
 
 
 def test_settings_survive_yaml() -> None:

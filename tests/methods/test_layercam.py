@@ -14,39 +14,39 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tagmask.data.images import read_image
-from tagmask.data.transforms import normalised
+from tagmask.data.transforms import normalize_images
 from tagmask.errors import RecipeError
 from tagmask.maps import ResponseMaps
 from tagmask.methods.cam import response_maps
 from tagmask.methods.layercam import LayerCam, StageMaps, activations
 from tagmask.models.backbone import Backbone
 from tagmask.models.classifier import Classifier
-from tests.methods.contract import MakeWork, MethodContract
+from tests.methods.contract import MakeContext, MethodContract
 
 
 class TestLayerCam(MethodContract):
     method = LayerCam
-    settings: ClassVar = {"scales": [1.0, 0.5], "map_batch": 2}
+    settings: ClassVar = {"scales": [1.0, 0.5], "inference_batch_size": 2}
     trains = False
 
-    def test_it_runs_on_a_vision_transformer(self, make_work: MakeWork) -> None:
-        work = make_work()
-        classifier("test_vit", n_classes=3).save(work.folder / "vit")
-        work = make_work("layercam", classifier=work.folder / "vit")
-        LayerCam(**self.settings).run(work)
-        maps = ResponseMaps.load(work.maps_file(work.images.samples[6])).maps
+    def test_it_runs_on_a_vision_transformer(self, make_context: MakeContext) -> None:
+        context = make_context()
+        classifier("test_vit", num_classes=3).save(context.folder / "vit")
+        context = make_context("layercam", classifier=context.folder / "vit")
+        LayerCam(**self.settings).run(context)
+        maps = ResponseMaps.load(context.maps_path(context.images.samples[6])).maps
         assert maps.shape == (3, 10, 12)
         assert maps.max() > 0.99
 
-    def test_a_stage_that_the_network_lacks(self, make_work: MakeWork, earlier: dict[str, Path]) -> None:
-        work = make_work(classifier=earlier["classifier"])
+    def test_a_stage_that_the_network_lacks(self, make_context: MakeContext, earlier: dict[str, Path]) -> None:
+        context = make_context(classifier=earlier["classifier"])
         with pytest.raises(RecipeError, match=r"'resnet18' has no stage -6: give stages from -5 .* to -1"):
-            LayerCam(stages=(-1, -6)).run(work)
+            LayerCam(stages=(-1, -6)).run(context)
 
 
-def classifier(name: str = "resnet18", n_classes: int = 4, **options: Any) -> Classifier:
+def classifier(name: str = "resnet18", num_classes: int = 4, **options: Any) -> Classifier:
     torch.manual_seed(0)
-    return Classifier(Backbone(name, output_stride=8, options=options), tuple("abcd"[:n_classes])).eval()
+    return Classifier(Backbone(name, output_stride=8, options=options), tuple("abcd"[:num_classes])).eval()
 
 
 def some_images(n: int, height: int, width: int) -> Tensor:
@@ -134,16 +134,16 @@ def test_only_tagged_classes_are_looked_at_and_they_are_the_same() -> None:
         assert not np.delete(tagged[i].numpy(), wanted, axis=0).any()
 
 
-def test_a_run_s_maps_are_those_of_all_classes(make_work: MakeWork, earlier: dict[str, Path]) -> None:
+def test_a_run_s_maps_are_those_of_all_classes(make_context: MakeContext, earlier: dict[str, Path]) -> None:
     """The run looks at tagged classes alone; class-conditional inference at all."""
-    work = make_work(classifier=earlier["classifier"])
-    LayerCam(scales=(1.0, 0.5), map_batch=8).run(work)
-    net, sample = Classifier.load(earlier["classifier"]), work.images.samples[6]
+    context = make_context(classifier=earlier["classifier"])
+    LayerCam(scales=(1.0, 0.5), inference_batch_size=8).run(context)
+    net, sample = Classifier.load(earlier["classifier"]), context.images.samples[6]
     pixels = torch.from_numpy(read_image(sample.image)).permute(2, 0, 1)[None]
-    images = normalised(pixels, net.backbone.mean, net.backbone.std)
-    with work.compute.autocast(net):
+    images = normalize_images(pixels, net.backbone.mean, net.backbone.std)
+    with context.compute.autocast(net):
         [alone] = response_maps(activations(net), images, [sample.tags or ()], (1.0, 0.5))
-    ours = ResponseMaps.load(work.maps_file(sample)).maps
+    ours = ResponseMaps.load(context.maps_path(sample)).maps
     np.testing.assert_allclose(ours, alone.maps, atol=0.05 if torch.cpu._is_avx512_bf16_supported() else 1e-3)
 
 
@@ -163,10 +163,10 @@ def test_in_inference_mode_and_bfloat16() -> None:
 
 def test_from_several_threads() -> None:
     net = classifier("test_resnet")
-    look, batches = activations(net), [some_images(1 + i % 3, 32 + 8 * i, 40) for i in range(6)]
-    alone = [look(batch) for batch in batches]
+    look, group_by_size = activations(net), [some_images(1 + i % 3, 32 + 8 * i, 40) for i in range(6)]
+    alone = [look(batch) for batch in group_by_size]
     with ThreadPoolExecutor(3) as pool:
-        together = list(pool.map(look, batches * 3))
+        together = list(pool.map(look, group_by_size * 3))
     for ours, theirs in zip(together, alone * 3, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 

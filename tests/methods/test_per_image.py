@@ -18,7 +18,7 @@ from tagmask.maps import ResponseMaps
 from tagmask.methods._threshold import THRESHOLD_FILE, read_threshold
 from tagmask.methods.per_image import PerImage
 from tagmask.models.segmenter import Segmenter
-from tests.methods.contract import MakeWork, MethodContract
+from tests.methods.contract import MakeContext, MethodContract
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +38,8 @@ class TestPerImage(MethodContract):
     def _with_a_network(self, earlier: dict[str, Path], segmenter: Path) -> None:
         self.segmenter = segmenter
 
-    def run(self, make_work: MakeWork, earlier: dict[str, Path], name: str = "stage", **changes: Any) -> Any:
-        return super().run(make_work, {**earlier, "segmenter": self.segmenter}, name, **changes)
+    def run(self, make_context: MakeContext, earlier: dict[str, Path], name: str = "stage", **changes: Any) -> Any:
+        return super().run(make_context, {**earlier, "segmenter": self.segmenter}, name, **changes)
 
 
 def network_that_sees(end: int) -> type[Segmenter]:
@@ -66,7 +66,7 @@ def network_that_sees(end: int) -> type[Segmenter]:
 @pytest.mark.parametrize("end", [24, 40])
 @pytest.mark.parametrize("saliency_end", [None, 32])
 def test_the_mask_ends_where_the_network_or_the_saliency_does(
-    make_work: MakeWork,
+    make_context: MakeContext,
     tmp_path: Path,
     toy_images: TaggedImages,
     segmenter: Path,
@@ -86,9 +86,9 @@ def test_the_mask_ends_where_the_network_or_the_saliency_does(
     ResponseMaps(np.array([1]), fall, size).save(tmp_path / "cam" / "maps" / "even.safetensors")
     monkeypatch.setattr("tagmask.methods.per_image.Segmenter", network_that_sees(end))
     images = replace(toy_images, samples=(sample,))
-    work = make_work(maps=tmp_path / "cam", segmenter=segmenter, images=images)
-    PerImage(crf=None).run(work)
-    width = (read_label_map(work.mask_file(sample)) > 0).sum(1).mean()
+    context = make_context(maps=tmp_path / "cam", segmenter=segmenter, images=images)
+    PerImage(crf=None).run(context)
+    width = (read_label_map(context.mask_path(sample)) > 0).sum(1).mean()
     assert width == pytest.approx(saliency_end or end, abs=2)
-    assert (work.folder / THRESHOLD_FILE).exists()
-    assert read_threshold(work.folder) is None  # each image has its own
+    assert (context.folder / THRESHOLD_FILE).exists()
+    assert read_threshold(context.folder) is None  # each image has its own

@@ -16,10 +16,10 @@ from tagmask.data.samples import TaggedImages
 from tagmask.errors import RecipeError
 from tagmask.methods.pretrained import Pretrained, linear_head, outputs_of
 from tagmask.recipe import Recipe
-from tagmask.stage import Work
+from tagmask.stage import StageContext
 from tests.methods.contract import MethodContract
 
-COLOURS = {"red": [0], "green": [1, 3], "blue": [2]}
+COLORS = {"red": [0], "green": [1, 3], "blue": [2]}
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +37,13 @@ class TestPretrained(MethodContract):
 
     @pytest.fixture(autouse=True)
     def _settings(self, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        settings = {"backbone": "resnet10t", "weights": str(weights), "outputs": COLOURS, "scales": (1.0,)}
+        settings = {"backbone": "resnet10t", "weights": str(weights), "outputs": COLORS, "scales": (1.0,)}
         monkeypatch.setattr(type(self), "settings", settings)
 
 
 def test_activations_are_the_softmax_parts_of_the_networks_own_logits(weights: Path) -> None:
     """The mean of a class's linear activations is its logit, less the bias and what all logits have in common."""
-    method = Pretrained(backbone="resnet10t", weights=str(weights), outputs=COLOURS, output_stride=32)
+    method = Pretrained(backbone="resnet10t", weights=str(weights), outputs=COLORS, output_stride=32)
     classifier = method.classifier(("red", "green")).eval()
     net = timm.create_model("resnet10t").eval()
     net.load_state_dict(safetensors.torch.load_file(weights))
@@ -112,7 +112,9 @@ def test_timm_s_own_weights_have_their_own_number_of_outputs(weights: Path) -> N
     assert Pretrained(num_outputs=3, weights=str(weights)).num_outputs == 3
 
 
-def test_another_number_of_outputs(tmp_path: Path, make_work: Callable[..., Work], toy_images: TaggedImages) -> None:
+def test_another_number_of_outputs(
+    tmp_path: Path, make_context: Callable[..., StageContext], toy_images: TaggedImages
+) -> None:
     """A network that somebody fine-tuned on classes of their own."""
     net: Any = timm.create_model("resnet10t", num_classes=3)
     safetensors.torch.save_file(net.state_dict(), tmp_path / "w.safetensors")
@@ -120,6 +122,6 @@ def test_another_number_of_outputs(tmp_path: Path, make_work: Callable[..., Work
     method = Pretrained(
         backbone="resnet10t", weights=str(tmp_path / "w.safetensors"), num_outputs=3, outputs=outputs, scales=(1.0,)
     )
-    work = make_work(images=replace(toy_images, samples=toy_images.samples[:2]))
-    method.run(work)
-    assert all(work.maps_file(sample).exists() for sample in work.images.samples)
+    context = make_context(images=replace(toy_images, samples=toy_images.samples[:2]))
+    method.run(context)
+    assert all(context.maps_path(sample).exists() for sample in context.images.samples)

@@ -16,10 +16,10 @@ from tagmask.methods.recam import ReCam, ReCamNetwork, ReCamTraining, class_feat
 from tagmask.models.backbone import Backbone
 from tagmask.models.classifier import Classifier
 from tests.conftest import GOLDENS
-from tests.methods.contract import TOY_CAM, MakeWork, MethodContract
+from tests.methods.contract import TOY_CAM, MakeContext, MethodContract
 
 TOY = {
-    **{k: TOY_CAM[k] for k in ("frozen_norms", "epochs", "batch_size", "crop", "long_side", "scales")},
+    **{k: TOY_CAM[k] for k in ("freeze_norm", "epochs", "batch_size", "crop_size", "long_side_range", "scales")},
     "lr": 0.01, "head_lr": 0.1,
 }  # fmt: skip
 
@@ -49,11 +49,11 @@ class TestReCam(MethodContract):
     settings = TOY
 
     def test_the_maps_are_made_with_the_product_of_both_weights(
-        self, make_work: MakeWork, earlier: dict[str, Path]
+        self, make_context: MakeContext, earlier: dict[str, Path]
     ) -> None:
-        work = make_work(classifier=earlier["classifier"])
-        ReCam(**{**TOY, "epochs": 0}).run(work)  # so that V is as it was drawn, in ±1/√D
-        before, after = Classifier.load(earlier["classifier"]), Classifier.load(work.folder)
+        context = make_context(classifier=earlier["classifier"])
+        ReCam(**{**TOY, "epochs": 0}).run(context)  # so that V is as it was drawn, in ±1/√D
+        before, after = Classifier.load(earlier["classifier"]), Classifier.load(context.folder)
         assert torch.equal(after.weight, before.weight)
         second = (after.map_weight / after.weight).detach()
         bound = after.weight.shape[1] ** -0.5
@@ -61,25 +61,25 @@ class TestReCam(MethodContract):
         assert float(second.std()) == pytest.approx(bound / 3**0.5, rel=0.05)
 
     def test_the_stride_of_the_maps_does_not_change_the_training(
-        self, make_work: MakeWork, earlier: dict[str, Path]
+        self, make_context: MakeContext, earlier: dict[str, Path]
     ) -> None:
-        plain, work = self.run(make_work, earlier, "plain"), make_work(classifier=earlier["classifier"])
-        ReCam(**TOY, map_stride=32).run(work)
-        ours, theirs = Classifier.load(work.folder), Classifier.load(plain.folder)
+        plain, context = self.run(make_context, earlier, "plain"), make_context(classifier=earlier["classifier"])
+        ReCam(**TOY, inference_stride=32).run(context)
+        ours, theirs = Classifier.load(context.folder), Classifier.load(plain.folder)
         assert ours.backbone.config == theirs.backbone.config
         assert torch.equal(ours.map_weight, theirs.map_weight)
 
-    def test_it_runs_on_a_vision_transformer(self, make_work: MakeWork) -> None:
+    def test_it_runs_on_a_vision_transformer(self, make_context: MakeContext) -> None:
         torch.manual_seed(0)
-        work = make_work()
-        Classifier(Backbone("test_vit"), work.images.classes).save(work.folder / "vit")
-        work = make_work("recam", classifier=work.folder / "vit")
-        ReCam(**{**TOY, "crop": 48}).run(work)
-        assert ResponseMaps.load(work.maps_file(work.images.samples[6])).maps.shape == (3, 10, 12)
+        context = make_context()
+        Classifier(Backbone("test_vit"), context.images.classes).save(context.folder / "vit")
+        context = make_context("recam", classifier=context.folder / "vit")
+        ReCam(**{**TOY, "crop_size": 48}).run(context)
+        assert ResponseMaps.load(context.maps_path(context.images.samples[6])).maps.shape == (3, 10, 12)
 
-    def test_it_runs_on_its_own_result(self, make_work: MakeWork, earlier: dict[str, Path]) -> None:
-        first = self.run(make_work, earlier, "first")
-        second = self.run(make_work, {"classifier": first.folder}, "second")
+    def test_it_runs_on_its_own_result(self, make_context: MakeContext, earlier: dict[str, Path]) -> None:
+        first = self.run(make_context, earlier, "first")
+        second = self.run(make_context, {"classifier": first.folder}, "second")
         assert not torch.equal(Classifier.load(first.folder).map_weight, Classifier.load(second.folder).map_weight)
 
 

@@ -21,11 +21,11 @@ from tagmask.methods.segment import Segment, SegmentTraining, decide, probabilit
 from tagmask.models.segmenter import Segmenter
 from tagmask.refine.settings import NETWORK_CRF
 from tagmask.training import read_history
-from tests.methods.contract import MakeWork, MethodContract
+from tests.methods.contract import MakeContext, MethodContract
 
 TOY: dict[str, Any] = {
-    "architecture": "Unet", "frozen_norms": False, "epochs": 1, "batch_size": 4, "crop": 32, "lr": 0.001,
-    "test_scales": [1.0], "crf": None,
+    "architecture": "Unet", "freeze_norm": False, "epochs": 1, "batch_size": 4, "crop_size": 32, "lr": 0.001,
+    "scales": [1.0], "crf": None,
 }  # fmt: skip
 
 
@@ -36,7 +36,7 @@ class TestSegment(MethodContract):
 
 class TestDeepLabWithCrf(MethodContract):
     method = Segment
-    settings = {**TOY, "architecture": "deeplabv2", "crf": {"steps": 2}, "test_scales": [0.75, 1.0]}  # noqa: RUF012
+    settings = {**TOY, "architecture": "deeplabv2", "crf": {"steps": 2}, "scales": [0.75, 1.0]}  # noqa: RUF012
 
 
 def network(architecture: str = "Unet") -> Segmenter:
@@ -71,14 +71,16 @@ def test_a_batch_of_unsure_pixels_teaches_nothing() -> None:
     assert all(p.grad is None or not p.grad.any() for p in net.parameters())
 
 
-def test_masks_of_unsure_pixels_alone_go_through(make_work: MakeWork, earlier: dict[str, Path], tmp_path: Path) -> None:
-    work = make_work(masks=tmp_path / "void", classifier=earlier["classifier"])
-    for sample in work.images.samples:
+def test_masks_of_unsure_pixels_alone_go_through(
+    make_context: MakeContext, earlier: dict[str, Path], tmp_path: Path
+) -> None:
+    context = make_context(masks=tmp_path / "void", classifier=earlier["classifier"])
+    for sample in context.images.samples:
         path = tmp_path / "void" / "masks" / f"{sample.id}.png"
         write_label_map(path, np.full(sample.size, 255, np.uint8))
-    Segment(**TOY).run(work)
-    assert read_history(work.folder)[0]["loss"] == 0
-    assert read_label_map(work.mask_file(work.images.samples[0])).max() < 255
+    Segment(**TOY).run(context)
+    assert read_history(context.folder)[0]["loss"] == 0
+    assert read_label_map(context.mask_path(context.images.samples[0])).max() < 255
 
 
 @torch.inference_mode()
@@ -119,54 +121,54 @@ def test_decide(crf: Any, size: tuple[int, int]) -> None:
     assert not decide(image, np.array([0], np.uint8), np.ones((1, *size), np.float32), crf).any()
 
 
-def test_it_learns_what_the_masks_say(make_work: MakeWork, earlier: dict[str, Path], tmp_path: Path) -> None:
+def test_it_learns_what_the_masks_say(make_context: MakeContext, earlier: dict[str, Path], tmp_path: Path) -> None:
     """Trained on true masks it finds the squares, whose colours tell all."""
-    work = make_work(masks=tmp_path / "true", classifier=earlier["classifier"])
-    for sample in work.images.samples:
+    context = make_context(masks=tmp_path / "true", classifier=earlier["classifier"])
+    for sample in context.images.samples:
         assert sample.mask is not None
         write_label_map(tmp_path / "true" / "masks" / f"{sample.id}.png", sample.mask.read())
     settings = {**TOY, "backbone": "resnet10t", "weights": "none", "epochs": 20, "optimizer": "adamw", "head_factor": 1}
-    Segment(**{**settings, "lr": 0.005}).run(work)
-    truth = np.stack([sample.mask.read() for sample in work.images.samples if sample.mask])
-    found = np.stack([read_label_map(work.mask_file(sample)) for sample in work.images.samples])
-    assert (truth == found).mean() > 0.95
-    assert (truth == found)[truth > 0].mean() > 0.8
+    Segment(**{**settings, "lr": 0.005}).run(context)
+    ground_truth = np.stack([sample.mask.read() for sample in context.images.samples if sample.mask])
+    found = np.stack([read_label_map(context.mask_path(sample)) for sample in context.images.samples])
+    assert (ground_truth == found).mean() > 0.95
+    assert (ground_truth == found)[ground_truth > 0].mean() > 0.8
 
 
-def test_where_its_weights_come_from(make_work: MakeWork, earlier: dict[str, Path], tmp_path: Path) -> None:
+def test_where_its_weights_come_from(make_context: MakeContext, earlier: dict[str, Path], tmp_path: Path) -> None:
     from tagmask.models.classifier import Classifier
 
-    work = make_work(masks=earlier["masks"], classifier=earlier["classifier"])
-    of_classifier = Segment(**TOY).untrained(work).timm_network().state_dict()["conv1.weight"]
+    context = make_context(masks=earlier["masks"], classifier=earlier["classifier"])
+    of_classifier = Segment(**TOY).untrained(context).timm_network().state_dict()["conv1.weight"]
     assert torch.equal(of_classifier, Classifier.load(earlier["classifier"]).backbone.net.state_dict()["conv1.weight"])
-    random = Segment(**TOY | {"weights": "none"}).untrained(work).timm_network().state_dict()["conv1.weight"]
+    random = Segment(**TOY | {"weights": "none"}).untrained(context).timm_network().state_dict()["conv1.weight"]
     assert not torch.equal(random, of_classifier)
     other = Segment(**TOY | {"backbone": "mobilenetv2_050"})
     with pytest.raises(RecipeError, match="are in the weights given: are they of another backbone"):
-        other.untrained(work)
-    assert Segment(**TOY | {"backbone": "mobilenetv2_050", "weights": "none"}).untrained(work).classes
+        other.untrained(context)
+    assert Segment(**TOY | {"backbone": "mobilenetv2_050", "weights": "none"}).untrained(context).classes
 
 
 @pytest.mark.parametrize(("steps", "batch_size", "epochs"), [(5, 4, 3), (4, 4, 2), (1, 4, 1), (3, 100, 3)])
 def test_steps_are_rounded_up_to_epochs(
-    make_work: MakeWork, earlier: dict[str, Path], steps: int, batch_size: int, epochs: int
+    make_context: MakeContext, earlier: dict[str, Path], steps: int, batch_size: int, epochs: int
 ) -> None:
-    work = make_work(masks=earlier["masks"], classifier=earlier["classifier"])
-    Segment(**TOY | {"epochs": None, "steps": steps, "batch_size": batch_size}).run(work)
-    assert len(read_history(work.folder)) == epochs
+    context = make_context(masks=earlier["masks"], classifier=earlier["classifier"])
+    Segment(**TOY | {"epochs": None, "steps": steps, "batch_size": batch_size}).run(context)
+    assert len(read_history(context.folder)) == epochs
 
 
 def test_an_architecture_that_needs_more_than_one_image_says_so(
-    make_work: MakeWork, earlier: dict[str, Path], toy_images: TaggedImages
+    make_context: MakeContext, earlier: dict[str, Path], toy_images: TaggedImages
 ) -> None:
     one = replace(toy_images, samples=toy_images.samples[:1])
-    work = make_work(masks=earlier["masks"], classifier=earlier["classifier"], images=one)
+    context = make_context(masks=earlier["masks"], classifier=earlier["classifier"], images=one)
     with pytest.raises(RecipeError, match="DeepLabV3Plus cannot learn from one image at a time"):
-        Segment(**TOY | {"architecture": "DeepLabV3Plus", "output_stride": 16}).run(work)
+        Segment(**TOY | {"architecture": "DeepLabV3Plus", "output_stride": 16}).run(context)
 
 
-def test_many_workers_make_the_same_masks(make_work: MakeWork, earlier: dict[str, Path]) -> None:
-    alone, many = (make_work(n, masks=earlier["masks"], classifier=earlier["classifier"]) for n in ("alone", "many"))
+def test_many_workers_make_the_same_masks(make_context: MakeContext, earlier: dict[str, Path]) -> None:
+    alone, many = (make_context(n, masks=earlier["masks"], classifier=earlier["classifier"]) for n in ("alone", "many"))
     method = Segment(**TOY | {"crf": {"steps": 2}})
     method.run(alone)
     method.run(replace(many, compute=Compute(workers=2)))

@@ -112,9 +112,9 @@ def saved(net: torch.nn.Module, file: Path, wrap: bool = False) -> Path:
 
 @pytest.mark.parametrize(("suffix", "wrap"), [(".safetensors", False), (".pth", False), (".pth", True)])
 @pytest.mark.parametrize("n_classes", [0, 1000])  # without its head, and with
-def test_weights_from_a_file(tmp_path: Path, suffix: str, wrap: bool, n_classes: int) -> None:
+def test_weights_from_a_file(tmp_path: Path, suffix: str, wrap: bool, num_classes: int) -> None:
     torch.manual_seed(1)
-    net = timm.create_model("resnet18", num_classes=n_classes).eval()
+    net = timm.create_model("resnet18", num_classes=num_classes).eval()
     file = saved(net, tmp_path / f"w{suffix}", wrap)
     backbone = Backbone("resnet18", str(file), output_stride=32).eval()
     image = torch.rand(1, 3, 64, 64)

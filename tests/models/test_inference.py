@@ -9,7 +9,7 @@ from torch import nn
 from tagmask.compute import Compute
 from tagmask.models.backbone import Backbone
 from tagmask.models.classifier import Classifier
-from tagmask.models.inference import fold_norms, for_inference, scaled, with_mirror_images
+from tagmask.models.inference import fold_norms, prepare_for_inference, scaled, with_hflip
 from tagmask.models.segmenter import Segmenter
 
 
@@ -68,7 +68,7 @@ def test_a_segmenter_is_folded_with_its_decoder(architecture: str) -> None:
     images = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         before = network(images)
-        after = for_inference(network, Compute())(images)
+        after = prepare_for_inference(network, Compute())(images)
     assert torch.allclose(before, after, atol=1e-4 * float(before.abs().max()))
     assert not norms(network)
 
@@ -110,7 +110,7 @@ def test_whoever_listens_hears_what_was_there_before(name: str) -> None:
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         network(images)
-        for_inference(network, Compute())
+        prepare_for_inference(network, Compute())
         heard = heard[:1]
         network(images)
     assert norms(network) == [network.backbone.net.bn1]
@@ -130,7 +130,7 @@ def test_scaled_rounds_half_up_and_leaves_a_pixel(side: int, scale: float, expec
 
 def test_mirror_images_follow_the_images() -> None:
     images = torch.rand(2, 3, 6, 8)
-    both = with_mirror_images(images)
+    both = with_hflip(images)
     assert torch.equal(both[:2], images)
     assert torch.equal(both[2:], images.flip(3))
-    assert with_mirror_images(images, 0.5).shape == (4, 3, 3, 4)
+    assert with_hflip(images, 0.5).shape == (4, 3, 3, 4)

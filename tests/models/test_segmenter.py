@@ -145,7 +145,7 @@ def test_what_is_no_segmenter_is_one_sentence(tmp_path: Path) -> None:
 def test_the_encoder_s_norms_may_keep_their_statistics(frozen: bool) -> None:
     """The decoder's are new: with those they begin with it would hardly learn."""
     network = a_segmenter()
-    network.frozen_statistics = frozen
+    network.freeze_norm = frozen
     network.train()
     before = {name: value.clone() for name, value in network.named_buffers()}
     network(torch.rand(2, 3, 32, 32))

@@ -14,14 +14,14 @@ from hypothesis.extra.numpy import arrays
 from pycocotools.coco import COCO
 from scipy import ndimage
 
-from tagmask.artifacts import UNSURE
+from tagmask.artifacts import IGNORE_INDEX
 from tagmask.data.scenes import CLASSES, make_scene
 from tagmask.errors import RunError
 from tagmask.outputs.coco import to_coco, write_coco
 from tagmask.outputs.polygons import polygons
 
 LABEL_MAPS = arrays(
-    np.uint8, st.tuples(st.integers(1, 14), st.integers(1, 14)), elements=st.sampled_from([0, 1, 2, UNSURE])
+    np.uint8, st.tuples(st.integers(1, 14), st.integers(1, 14)), elements=st.sampled_from([0, 1, 2, IGNORE_INDEX])
 )
 
 
@@ -57,7 +57,7 @@ def test_any_label_map_reads_back_as_it_was(as_polygons: bool, label_maps: list[
     coco = in_memory(to_coco([(f"{i}.jpg", m) for i, m in enumerate(label_maps)], ("a", "b"), polygons=as_polygons))
     assert len(coco.imgs) == len(label_maps)
     for image_id, labels in enumerate(label_maps, 1):
-        np.testing.assert_array_equal(read_back(coco, image_id), np.where(labels == UNSURE, 0, labels))
+        np.testing.assert_array_equal(read_back(coco, image_id), np.where(labels == IGNORE_INDEX, 0, labels))
 
 
 @given(arrays(bool, st.tuples(st.integers(1, 16), st.integers(1, 16)), elements=st.booleans()))
@@ -85,7 +85,7 @@ def test_a_ring_is_cut_into_pieces_without_holes() -> None:
 
 def test_a_class_is_one_rle_and_each_of_its_regions_one_polygon_annotation() -> None:
     labels = np.zeros((6, 8), np.uint8)
-    labels[1:3, 1:4], labels[4:, 6:], labels[0, 7] = 2, 2, UNSURE
+    labels[1:3, 1:4], labels[4:, 6:], labels[0, 7] = 2, 2, IGNORE_INDEX
     whole = to_coco([("a.png", labels)], ("x", "y"))
     assert [(a["category_id"], a["area"], a["bbox"]) for a in whole["annotations"]] == [(2, 10, [1, 1, 7, 5])]
     assert isinstance(whole["annotations"][0]["segmentation"]["counts"], str)
@@ -161,9 +161,9 @@ def test_supervision_sees_the_same_masks(tmp_path: Path) -> None:
         data = sv.DetectionDataset.from_coco(str(tmp_path), str(tmp_path / "m.json"), force_masks=True)
         assert data.classes == list(CLASSES)
         for path, _, found in data:
-            truth = scenes[int(Path(path).stem)].mask
+            ground_truth = scenes[int(Path(path).stem)].mask
             for k in np.unique(found.class_id):
-                mask, right = found.mask[found.class_id == k].any(0), truth == k + 1
+                mask, right = found.mask[found.class_id == k].any(0), ground_truth == k + 1
                 # OpenCV also fills the pixels just right and below of a polygon's edges.
                 most = ndimage.binary_dilation(right, np.ones((3, 3))) if as_polygons else right
                 assert (right <= mask).all()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tagmask.artifacts import UNSURE
+from tagmask.artifacts import IGNORE_INDEX
 from tagmask.data.scenes import make_scene
 from tagmask.outputs.overlays import overlay, write_overlay
 
@@ -25,15 +25,15 @@ def test_colours_outline_and_background_by_hand() -> None:
 
 
 def test_unsure_is_hatched_without_colour_and_neighbours_get_an_outline_each() -> None:
-    labels = np.full((12, 14), UNSURE, np.uint8)
+    labels = np.full((12, 14), IGNORE_INDEX, np.uint8)
     labels[:, :5], labels[:, 5:9] = 1, 2
     drawn = overlay(GREY, labels)
     unsure = drawn[:, 9:]
     assert (unsure == unsure[..., :1]).all(), "the lines have no colour"
     assert set(np.unique(unsure)) == {30, 100, 208}  # 100 · 0.3 + 0 or 255 · 0.7, rounded
     assert (unsure == 208).mean() == pytest.approx(1 / 6, abs=0.04)
-    for column, colour in ((4, [192, 128, 128]), (5, [128, 192, 128]), (8, [128, 192, 128])):
-        assert (drawn[:, column] == colour).all()
+    for column, color in ((4, [192, 128, 128]), (5, [128, 192, 128]), (8, [128, 192, 128])):
+        assert (drawn[:, column] == color).all()
 
 
 def test_the_image_itself_is_not_changed_and_opacity_0_leaves_the_inside() -> None:

@@ -20,8 +20,8 @@ def noise_image(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
 
 
-def noise_unary(n_labels: int, height: int, width: int, seed: int = 0) -> np.ndarray:
-    scores = np.random.default_rng(seed).normal(size=(n_labels, height, width)) * 2
+def noise_unary(num_labels: int, height: int, width: int, seed: int = 0) -> np.ndarray:
+    scores = np.random.default_rng(seed).normal(size=(num_labels, height, width)) * 2
     return unary_from_probabilities(np.exp(scores) / np.exp(scores).sum(0))
 
 
@@ -42,16 +42,16 @@ def test_agrees_with_the_reference(photograph: str, mode: str) -> None:
 
 def exact_mean_field(image: np.ndarray, unary: np.ndarray, steps: int, sxy: float, srgb: float) -> np.ndarray:
     """Krähenbühl and Koltun, equations 3 and 4 and Algorithm 1, all pairs of pixels."""
-    n_labels, height, width = unary.shape
+    num_labels, height, width = unary.shape
     place = np.stack(np.indices((height, width)), -1).reshape(-1, 2).astype(float)
-    colour = image.reshape(-1, 3).astype(float)
+    color = image.reshape(-1, 3).astype(float)
 
     def kernel(features: np.ndarray) -> np.ndarray:
         k = np.exp(-0.5 * ((features[:, None] - features[None]) ** 2).sum(-1))
         return k / np.sqrt(np.outer(k.sum(0), k.sum(1)))
 
-    pairwise = 3 * kernel(place / 3) + 10 * kernel(np.concatenate([place / sxy, colour / srgb], 1))
-    energy = unary.reshape(n_labels, -1).astype(float)
+    pairwise = 3 * kernel(place / 3) + 10 * kernel(np.concatenate([place / sxy, color / srgb], 1))
+    energy = unary.reshape(num_labels, -1).astype(float)
     q = np.exp(-energy) / np.exp(-energy).sum(0)
     for _ in range(steps):
         logits = q @ pairwise - energy
@@ -76,19 +76,19 @@ def test_approximates_the_exact_mean_field() -> None:
 
 
 @pytest.mark.parametrize("n_labels", [2, 4, 5, 21])
-def test_a_distribution_that_follows_its_labels_names(n_labels: int) -> None:
-    image, unary = noise_image(23, 31), noise_unary(n_labels, 23, 31)
+def test_a_distribution_that_follows_its_labels_names(num_labels: int) -> None:
+    image, unary = noise_image(23, 31), noise_unary(num_labels, 23, 31)
     marginals = dense_crf(image, unary, bilateral_srgb=40)
     assert marginals.dtype == np.float32
     assert marginals.min() >= 0
     np.testing.assert_allclose(marginals.sum(0), 1, atol=1e-5)
-    order = np.random.default_rng(2).permutation(n_labels)
+    order = np.random.default_rng(2).permutation(num_labels)
     np.testing.assert_allclose(dense_crf(image, unary[order], bilateral_srgb=40), marginals[order], atol=1e-4)
 
 
 @pytest.mark.parametrize("n_labels", [3, 21])
-def test_same_bits_for_any_number_of_threads(n_labels: int) -> None:
-    image, unary = noise_image(37, 53), noise_unary(n_labels, 37, 53)
+def test_same_bits_for_any_number_of_threads(num_labels: int) -> None:
+    image, unary = noise_image(37, 53), noise_unary(num_labels, 37, 53)
     alone = dense_crf(image, unary, threads=1)
     for threads in (2, 3, 7):
         np.testing.assert_array_equal(dense_crf(image, unary, threads=threads), alone)
@@ -117,13 +117,13 @@ def test_kernels_can_be_left_out() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1), (2, 2), (30, 40)])
 @pytest.mark.parametrize("n_labels", [1, 2, 6])
-def test_any_shape(shape: tuple[int, int], n_labels: int) -> None:
+def test_any_shape(shape: tuple[int, int], num_labels: int) -> None:
     flat = np.full((*shape, 3), 255, np.uint8)
     for image in (flat, noise_image(*shape)):
-        marginals = dense_crf(image, noise_unary(n_labels, *shape))
-        assert marginals.shape == (n_labels, *shape)
+        marginals = dense_crf(image, noise_unary(num_labels, *shape))
+        assert marginals.shape == (num_labels, *shape)
         np.testing.assert_allclose(marginals.sum(0), 1, atol=1e-5)
-        if n_labels == 1:
+        if num_labels == 1:
             assert (marginals == 1).all()
 
 
@@ -177,9 +177,9 @@ def test_refuses(image: np.ndarray, unary: np.ndarray, options: dict[str, float]
         (np.zeros((3, 3), np.uint8), 2, 1.0),
     ],
 )
-def test_refuses_labels(labels: np.ndarray, n_labels: int, gt_prob: float) -> None:
+def test_refuses_labels(labels: np.ndarray, num_labels: int, gt_prob: float) -> None:
     with pytest.raises(ValueError, match=r"labels|gt_prob"):
-        unary_from_labels(labels, n_labels, gt_prob)
+        unary_from_labels(labels, num_labels, gt_prob)
 
 
 def test_refuses_probabilities() -> None:

@@ -16,19 +16,19 @@ def curve(n: int) -> ThresholdReport:
     """Of random maps of two classes."""
     rng = np.random.default_rng(0)
     measured = ThresholdCurve(n)
-    truth = np.repeat([[0, 1, 2]], 9, 0).repeat(3, 1).astype(np.uint8)
-    maps = 0.7 * np.stack([truth == 1, truth == 2]) + 0.4 * rng.random((2, 9, 9))
-    measured.update(maps.astype(np.float32), np.array([1, 2]), truth)
+    ground_truth = np.repeat([[0, 1, 2]], 9, 0).repeat(3, 1).astype(np.uint8)
+    maps = 0.7 * np.stack([ground_truth == 1, ground_truth == 2]) + 0.4 * rng.random((2, 9, 9))
+    measured.update(maps.astype(np.float32), np.array([1, 2]), ground_truth)
     return measured.compute()
 
 
 def scores(n: int, wrong: int) -> SegmentationReport:
     """Of a picture of classes 1 and 2 in which `wrong` rows are unsure."""
     measured = SegmentationScores(n)
-    truth = np.repeat([[0, 1, 2]], 9, 0).repeat(3, 1).astype(np.uint8)
-    prediction = truth.copy()
+    ground_truth = np.repeat([[0, 1, 2]], 9, 0).repeat(3, 1).astype(np.uint8)
+    prediction = ground_truth.copy()
     prediction[:wrong] = 255
-    measured.update(truth, prediction)
+    measured.update(ground_truth, prediction)
     return measured.compute()
 
 

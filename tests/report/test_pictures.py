@@ -17,21 +17,21 @@ def decoded(small: Thumbnail) -> Image.Image:
 
 
 def test_a_mask_keeps_every_colour() -> None:
-    colours = np.array(voc_palette(), np.uint8).reshape(256, 3)[make_scene(2).mask]
-    small = thumbnail(colours)
+    colors = np.array(voc_palette(), np.uint8).reshape(256, 3)[make_scene(2).mask]
+    small = thumbnail(colors)
     assert small.uri.startswith("data:image/png;base64,")
     assert small.crisp
-    np.testing.assert_array_equal(np.array(decoded(small).convert("RGB")), colours)
+    np.testing.assert_array_equal(np.array(decoded(small).convert("RGB")), colors)
 
 
 def test_a_large_mask_gets_smaller_without_new_colours() -> None:
-    colours = np.array(voc_palette(), np.uint8).reshape(256, 3)[make_scene(2, size=700).mask]
-    small = thumbnail(colours)
+    colors = np.array(voc_palette(), np.uint8).reshape(256, 3)[make_scene(2, size=700).mask]
+    small = thumbnail(colors)
     picture = decoded(small)
     assert picture.size == (small.width, small.height) == (320, 320)
     assert not small.crisp
     assert {tuple(c) for c in np.array(picture.convert("RGB")).reshape(-1, 3)} <= {
-        tuple(c) for c in colours.reshape(-1, 3)
+        tuple(c) for c in colors.reshape(-1, 3)
     }
 
 

@@ -23,7 +23,7 @@ from tagmask.cli.options import (
     Workers,
     data_source,
     print_json,
-    shown,
+    reporter,
 )
 
 
@@ -41,12 +41,12 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Say what is in a data set and what is wrong with it. Exit status 1 if something is."""
+    from tagmask.cli.tables import print_check
     from tagmask.compute import Compute
     from tagmask.data.check import check as check_data
-    from tagmask.tables import print_check
 
     source = data_source(images, format, split, tags, annotations, masks, saliency, class_list, classes)
-    progress = shown(as_json).progress
+    progress = reporter(as_json).progress
     found = check_data(source.read(), workers=Compute.detect("cpu", "auto", workers).workers, progress=progress)
     print_json(found.to_json()) if as_json else print_check(found)
     if not found.ok:
@@ -69,14 +69,14 @@ def saliency(
 ) -> None:
     """Make weak saliency maps without a network (robust background detection), for `run --saliency`."""
     from tagmask.compute import Compute
+    from tagmask.data.new_images import list_images
     from tagmask.data.saliency import write_saliency
-    from tagmask.data.unlabelled import images_of
 
     beside = str(out) if out.is_dir() else None  # in the images' folder, what is there already is no image
     source = data_source(images, format, split, tags, annotations, masks, beside, class_list, None)
     number = Compute.detect("cpu", "auto", workers).workers
-    progress = shown(quiet or as_json).progress
-    made = write_saliency(images_of(source), out, skip_bad=skip_bad, workers=number, progress=progress)
+    progress = reporter(quiet or as_json).progress
+    made = write_saliency(list_images(source), out, skip_bad=skip_bad, workers=number, progress=progress)
     if as_json:
         print_json({"saliency": {s.id: str(s.saliency) for s in made.samples}, "problems": [*map(str, made.problems)]})
     elif not quiet:
@@ -93,6 +93,6 @@ def scenes(
     """Generate the demo's pictures, with tags, exact masks and simulated saliency."""
     from tagmask.data.scenes import write_scenes
 
-    with shown(False).progress("scenes", train + val) as advance:
-        write_scenes(out, n_train=train, n_val=val, size=size, seed=seed, progress=advance)
+    with reporter(False).progress("scenes", train + val) as advance:
+        write_scenes(out, num_train=train, num_val=val, size=size, seed=seed, progress=advance)
     print(out)

@@ -18,7 +18,7 @@ from tagmask.cli.options import (
     Masks,
     PrecisionOption,
     Quiet,
-    RunFolder,
+    RunFolderArgument,
     SkipBad,
     Split,
     Tags,
@@ -65,8 +65,8 @@ def maps(
 ) -> None:
     """Make other response maps of a finished run, or the maps of a ready classifier."""
     import tagmask
+    from tagmask.cli.tables import maps_json, print_maps
     from tagmask.recipe import find_method, ready_classifier
-    from tagmask.tables import maps_json, print_maps
 
     place = {"device": device, "precision": checked_precision(precision), "workers": workers}
     if set_ and method is None:
@@ -89,7 +89,7 @@ def maps(
         result = tagmask.run(source, out, recipe=recipe, skip_bad=skip_bad, redo=redo, quiet=quiet or as_json, **place)
     if method is not None:
         result = result.add(method, set_ or (), name=name, redo=redo, quiet=quiet or as_json)
-    if result.compute.main:
+    if result.compute.is_main_process:
         if as_json:
             print_json(maps_json(result))
         elif not quiet:
@@ -97,7 +97,7 @@ def maps(
 
 
 def thresholds(
-    run_folder: RunFolder,
+    run_folder: RunFolderArgument,
     data: Annotated[
         str | None,
         typer.Option(
@@ -119,7 +119,7 @@ def thresholds(
     """Compare a run's response maps at every threshold: figures, and their curves on one page."""
     import tagmask
     from tagmask.api import THRESHOLDS
-    from tagmask.tables import print_curves
+    from tagmask.cli.tables import print_curves
 
     beside = {"--tags": tags, "--split": split, "--annotations": annotations, "--masks": masks}
     if data is None and (useless := [option for option, value in beside.items() if value]):
@@ -127,7 +127,7 @@ def thresholds(
     opened = tagmask.load(run_folder, device="cpu", workers=workers)
     source = data_source(data, format, split, tags, annotations, masks, None, class_list, classes) if data else None
     found = opened.thresholds(source, out=out, quiet=quiet or as_json)
-    if opened.compute.main:
+    if opened.compute.is_main_process:
         if as_json:
             print_json({"maps": found.to_json()["maps"]})
         elif not quiet:

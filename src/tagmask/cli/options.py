@@ -40,7 +40,7 @@ Workers = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")]
-RunFolder = Annotated[Path, typer.Argument(help="A folder that `tagmask run --out` made.")]
+RunFolderArgument = Annotated[Path, typer.Argument(help="A folder that `tagmask run --out` made.")]
 
 
 def data_source(
@@ -76,16 +76,16 @@ def checked_precision(name: str) -> Any:
     return name
 
 
-def shown(quiet: bool) -> Any:
+def reporter(quiet: bool) -> Any:
     from rich.console import Console
 
-    from tagmask.progress import Shown
+    from tagmask.progress import Reporter
 
-    return Shown(None if quiet else Console(stderr=True))
+    return Reporter(None if quiet else Console(stderr=True))
 
 
 def show_run(result: Any, as_json: bool, quiet: bool) -> None:
-    from tagmask.tables import print_run, run_json
+    from tagmask.cli.tables import print_run, run_json
 
     if as_json:
         print_json(run_json(result))
@@ -94,7 +94,7 @@ def show_run(result: Any, as_json: bool, quiet: bool) -> None:
 
 
 def show_rehearsal(found: Any, out: Path, as_json: bool, quiet: bool) -> None:
-    from tagmask.tables import print_rehearsal
+    from tagmask.cli.tables import print_rehearsal
 
     if as_json:
         print_json(found.to_json())

@@ -17,7 +17,7 @@ from tagmask.cli.options import (
     Masks,
     PrecisionOption,
     Quiet,
-    RunFolder,
+    RunFolderArgument,
     SkipBad,
     Split,
     Tags,
@@ -29,7 +29,7 @@ from tagmask.cli.options import (
 
 
 def predict(
-    run_folder: RunFolder,
+    run_folder: RunFolderArgument,
     images: Annotated[list[str], typer.Argument(help="Image files and folders of images.")],
     out: Annotated[Path, typer.Option(help="Folder for the masks.")],
     tags: Annotated[str | None, typer.Option(help="Table image,tags: only the known classes can then appear.")] = None,
@@ -55,14 +55,14 @@ def predict(
     if as_json:
         forms = {form: str(target_of(out, form)) for form in also or ()}
         print_json({"masks": {name: str(path) for name, path in masks.items()}, **forms})
-    elif not quiet and opened.compute.main:
+    elif not quiet and opened.compute.is_main_process:
         print(f"{len(masks)} masks in {out / 'masks'}")
         for form in also or ():
             print(f"{form} in {target_of(out, form)}")
 
 
 def export(
-    run_folder: RunFolder,
+    run_folder: RunFolderArgument,
     out: Annotated[Path, typer.Option(help="Folder to write to.")],
     format: Annotated[str, typer.Option(help="png, coco (RLE), coco-polygons or overlays.")] = "png",
     stage: Annotated[str | None, typer.Option(help="Which stage's masks.", show_default="the last")] = None,
@@ -89,20 +89,20 @@ def evaluate(
 ) -> None:
     """Measure a run's network, or any folder of masks, against the truth: IoU, mIoU, boundary F."""
     from tagmask.api import score
-    from tagmask.compute import is_main
-    from tagmask.tables import print_scores
+    from tagmask.cli.tables import print_scores
+    from tagmask.compute import is_main_process
 
     source = data_source(data, format, split, tags, annotations, masks, None, class_list, classes)
     names, scores = score(run_or_masks, source, device=device, workers=workers, quiet=as_json)
-    if is_main():
+    if is_main_process():
         print_json(scores.to_json(names)) if as_json else print_scores(scores, names)
 
 
-def report(run_folder: RunFolder, quiet: Quiet = False) -> None:
+def report(run_folder: RunFolderArgument, quiet: Quiet = False) -> None:
     """Measure a run again and write its report anew."""
     import tagmask
 
     opened = tagmask.load(run_folder)
     opened.evaluate(quiet=quiet)
-    if opened.compute.main:
+    if opened.compute.is_main_process:
         print(opened.report)

@@ -80,10 +80,10 @@ def run(
         "quiet": quiet or as_json,
     }  # fmt: skip
     if dry_run:
-        show_rehearsal(tagmask.rehearse(source, out, **arguments), out, as_json, quiet)
+        show_rehearsal(tagmask.dry_run(source, out, **arguments), out, as_json, quiet)
         return
     result = tagmask.run(source, out, **arguments)
-    if result.compute.main:
+    if result.compute.is_main_process:
         show_run(result, as_json, quiet)
 
 
@@ -99,11 +99,11 @@ def demo(
 
     scenes = out / f"scenes-{images}"
     print(f"generating {images} training scenes and 200 to measure on → {scenes}")
-    write_scenes(scenes, n_train=images, n_val=200)
+    write_scenes(scenes, num_train=images, num_val=200)
     source = tagmask.DataSource(root=str(scenes), split="train")
     held_out = source.model_copy(update={"split": "val"})
     result = tagmask.run(source, out / "run", held_out=held_out, recipe="demo", device=device, workers=workers)
-    if result.compute.main:
+    if result.compute.is_main_process:
         show_run(result, as_json=False, quiet=False)
 
 

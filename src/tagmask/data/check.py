@@ -11,18 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from tagmask.artifacts import UNSURE
+from tagmask.artifacts import IGNORE_INDEX
 from tagmask.data.images import check_shape, is_url, read_bytes, read_grey, read_image
-from tagmask.data.lookalikes import Lookalike, lookalikes
-from tagmask.data.samples import PngMask, Problem, Sample, TaggedImages, some
+from tagmask.data.misspelled_tags import MisspelledTag, misspelled_tags
+from tagmask.data.samples import PngMask, Problem, Sample, TaggedImages
 from tagmask.errors import DataError
 from tagmask.progress import Progress
+from tagmask.text import join_names
 
 _CHUNK = 512  # images handed to the threads at a time, so that a million do not wait in memory
 _SHOWN = 20  # of a long list
 
 
-def verified(images: TaggedImages, *, skip_bad: bool, workers: int, progress: Progress) -> TaggedImages:
+def verify_images(images: TaggedImages, *, skip_bad: bool, workers: int, progress: Progress) -> TaggedImages:
     """Decode every image, mask and saliency map, and fill in the images' sizes.
 
     Args:
@@ -50,12 +51,10 @@ def verified(images: TaggedImages, *, skip_bad: bool, workers: int, progress: Pr
 
 
 def _summary(errors: Sequence[Problem], count: str) -> str:
-    shown = " ".join(str(problem) for problem in errors[:3])
+    reporter = " ".join(str(problem) for problem in errors[:3])
     verb = "is" if len(errors) == 1 else "are"
     more = f" (and {len(errors) - 3:,} more)" if len(errors) > 3 else ""
-    return (
-        f"{count} {verb} bad: {shown}{more} Correct them, or leave them out with --skip-bad; `tagmask check` lists all."
-    )
+    return f"{count} {verb} bad: {reporter}{more} Correct them, or leave them out with --skip-bad; `tagmask check` lists all."
 
 
 @dataclass(frozen=True)
@@ -77,23 +76,23 @@ class Look:
 
 def look_at_all(images: TaggedImages, workers: int, progress: Progress, fingerprints: bool = False) -> Iterator[Look]:
     """Look at each sample, in order, in `workers` threads."""
-    n_classes = len(images.classes)
+    num_classes = len(images.classes)
     with ThreadPoolExecutor(max(1, workers)) as pool, progress("check images", len(images)) as advance:
         for start in range(0, len(images), _CHUNK):
             chunk = images.samples[start : start + _CHUNK]
-            for look in pool.map(lambda sample: _look(sample, n_classes, fingerprints), chunk):
+            for look in pool.map(lambda sample: _look(sample, num_classes, fingerprints), chunk):
                 yield look
                 advance(1)
 
 
-def _look(sample: Sample, n_classes: int, fingerprint: bool) -> Look:
+def _look(sample: Sample, num_classes: int, fingerprint: bool) -> Look:
     where = sample.image
     try:
         height, width = size = read_image(where).shape[:2]
         present = None
         if sample.mask:
             where = str(sample.mask.path) if isinstance(sample.mask, PngMask) else f"the mask of {sample.image}"
-            present = _mask_classes(sample.mask.read(), size, n_classes)
+            present = _mask_classes(sample.mask.read(), size, num_classes)
         if sample.saliency:
             where = str(sample.saliency)
             check_shape(where, read_grey(where).shape, size)
@@ -105,15 +104,15 @@ def _look(sample: Sample, n_classes: int, fingerprint: bool) -> Look:
         return Look(problem=Problem.of(where, error))
 
 
-def _mask_classes(labels: np.ndarray, size: tuple[int, int], n_classes: int) -> tuple[int, ...]:
+def _mask_classes(labels: np.ndarray, size: tuple[int, int], num_classes: int) -> tuple[int, ...]:
     if labels.shape != size:
         (h, w), (height, width) = labels.shape, size
         turned = " (the image may be turned by its EXIF data)" if (w, h) == size else ""
         raise DataError(f"has {w}×{h} pixels, its image {width}×{height}; make them the same{turned}")
     present = np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()
-    classes = tuple(label for label in present if label not in (0, UNSURE))
-    if classes and classes[-1] > n_classes:
-        raise DataError(f"has pixels of class {classes[-1]}, and there are {n_classes} classes; correct it")
+    classes = tuple(label for label in present if label not in (0, IGNORE_INDEX))
+    if classes and classes[-1] > num_classes:
+        raise DataError(f"has pixels of class {classes[-1]}, and there are {num_classes} classes; correct it")
     return classes
 
 
@@ -152,17 +151,17 @@ class CheckReport:
 
     name: str
     classes: tuple[str, ...]
-    n_images: int
-    n_bad: int
+    num_images: int
+    num_bad: int
     images_per_class: tuple[int, ...]
     tags_per_image: tuple[int, ...]
-    n_untagged: int
-    n_masks: int
-    n_saliency: int
+    num_untagged: int
+    num_masks: int
+    num_saliency: int
     co_occurrence: tuple[tuple[int, ...], ...]
     heights: tuple[int, int, int] | None
     widths: tuple[int, int, int] | None
-    lookalikes: tuple[Lookalike, ...]
+    misspelled_tags: tuple[MisspelledTag, ...]
     tags_without_pixels: Found
     pixels_without_tags: Found
     duplicates: Found
@@ -171,7 +170,7 @@ class CheckReport:
     @property
     def ok(self) -> bool:
         """Whether nothing has to be left out."""
-        return self.n_bad == 0 and self.n_images > 0
+        return self.num_bad == 0 and self.num_images > 0
 
     @property
     def mean_tags(self) -> float:
@@ -192,24 +191,24 @@ def check(images: TaggedImages, *, workers: int, progress: Progress) -> CheckRep
     errors = [*images.problems, *(look.problem for look in looks if look.problem)]
     tags = _multi_hot(samples, len(images.classes))
     together = tags.T @ tags
-    n_tags = Counter(len(sample.tags) for sample in samples if sample.tags is not None)
+    num_tags = Counter(len(sample.tags) for sample in samples if sample.tags is not None)
     counts = dict(zip(images.classes, together.diagonal().tolist(), strict=True))
     sizes = np.array([look.size for _, look in good])
     missing, extra = _disagreements(good, images.classes)
     report = CheckReport(
         name=images.name,
         classes=images.classes,
-        n_images=len(good),
-        n_bad=sum(problem.severity == "error" for problem in errors),
+        num_images=len(good),
+        num_bad=sum(problem.severity == "error" for problem in errors),
         images_per_class=tuple(counts.values()),
-        tags_per_image=tuple(n_tags[n] for n in range(max(n_tags, default=0) + 1)),
-        n_untagged=sum(sample.tags is None for sample in samples),
-        n_masks=sum(sample.mask is not None for sample in samples),
-        n_saliency=sum(sample.saliency is not None for sample in samples),
+        tags_per_image=tuple(num_tags[n] for n in range(max(num_tags, default=0) + 1)),
+        num_untagged=sum(sample.tags is None for sample in samples),
+        num_masks=sum(sample.mask is not None for sample in samples),
+        num_saliency=sum(sample.saliency is not None for sample in samples),
         co_occurrence=tuple(map(tuple, together.tolist())),
         heights=_spread(sizes[:, 0]) if good else None,
         widths=_spread(sizes[:, 1]) if good else None,
-        lookalikes=lookalikes(counts),
+        misspelled_tags=misspelled_tags(counts),
         tags_without_pixels=Found.of(missing),
         pixels_without_tags=Found.of(extra),
         duplicates=Found.of(_duplicates(good)),
@@ -218,8 +217,8 @@ def check(images: TaggedImages, *, workers: int, progress: Progress) -> CheckRep
     return replace(report, problems=(*errors, *_doubts(report)))
 
 
-def _multi_hot(samples: Sequence[Sample], n_classes: int) -> np.ndarray:
-    tags = np.zeros((len(samples), n_classes), np.int64)
+def _multi_hot(samples: Sequence[Sample], num_classes: int) -> np.ndarray:
+    tags = np.zeros((len(samples), num_classes), np.int64)
     for row, sample in zip(tags, samples, strict=True):
         row[[tag - 1 for tag in sample.tags or ()]] = 1
     return tags
@@ -255,7 +254,7 @@ def _doubts(report: CheckReport) -> Iterator[Problem]:
     def doubt(what: str, fix: str) -> Problem:
         return Problem(report.name, what, fix, "warning")
 
-    for slip in report.lookalikes:
+    for slip in report.misspelled_tags:
         what = f"the tag {slip.name!r} (in {slip.count}) looks like {slip.meant!r} (in {slip.meant_count})"
         yield doubt(what, "correct it if they are the same")
     for name in report.classes:
@@ -266,7 +265,7 @@ def _doubts(report: CheckReport) -> Iterator[Problem]:
         ([name for name, n in zip(report.classes, report.images_per_class, strict=True) if n == 1], "one image only"),
     ):
         if names:
-            yield doubt(f"there is {what} of {some(names, 10)}", "add images of them")
+            yield doubt(f"there is {what} of {join_names(names, 10)}", "add images of them")
     if len(report.classes) == 1:
         yield doubt("there is one class only", "add images without it, if there are none, to tell it from the rest")
     if report.tags_without_pixels.count:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle
 
-from tagmask.artifacts import UNSURE
+from tagmask.artifacts import IGNORE_INDEX
 from tagmask.errors import DataError
 
 _FARTHEST = 100_000.0  # pixels; pycocotools walks along every edge, one step a pixel
@@ -58,8 +58,8 @@ class CocoMask:
         encoded = [(item.encoded(*self.size), item) for item in self.objects if item.shape]
         encoded.sort(key=lambda pair: (not pair[1].crowd, -int(rle.area(pair[0]))))
         for region, item in encoded:
-            colour = UNSURE if item.crowd and item.class_id else item.class_id
-            labels[rle.decode(region).astype(bool)] = colour
+            color = IGNORE_INDEX if item.crowd and item.class_id else item.class_id
+            labels[rle.decode(region).astype(bool)] = color
         return labels
 
     def keep(self, new_ids: dict[int, int]) -> CocoMask:

@@ -19,14 +19,14 @@ from tagmask.data.images import read_image
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.errors import RecipeError
 
-Layers = Callable[[Sample], Mapping[str, np.ndarray]]
+ExtraTargets = Callable[[Sample], Mapping[str, np.ndarray]]
 """What else of a sample goes through the same augmentation: name → uint8 [H, W] label map, or float32 [C, H, W]
 map at the image's size. Outside the image the value is 255 in both."""
 
 
-def multi_hot(tags: Sequence[int] | None, n_classes: int) -> Tensor:
+def multi_hot(tags: Sequence[int] | None, num_classes: int) -> Tensor:
     """Tags as a float vector [K]; unknown tags are an error of the caller's."""
-    vector = torch.zeros(n_classes)
+    vector = torch.zeros(num_classes)
     if tags:
         vector[torch.tensor(tags) - 1] = 1
     return vector
@@ -39,7 +39,9 @@ class TrainingSet(Dataset[dict[str, Any]]):
     in whichever worker, process or resumed run it is made.
     """
 
-    def __init__(self, images: TaggedImages, transform: v2.Transform, seed: int, layers: Layers | None = None) -> None:
+    def __init__(
+        self, images: TaggedImages, transform: v2.Transform, seed: int, layers: ExtraTargets | None = None
+    ) -> None:
         self.images, self.transform, self.seed, self.layers = images, transform, seed, layers
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
@@ -63,14 +65,14 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(self, n: int, batch_size: int, seed: int, compute: Compute) -> None:
-        if batch_size % compute.world:
+        if batch_size % compute.world_size:
             raise RecipeError(
-                f"batch_size {batch_size} cannot be split over {compute.world} processes: choose a multiple."
+                f"batch_size {batch_size} cannot be split over {compute.world_size} processes: choose a multiple."
             )
-        if n < compute.world:
-            raise RecipeError(f"{n} images cannot be split over {compute.world} processes: start fewer.")
+        if n < compute.world_size:
+            raise RecipeError(f"{n} images cannot be split over {compute.world_size} processes: start fewer.")
         self.n, self.seed, self.compute = n, seed, compute
-        self.batch_size = min(batch_size, n - n % compute.world)  # every process gets the same number
+        self.batch_size = min(batch_size, n - n % compute.world_size)  # every process gets the same number
         self.epoch = 0
         self.sampler = self  # Lightning sets the epoch of a batch sampler's sampler
 
@@ -84,7 +86,7 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n)
         for i in range(len(self)):
             batch = order[i * self.batch_size : (i + 1) * self.batch_size].tolist()
-            yield [(self.epoch, index) for index in self.compute.share(batch)]
+            yield [(self.epoch, index) for index in self.compute.shard(batch)]
 
 
 def training_loader(data: TrainingSet, batch_size: int, compute: Compute, epoch: int = 0) -> DataLoader[dict[str, Any]]:

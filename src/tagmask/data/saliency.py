@@ -21,12 +21,12 @@ from scipy.sparse.csgraph import dijkstra
 from scipy.sparse.linalg import spsolve
 from scipy.spatial.distance import cdist
 
-from tagmask.artifacts import digest, remove_unfinished, written_atomically
-from tagmask.data.check import verified
+from tagmask.artifacts import atomic_write, digest, remove_unfinished
+from tagmask.data.check import verify_images
 from tagmask.data.images import check_shape, read_grey, read_image
 from tagmask.data.samples import TaggedImages
 from tagmask.errors import DataError, RunError
-from tagmask.progress import Progress, in_parallel
+from tagmask.progress import Progress, run_parallel
 
 LONG_SIDE = 400  # pixels; larger images are made smaller for what follows, the paper's numbers
 SUPERPIXELS = 200
@@ -84,12 +84,12 @@ def write_saliency(
     if find_spec("skimage") is None:
         raise RunError('making saliency needs scikit-image: install it with pip install "tagmask[saliency]".')
     bare = replace(images, samples=tuple(replace(sample, mask=None, saliency=None) for sample in images.samples))
-    usable = verified(bare, skip_bad=skip_bad, workers=workers, progress=progress)
+    usable = verify_images(bare, skip_bad=skip_bad, workers=workers, progress=progress)
     done = replace(usable, samples=tuple(replace(s, saliency=folder / f"{s.id}.png") for s in usable.samples))
     remove_unfinished(folder)
     missing = [sample for sample in done.samples if sample.saliency and not sample.saliency.exists()]
     jobs = (delayed(_write)(sample.image, sample.saliency) for sample in missing)
-    in_parallel("saliency", jobs, len(missing), workers, progress)
+    run_parallel("saliency", jobs, len(missing), workers, progress)
     return done
 
 
@@ -97,7 +97,7 @@ def _write(image: str, path: Path) -> None:
     picture = Image.fromarray(read_image(image))
     picture.thumbnail((LONG_SIDE, LONG_SIDE))
     grey = Image.fromarray(np.round(255 * background_saliency(np.asarray(picture))).astype(np.uint8))
-    with written_atomically(path) as temporary:
+    with atomic_write(path) as temporary:
         grey.save(temporary, format="PNG")
 
 
@@ -117,10 +117,10 @@ def background_saliency(image: np.ndarray) -> np.ndarray:
 
     labels = slic(image, SUPERPIXELS, compactness=COMPACTNESS, start_label=0)
     places = np.moveaxis(np.indices(labels.shape), 0, -1) / max(labels.shape)
-    colours, centres = _means(rgb2lab(image), labels), _means(places, labels)
+    colors, centres = _means(rgb2lab(image), labels), _means(places, labels)
     border = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
     edges = _edges(labels, border)
-    differences, distances = cdist(colours, colours), cdist(centres, centres)
+    differences, distances = cdist(colors, colors), cdist(centres, centres)
     if differences.max() < VISIBLE:
         return np.zeros(labels.shape, np.float32)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -11,9 +10,10 @@ from typing import Literal, Protocol, Self
 
 import numpy as np
 
-from tagmask.artifacts import UNSURE
+from tagmask.artifacts import IGNORE_INDEX
 from tagmask.data.images import read_mask_image
 from tagmask.errors import DataError
+from tagmask.text import did_you_mean
 
 MAX_CLASSES = 254  # a label map is 8 bits: 0 is background, 255 unsure
 
@@ -47,7 +47,7 @@ class PngMask:
 
 @lru_cache(maxsize=8)  # the same object for all masks of a set: a million of them weigh nothing
 def _lookup(new_ids: tuple[tuple[int, int], ...], before: bytes) -> bytes:
-    table = {UNSURE: UNSURE, **dict(new_ids)}
+    table = {IGNORE_INDEX: IGNORE_INDEX, **dict(new_ids)}
     return bytes(table.get(old, 0) for old in before)
 
 
@@ -146,18 +146,3 @@ class TaggedImages:
 def unknown_class(name: str, classes: Iterable[str]) -> str:
     """The sentence for a class name that is not in the list."""
     return f"{name!r} is not one of the classes{did_you_mean(name, classes)}"
-
-
-def some(names: Sequence[str], most: int) -> str:
-    """The first names, "a, b, ..."."""
-    return ", ".join(names[:most]) + ", ..." * (len(names) > most)
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The ending ": did you mean 'cat'?" or, where nothing is near, ": known are cat, cow, ..."."""
-    names = list(known)
-    lowered = {n.lower(): n for n in reversed(names)}
-    near = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)
-    if near:
-        return f": did you mean {lowered[near[0]]!r}?"
-    return f": known are {some(names, 20)}" if names else ""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tagmask.artifacts import read_json, read_label_map, write_json, write_label_map, write_text, written_atomically
+from tagmask.artifacts import atomic_write, read_json, read_label_map, write_json, write_label_map, write_text
 from tagmask.errors import DataError
 
 CLASSES: tuple[str, ...] = ("owl", "cat", "fish", "snail", "bee", "beetle")
@@ -92,10 +92,10 @@ class _Canvas:
         """Share of each pixel inside the shape with this signed distance, given in radii."""
         return (0.5 - distance * np.float32(radius * self.size)).clip(0, 1)
 
-    def paint(self, window: Window, cover: Floats, colour: Floats | Colour, label: int | None = None) -> None:
+    def paint(self, window: Window, cover: Floats, color: Floats | Colour, label: int | None = None) -> None:
         """Blend `colour` in by `cover` [h, w] in 0..1; `label` takes the pixels covered by half or more."""
         rgb = self.rgb[window]
-        rgb += cover[..., None] * (np.asarray(colour, np.float32) - rgb)
+        rgb += cover[..., None] * (np.asarray(color, np.float32) - rgb)
         if label is not None:
             self.mask[window][cover >= 0.5] = label
 
@@ -156,7 +156,7 @@ def _scatter_clutter(rng: np.random.Generator, ground: Floats, place: Floats, co
     turns = rng.uniform(0, 2 * np.pi, (count, 1, 1))
     radii = rng.uniform(0.025, longest, (count, 1, 1)).astype(np.float32)
     widths = rng.choice(np.array((0.18, 0.35, 0.8), np.float32), (count, 1, 1))  # the last: a pebble
-    colours = place[rng.integers(0, 3, count)] * rng.uniform(0.62, 1.42, (count, 1)) + rng.normal(0, 7, (count, 3))
+    colors = place[rng.integers(0, 3, count)] * rng.uniform(0.62, 1.42, (count, 1)) + rng.normal(0, 7, (count, 3))
     patch = int(2 * longest * size) + 3
     corners = np.floor((at - radii[..., 0]) * size).astype(int)
     dx, dy = ((corners + np.arange(patch) + 0.5) / size - at).astype(np.float32)
@@ -164,7 +164,7 @@ def _scatter_clutter(rng: np.random.Generator, ground: Floats, place: Floats, co
     u, v = dx[:, None] * cos + dy[..., None] * sin, dy[..., None] * cos - dx[:, None] * sin
     distances = np.where(widths < 0.5, _leaf(u, v, widths), _disc(u, v / 0.8, 0, 0, 0.7))
     covers = (0.5 - distances * (radii * size)).clip(0, 1)[..., None]
-    paints = colours[:, None, None].astype(np.float32) * (1 - 0.12 * v[..., None])
+    paints = colors[:, None, None].astype(np.float32) * (1 - 0.12 * v[..., None])
     wide = np.pad(ground, ((patch, patch), (patch, patch), (0, 0)))
     for cover, paint, (left, top) in zip(covers, paints, corners[..., 0].T + patch, strict=True):
         under = wide[top : top + patch, left : left + patch]
@@ -209,7 +209,7 @@ def _paint_body(rng: np.random.Generator, canvas: _Canvas, animal: _Animal, plac
     width, taper, bend, phase = rng.uniform((0.74, -0.16, -0.18, 0), (0.95, 0.16, 0.18, 2 * np.pi))
     texture = _TEXTURES[label - 1] if rng.random() < _TEXTURED_RATE else 0
     contrast = np.linalg.norm(_BODY_COLOURS[:, None] - place[None], axis=2).min(axis=1)
-    colour = rng.choice(_BODY_COLOURS[contrast > _MIN_CONTRAST]) * rng.uniform(0.92, 1.08, 3)
+    color = rng.choice(_BODY_COLOURS[contrast > _MIN_CONTRAST]) * rng.uniform(0.92, 1.08, 3)
     window, u, v = canvas.frame(x + 0.01, y + 0.25 * radius, radius, turn, 1.5)
     canvas.paint(window, np.clip(1.35 - np.hypot(u, v / width), 0, 0.35), (20, 18, 30))
     window, u, v = canvas.frame(x, y, radius, turn, 1.3)
@@ -217,7 +217,7 @@ def _paint_body(rng: np.random.Generator, canvas: _Canvas, animal: _Animal, plac
     bars, checks, rings = np.sin(9 * u + phase), np.sin(10 * u + phase) * np.sin(10 * v), np.sin(12 * reach + phase)
     down = u * np.sin(turn) + v * np.cos(turn)  # in the picture: light comes from above
     shade = 1 + 0.09 * (0 * u, bars, checks, rings)[texture] - 0.14 * down - 0.48 * np.clip(reach - 0.75, 0, 1)
-    canvas.paint(window, canvas.cover((reach - 1) * 0.85, radius), colour * shade[..., None], label)
+    canvas.paint(window, canvas.cover((reach - 1) * 0.85, radius), color * shade[..., None], label)
 
 
 def _paint_part(canvas: _Canvas, animal: _Animal) -> None:
@@ -229,8 +229,8 @@ def _paint_part(canvas: _Canvas, animal: _Animal) -> None:
         turn = 0.5 * float((turn + np.pi / 2) % np.pi - np.pi / 2)
     radius = scale * _PART_SIZE * animal.radius
     window, u, v = canvas.frame(x, y, radius, turn, 1.5)
-    for distance, colour in _part_layers(name, u, v):
-        canvas.paint(window, canvas.cover(distance, radius), colour, animal.label)
+    for distance, color in _part_layers(name, u, v):
+        canvas.paint(window, canvas.cover(distance, radius), color, animal.label)
 
 
 def _part_layers(name: str, u: Floats, v: Floats) -> list[tuple[Floats, Colour]]:
@@ -302,8 +302,8 @@ def simulate_saliency(mask: NDArray[np.uint8], rng: np.random.Generator) -> NDAr
 def write_scenes(
     folder: Path,
     *,
-    n_train: int,
-    n_val: int,
+    num_train: int,
+    num_val: int,
     size: int = 96,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
@@ -316,8 +316,8 @@ def write_scenes(
     Raises DataError where the folder holds something else or scenes of another seed or size, RunError where it cannot
     be written.
     """
-    if n_train < 0 or n_val < 0:
-        raise ValueError(f"n_train and n_val must be 0 or more; got {n_train}, {n_val}")
+    if num_train < 0 or num_val < 0:
+        raise ValueError(f"n_train and n_val must be 0 or more; got {num_train}, {num_val}")
     origin, record = {"scenes": _VERSION, "seed": seed, "size": size}, folder / "scenes.json"
     if record.exists() and (found := read_json(record)) != origin:
         raise DataError(f"{folder} holds scenes made with {found}, not {origin}: choose another folder or remove it.")
@@ -325,9 +325,9 @@ def write_scenes(
         raise DataError(f"{folder} is not empty and holds no scenes: choose another folder.")
     write_json(record, origin)
     splits, table = {"train": "", "val": ""}, "image,tags,split\n"
-    for index in range(n_train + n_val):
+    for index in range(num_train + num_val):
         name, tags = _write_scene(folder, index, seed, size)
-        split = "train" if index < n_train else "val"
+        split = "train" if index < num_train else "val"
         splits[split] += f"{name}\n"
         table += f"{name},{';'.join(CLASSES[tag - 1] for tag in tags)},{split}\n"
         if progress:
@@ -348,6 +348,6 @@ def _write_scene(folder: Path, index: int, seed: int, size: int) -> tuple[str, t
     grey = simulate_saliency(scene.mask, np.random.Generator(np.random.PCG64([seed, index, 1])))
     write_label_map(mask, scene.mask)
     for path, pixels in ((saliency, grey), (image, scene.image)):
-        with written_atomically(path) as temporary:
+        with atomic_write(path) as temporary:
             Image.fromarray(pixels).save(temporary, format="PNG", compress_level=1)
     return name, scene.tags

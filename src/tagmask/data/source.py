@@ -8,15 +8,16 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from tagmask.data.coco import read_coco
-from tagmask.data.files import existing_folder
-from tagmask.data.folders import read_folders
+from tagmask.data.class_names import find_class_list
+from tagmask.data.coco_reader import read_coco
+from tagmask.data.folder_reader import read_folders
+from tagmask.data.image_files import existing_folder
 from tagmask.data.images import is_url
-from tagmask.data.names import class_list_file
-from tagmask.data.samples import MAX_CLASSES, PngMask, TaggedImages, some
-from tagmask.data.table import read_table
-from tagmask.data.voc import read_voc
+from tagmask.data.samples import MAX_CLASSES, PngMask, TaggedImages
+from tagmask.data.table_reader import read_table
+from tagmask.data.voc_reader import read_voc
 from tagmask.errors import DataError
+from tagmask.text import join_names
 
 Format = Literal["voc", "coco", "table", "folders"]
 
@@ -80,7 +81,7 @@ class DataSource(BaseModel):
 
     def lists_its_classes(self) -> bool:
         """Whether the class ids that its masks hold are said somewhere, or follow from the tags that occur."""
-        return self.layout() in ("voc", "coco") or class_list_file(self.root, self.path_of(self.class_list)) is not None
+        return self.layout() in ("voc", "coco") or find_class_list(self.root, self.path_of(self.class_list)) is not None
 
     def layout(self) -> Format:
         """The format, found out if it is "auto". Raises DataError where nothing fits."""
@@ -133,7 +134,7 @@ def in_classes(images: TaggedImages, source: DataSource, classes: tuple[str, ...
         return images
     if any(isinstance(sample.mask, PngMask) for sample in images.samples) and not source.lists_its_classes():
         raise DataError(
-            f"the tags of {images.name} name other classes ({some(images.classes, 10)}) than the network has, so it "
+            f"the tags of {images.name} name other classes ({join_names(images.classes, 10)}) than the network has, so it "
             "cannot be known which class each id in its masks is; write the class names in order, one a line, in "
             f"{source.root}/classes.txt."
         )

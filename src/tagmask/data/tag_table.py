@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tagmask.data.names import BACKGROUND, clean_name, read_text
-from tagmask.data.samples import Problem, did_you_mean
+from tagmask.data.class_names import BACKGROUND, normalize_class_name
+from tagmask.data.samples import Problem
+from tagmask.data.text_files import read_text
 from tagmask.errors import DataError
+from tagmask.text import did_you_mean
 
 Record = tuple[int, dict[str, Any]]  # line, column → value; "" → all values, where there are too few or too many
 
@@ -117,8 +119,8 @@ def _layout(path: Path, columns: Sequence[str]) -> _Layout:
         raise DataError(f"{where} has a column without a name; name or remove it.")
     own = {name.casefold(): name for name in columns if name.casefold() in ("image", "tags", "split")}
     if "image" not in own:
-        shown = ", ".join(columns[:10])
-        raise DataError(f"{where} has no column 'image' but {shown!r}; begin the table with a line like image,tags.")
+        reporter = ", ".join(columns[:10])
+        raise DataError(f"{where} has no column 'image' but {reporter!r}; begin the table with a line like image,tags.")
     others = tuple(name for name in columns if name not in own.values())
     if "tags" in own and others:
         near = did_you_mean(others[0], ["image", "tags", "split"])
@@ -133,7 +135,7 @@ def _csv_records(path: Path, text: str) -> tuple[list[str], Iterator[Record]]:
     delimiter = "\t" if path.suffix.lower() in (".tsv", ".tab") else next((d for d in ",\t;" if d in first), ",")
     lines = _csv_lines(path, text, delimiter)
     _, header = next(lines, (0, []))
-    columns = [clean_name(name) for name in _without_trailing_blanks(header)]
+    columns = [normalize_class_name(name) for name in _without_trailing_blanks(header)]
     if not columns:
         raise DataError(f"{path} is empty; begin it with a line like image,tags.")
 
@@ -181,7 +183,7 @@ def _json_records(path: Path, text: str) -> tuple[list[str], Iterator[Record]]:
             raise DataError(f"{path}, line {number} is not JSON ({error}); write one object a line.") from error
         if not isinstance(record, dict):
             raise DataError(f"{path}, line {number} is not a JSON object; write one object a line.")
-        records.append((number, {clean_name(key): value for key, value in record.items()}))
+        records.append((number, {normalize_class_name(key): value for key, value in record.items()}))
         columns |= dict.fromkeys(records[-1][1])
     return list(columns), iter(records)
 
@@ -225,7 +227,7 @@ def _tag_list(value: Any) -> list[str] | None:
         value = value.split(";")
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         return None
-    return [clean_name(name) for name in value]
+    return [normalize_class_name(name) for name in value]
 
 
 def _unclear(values: Mapping[str, Any], classes: Sequence[str]) -> str | None:

@@ -10,7 +10,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as TF
 
-from tagmask.artifacts import UNSURE
+from tagmask.artifacts import IGNORE_INDEX
 
 
 class Resize(v2.Transform):
@@ -68,7 +68,7 @@ def training_transform(
     resize: Resize | None, crop: int, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> v2.Transform:
     """Resize, flip, crop to crop × crop (padded with the mean colour, labels with unsure), normalise."""
-    fill = {tv_tensors.Image: [round(255 * m) for m in mean], tv_tensors.Mask: UNSURE}
+    fill = {tv_tensors.Image: [round(255 * m) for m in mean], tv_tensors.Mask: IGNORE_INDEX}
     steps = [
         *([resize] if resize else []),
         v2.RandomHorizontalFlip(),
@@ -82,6 +82,6 @@ def _normalise(mean: tuple[float, ...], std: tuple[float, ...]) -> list[v2.Trans
     return [to_float, v2.Normalize(list(mean), list(std))]
 
 
-def normalised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+def normalize_images(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """[B, 3, H, W] uint8 → float32 as a network wants it."""
     return TF.normalize(images.float() / 255, list(mean), list(std))

@@ -1,7 +1,7 @@
 """Figures: arrays in, numbers out, and torchmetrics classes that sum them over images and processes."""
 
 from tagmask.measure.activations import ActivationFigures, MeanActivationFigures, activation_figures
-from tagmask.measure.boundary import boundary_counts, boundary_f
+from tagmask.measure.boundary_f import boundary_counts, boundary_f
 from tagmask.measure.confusion import (
     SegmentationReport,
     SegmentationScores,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from tagmask.measure.arrays import as_array, check_maps
+from tagmask.measure.validation import as_array, check_maps
 
 
 class ActivationFigures(NamedTuple):
@@ -31,7 +31,7 @@ class ActivationFigures(NamedTuple):
     gap: Any
 
 
-def activation_figures(maps: np.ndarray, classes: np.ndarray, truth: np.ndarray) -> ActivationFigures:
+def activation_figures(maps: np.ndarray, classes: np.ndarray, ground_truth: np.ndarray) -> ActivationFigures:
     """Imbalance, coefficient of variation and gap of each of one image's maps.
 
     Args:
@@ -42,11 +42,11 @@ def activation_figures(maps: np.ndarray, classes: np.ndarray, truth: np.ndarray)
     Raises:
         ValueError: shapes that do not fit.
     """
-    check_maps(maps, classes, truth)
+    check_maps(maps, classes, ground_truth)
     figures = np.full((3, len(maps)), np.nan)
-    background = truth == 0
+    background = ground_truth == 0
     for k, c in enumerate(classes):
-        inside = maps[k][truth == c].astype(np.float64)
+        inside = maps[k][ground_truth == c].astype(np.float64)
         if inside.any():
             low, high = np.percentile(inside, (10, 90))
             # Both zero: a region with almost no activation is as uneven as can be.
@@ -78,11 +78,11 @@ class MeanActivationFigures(Metric):
         self,
         maps: np.ndarray | Tensor,
         classes: Sequence[int] | np.ndarray | Tensor,
-        truth: np.ndarray | Tensor,
+        ground_truth: np.ndarray | Tensor,
     ) -> None:
         """Add one image; arguments as `activation_figures`."""
         ids = np.asarray(as_array(classes) if isinstance(classes, Tensor) else classes, np.int64)
-        figures = activation_figures(as_array(maps), ids, as_array(truth))
+        figures = activation_figures(as_array(maps), ids, as_array(ground_truth))
         values = np.stack([1 / figures.imbalance, figures.variation, figures.gap])
         self.total += torch.from_numpy(np.nansum(values, axis=1)).to(self.total.device)
         self.pairs += torch.from_numpy(np.sum(~np.isnan(values), axis=1)).to(self.pairs.device)

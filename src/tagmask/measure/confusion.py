@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from tagmask.artifacts import UNSURE
-from tagmask.measure.arrays import as_labels, number
-from tagmask.measure.boundary import boundary_counts, boundary_f
+from tagmask.artifacts import IGNORE_INDEX
+from tagmask.measure.boundary_f import boundary_counts, boundary_f
+from tagmask.measure.validation import as_labels, number
 
 
-def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, n_classes: int) -> np.ndarray:
+def confusion_matrix(ground_truth: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
     """Count the pixels of each (truth, prediction) pair.
 
     A prediction of 255 (unsure) is a wrong prediction of no class: it stands in the last column, so it
@@ -32,17 +32,17 @@ def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, n_classes: int) 
     Raises:
         ValueError: the shapes differ, or a value is neither in 0..n nor 255.
     """
-    truth, prediction = as_labels(truth, "truth"), as_labels(prediction, "prediction")
-    if truth.shape != prediction.shape:
-        raise ValueError(f"truth is {list(truth.shape)}, prediction {list(prediction.shape)}")
+    ground_truth, prediction = as_labels(ground_truth, "truth"), as_labels(prediction, "prediction")
+    if ground_truth.shape != prediction.shape:
+        raise ValueError(f"truth is {list(ground_truth.shape)}, prediction {list(prediction.shape)}")
     # Counting all 256 × 256 pairs costs no more than counting the valid ones, and shows the others.
-    pairs = truth.astype(np.uint16) << 8 | prediction
+    pairs = ground_truth.astype(np.uint16) << 8 | prediction
     counts = np.bincount(pairs.ravel(), minlength=1 << 16).reshape(256, 256)
     for name, present in (("truth", counts.sum(axis=1) > 0), ("prediction", counts.sum(axis=0) > 0)):
-        wrong = np.flatnonzero(present[n_classes + 1 : UNSURE]) + n_classes + 1
+        wrong = np.flatnonzero(present[num_classes + 1 : IGNORE_INDEX]) + num_classes + 1
         if len(wrong):
-            raise ValueError(f"{name} has the value {wrong[0]}; valid are 0..{n_classes} and {UNSURE}")
-    return counts[: n_classes + 1][:, [*range(n_classes + 1), UNSURE]]
+            raise ValueError(f"{name} has the value {wrong[0]}; valid are 0..{num_classes} and {IGNORE_INDEX}")
+    return counts[: num_classes + 1][:, [*range(num_classes + 1), IGNORE_INDEX]]
 
 
 def iou(confusion: np.ndarray) -> np.ndarray:
@@ -116,23 +116,23 @@ class SegmentationScores(Metric):
     boundary_sum: Tensor
     boundary_images: Tensor
 
-    def __init__(self, n_classes: int, boundary: bool = True, **kwargs: Any) -> None:
+    def __init__(self, num_classes: int, boundary: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.n_classes = n_classes
+        self.num_classes = num_classes
         self.boundary = boundary
-        zeros = torch.zeros(n_classes + 1, n_classes + 2, dtype=torch.int64)
+        zeros = torch.zeros(num_classes + 1, num_classes + 2, dtype=torch.int64)
         self.add_state("confusion", zeros, dist_reduce_fx="sum")
         # One entry a class, and last the mean over the classes of an image.
-        self.add_state("boundary_sum", torch.zeros(n_classes + 2, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("boundary_images", torch.zeros(n_classes + 2, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("boundary_sum", torch.zeros(num_classes + 2, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("boundary_images", torch.zeros(num_classes + 2, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, truth: np.ndarray | Tensor, prediction: np.ndarray | Tensor) -> None:
+    def update(self, ground_truth: np.ndarray | Tensor, prediction: np.ndarray | Tensor) -> None:
         """Add one image: `truth` and `prediction` [H, W], see `confusion_matrix`."""
-        truth, prediction = as_labels(truth, "truth"), as_labels(prediction, "prediction")
-        counts = confusion_matrix(truth, prediction, self.n_classes)
+        ground_truth, prediction = as_labels(ground_truth, "truth"), as_labels(prediction, "prediction")
+        counts = confusion_matrix(ground_truth, prediction, self.num_classes)
         self.confusion += torch.from_numpy(counts).to(self.confusion.device)
         if self.boundary:
-            scores = boundary_f(boundary_counts(truth, prediction, self.n_classes))
+            scores = boundary_f(boundary_counts(ground_truth, prediction, self.num_classes))
             scores = np.append(scores, mean_iou(scores))
             found = torch.from_numpy(~np.isnan(scores))
             self.boundary_sum += torch.from_numpy(np.nan_to_num(scores)).to(self.boundary_sum.device)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from tagmask.measure.arrays import as_array
+from tagmask.measure.validation import as_array
 
 BINS = 256  # a power of two: the bins' edges are exact in float16 and float32
 

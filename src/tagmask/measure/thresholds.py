@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from tagmask.measure.arrays import as_array, as_labels, number
 from tagmask.measure.confusion import iou, mean_iou
-from tagmask.measure.joint import above_thresholds, confusion_of, image_miou, joint_histogram
+from tagmask.measure.joint_histogram import above_thresholds, confusion_of, image_miou, joint_histogram
+from tagmask.measure.validation import as_array, as_labels, number
 
 WITHIN = 0.02  # the robustness interval: mIoU at most two points below its maximum
 
@@ -93,19 +93,19 @@ class ThresholdCurve(Metric):
     image_best: Tensor
     oracle: Tensor
 
-    def __init__(self, n_classes: int, thresholds: Sequence[float] | np.ndarray | None = None, **kwargs: Any) -> None:
+    def __init__(self, num_classes: int, thresholds: Sequence[float] | np.ndarray | None = None, **kwargs: Any) -> None:
         """`thresholds`: [T] ascending, 0.00, 0.01, ... 1.00 by default. `n_classes`: n, without background.
 
         Raises:
             ValueError: thresholds that are not ascending, or too close for float32.
         """
         super().__init__(**kwargs)
-        self.n_classes = n_classes
+        self.num_classes = num_classes
         self.thresholds = np.arange(101) / 100 if thresholds is None else np.array(thresholds, np.float64)
         self._cuts = self.thresholds.astype(np.float32)
         if self._cuts.ndim != 1 or not self._cuts.size or not (np.diff(self._cuts) > 0).all():
             raise ValueError(f"thresholds must be a list of ascending numbers, not {thresholds}")
-        n, t = n_classes, len(self.thresholds)
+        n, t = num_classes, len(self.thresholds)
         zeros = torch.zeros(n + 1, n + 1, t + 1, dtype=torch.int64)  # truth, best class, thresholds below
         self.add_state("joint", zeros, dist_reduce_fx="sum")
         self.add_state("image_best", torch.zeros(t, dtype=torch.int64), dist_reduce_fx="sum")
@@ -115,7 +115,7 @@ class ThresholdCurve(Metric):
         self,
         maps: np.ndarray | Tensor,
         classes: Sequence[int] | np.ndarray | Tensor,
-        truth: np.ndarray | Tensor,
+        ground_truth: np.ndarray | Tensor,
     ) -> None:
         """Add one image.
 
@@ -128,7 +128,7 @@ class ThresholdCurve(Metric):
             ValueError: shapes that do not fit, a class or a truth value out of range, a map with nan.
         """
         ids = np.asarray(as_array(classes) if isinstance(classes, Tensor) else classes, np.int64)
-        joint = joint_histogram(as_array(maps), ids, as_labels(truth, "truth"), self.n_classes, self._cuts)
+        joint = joint_histogram(as_array(maps), ids, as_labels(ground_truth, "truth"), self.num_classes, self._cuts)
         # Class by class: indexing with a list would start torch's threads, which wait for busy cores (16 ms).
         for column, counted in zip(ids if len(ids) else [0], joint.swapaxes(0, 1), strict=True):
             self.joint[:, column] += torch.from_numpy(counted).to(self.joint.device)
@@ -153,14 +153,14 @@ class ThresholdCurve(Metric):
         if not counts.any():
             raise ValueError("there is no curve: no pixel with a known truth was seen")
         above = above_thresholds(joint)[:, 1:]
-        ids = np.arange(1, self.n_classes + 1)
+        ids = np.arange(1, self.num_classes + 1)
         confusion = np.stack([confusion_of(above[:, :, t], ids, counts) for t in range(len(self.thresholds))])
         scores = iou(confusion)
         miou = mean_iou(scores)
         best = _best(miou)
         in_truth = counts > 0
         class_best = np.where(in_truth, [_best(curve) for curve in scores.T], best)
-        own = above[:, np.arange(self.n_classes), class_best[1:]]
+        own = above[:, np.arange(self.num_classes), class_best[1:]]
         return ThresholdReport(
             self.thresholds.copy(),
             confusion,

@@ -13,8 +13,8 @@ from tagmask.artifacts import read_label_map, write_label_map
 from tagmask.data.images import read_image
 from tagmask.data.samples import Sample
 from tagmask.maps import ResponseMaps
-from tagmask.refine.seeds import ConfidentSeeds
-from tagmask.stage import Work, maps_file
+from tagmask.refine.label_maps import ConfidentSeeds
+from tagmask.stage import StageContext, maps_path
 
 
 @dataclass(frozen=True)
@@ -30,18 +30,18 @@ class SeedFolder:
         return {"labels": read_label_map(self.file(sample))}
 
 
-def write_seeds(seeds: ConfidentSeeds, work: Work) -> SeedFolder:
+def write_seeds(seeds: ConfidentSeeds, context: StageContext) -> SeedFolder:
     """Write the seeds of every image that has none yet, from the stage's input maps, in parallel."""
-    folder = SeedFolder(work.folder)
-    groups = work.missing([[sample] for sample in work.images.samples], folder.file)
+    folder = SeedFolder(context.folder)
+    groups = context.pending_shard([[sample] for sample in context.images.samples], folder.file)
     if groups and seeds.crf:
-        seeds.crf.compile(work.say)
+        seeds.crf.compile(context.info)
     jobs = (
-        delayed(_write)(seeds, sample.image, maps_file(work.inputs["maps"], sample), folder.file(sample))
+        delayed(_write)(seeds, sample.image, maps_path(context.inputs["maps"], sample), folder.file(sample))
         for (sample,) in groups
     )
-    work.in_parallel("seeds", jobs, len(groups))
-    work.compute.barrier()
+    context.run_parallel("seeds", jobs, len(groups))
+    context.compute.barrier()
     return folder
 
 

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator
 from tagmask.artifacts import read_json, write_json
 from tagmask.maps import ResponseMaps
 from tagmask.measure import ActivationHistogram
-from tagmask.stage import Work, maps_file
+from tagmask.stage import StageContext, maps_path
 
 
 def _check(*words: str) -> BeforeValidator:
@@ -28,17 +28,17 @@ OneThreshold = Annotated[float | Literal["auto"], _check("auto")]
 THRESHOLD_FILE = "threshold.json"
 
 
-def threshold_of_run(work: Work, setting: Threshold) -> float:
+def threshold_of_run(context: StageContext, setting: Threshold) -> float:
     """The threshold given, or Otsu's on the maps that the stage takes. It is kept in `threshold.json`.
 
     For "per-image" it is only what the images' own thresholds lie around, and the file says so.
     """
-    tagged = work.compute.share([sample for sample in work.images.samples if sample.tags])
-    maps = (ResponseMaps.load(maps_file(work.inputs["maps"], sample)) for sample in tagged)
-    return kept_threshold(work, setting, maps, len(tagged), THRESHOLD_FILE)
+    tagged = context.compute.shard([sample for sample in context.images.samples if sample.tags])
+    maps = (ResponseMaps.load(maps_path(context.inputs["maps"], sample)) for sample in tagged)
+    return kept_threshold(context, setting, maps, len(tagged), THRESHOLD_FILE)
 
 
-def kept_threshold(work: Work, setting: Threshold, maps: Iterable[ResponseMaps], n: int, name: str) -> float:
+def kept_threshold(context: StageContext, setting: Threshold, maps: Iterable[ResponseMaps], n: int, name: str) -> float:
     """The threshold given, or Otsu's over the strongest activation of every pixel of the maps.
 
     It is written to the stage's folder, and read from there by a run that goes on.
@@ -47,21 +47,21 @@ def kept_threshold(work: Work, setting: Threshold, maps: Iterable[ResponseMaps],
         maps: this process's n images'; gone through only where the threshold is to be chosen.
         name: of the file.
     """
-    file = work.folder / name
+    file = context.folder / name
     if file.exists():
         return float(read_json(file)["threshold"])
     threshold = setting
     if isinstance(threshold, str):
         activations = ActivationHistogram()
-        with work.progress("choosing the threshold", n) as advance:
+        with context.progress("choosing the threshold", n) as advance:
             for each in maps:
                 activations.update(each.maps)
                 advance(1)
         threshold = activations.otsu()  # summed over the processes
         what = "a threshold for each image, around" if setting == "per-image" else "threshold"
-        work.say(f"{what} {threshold:.2f} (Otsu's on the activations)")
-    work.compute.barrier()  # all have looked for the file before it is there
-    if work.compute.main:
+        context.info(f"{what} {threshold:.2f} (Otsu's on the activations)")
+    context.compute.barrier()  # all have looked for the file before it is there
+    if context.compute.is_main_process:
         write_json(file, {"threshold": threshold} | ({"per_image": True} if setting == "per-image" else {}))
     return float(threshold)
 

@@ -19,14 +19,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy import ndimage
 from torch import Tensor
 
-from tagmask.artifacts import UNSURE, read_label_map, write_label_map
-from tagmask.data.loading import Layers
+from tagmask.artifacts import IGNORE_INDEX, read_label_map, write_label_map
+from tagmask.data.loading import ExtraTargets
 from tagmask.data.saliency import read_saliency, saliency_hash
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.errors import DataError
 from tagmask.maps import ResponseMaps
 from tagmask.methods.segment import PseudoMasks, Segment, SegmentTraining, pixel_loss
-from tagmask.stage import Kind, Work, maps_file
+from tagmask.stage import ArtifactKind, StageContext, maps_path
 
 
 class Completion(BaseModel):
@@ -49,7 +49,7 @@ COMPLETION = Completion()
 class ActivationAware(Segment):
     """Train the segmentation network on the pseudo-masks and on saliency, where activation does not contradict it."""
 
-    needs: ClassVar[tuple[Kind, ...]] = ("masks", "classifier", "maps")
+    needs: ClassVar[tuple[ArtifactKind, ...]] = ("masks", "classifier", "maps")
 
     saliency_weight: float = Field(0.1, ge=0, description="λ of the saliency's part of the loss")
     completion: Completion = COMPLETION
@@ -61,12 +61,12 @@ class ActivationAware(Segment):
                 "give --saliency FOLDER, or make it with `tagmask saliency DATA --out FOLDER`."
             )
 
-    def reads_besides(self, images: TaggedImages) -> str | None:
+    def extra_fingerprint(self, images: TaggedImages) -> str | None:
         return saliency_hash(images)
 
-    def layers(self, work: Work) -> Layers:
-        write_targets(work, self.completion)
-        return SaliencyTargets(PseudoMasks(work.inputs["masks"]), work.folder)
+    def layers(self, context: StageContext) -> ExtraTargets:
+        write_targets(context, self.completion)
+        return SaliencyTargets(PseudoMasks(context.inputs["masks"]), context.folder)
 
     def training(self, *arguments: Any, **settings: Any) -> SegmentTraining:
         module = ActivationAwareTraining(*arguments, **settings)
@@ -105,7 +105,7 @@ def activation_aware_loss(
     """
     ce = pixel_loss(logits, labels, over_processes)
     foreground = logits[:, 1:].logsumexp(1) - logits[:, 0]  # the logit of p_fg
-    counted = (target != UNSURE).float()
+    counted = (target != IGNORE_INDEX).float()
     bce = F.binary_cross_entropy_with_logits(foreground, (target == 1).float(), counted, reduction="sum")
     n = over_processes(counted.sum())
     saliency = bce / n.where(n > 0, 1)
@@ -133,7 +133,7 @@ def saliency_target(saliency: np.ndarray | None, maps: ResponseMaps, completion:
         ValueError: the saliency is of another size than the image.
     """
     if saliency is None:
-        return np.full(maps.size, UNSURE, np.uint8)
+        return np.full(maps.size, IGNORE_INDEX, np.uint8)
     if saliency.shape != maps.size:
         raise ValueError(f"saliency is {list(saliency.shape)}, its image {list(maps.size)}")
     activations = maps.full_size()
@@ -148,7 +148,7 @@ def saliency_target(saliency: np.ndarray | None, maps: ResponseMaps, completion:
     untagged = (sums < completion.active * np.bincount(components.ravel()))[components] & salient
     foreground = salient | (claims > 0)
     left_out = (claims > 1) | untagged | (~foreground & (strongest >= completion.active))
-    return np.where(left_out, UNSURE, foreground).astype(np.uint8)
+    return np.where(left_out, IGNORE_INDEX, foreground).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -166,25 +166,25 @@ def target_file(stage: Path, sample: Sample) -> Path:
     return stage / "saliency" / f"{sample.id}.png"
 
 
-def write_targets(work: Work, completion: Completion) -> None:
+def write_targets(context: StageContext, completion: Completion) -> None:
     """Write the `saliency_target` of every image that has none yet, in parallel.
 
     Raises:
         DataError: a saliency map cannot be read, or has not its image's shape.
     """
-    samples = work.images.samples
+    samples = context.images.samples
     without = sum(sample.saliency is None for sample in samples)
     if without:
-        work.say(f"{without} of {len(samples)} images have no saliency: they are learnt from their masks alone")
-    groups = work.missing([[sample] for sample in samples], lambda sample: target_file(work.folder, sample))
+        context.info(f"{without} of {len(samples)} images have no saliency: they are learnt from their masks alone")
+    groups = context.pending_shard([[sample] for sample in samples], lambda sample: target_file(context.folder, sample))
     jobs = (
         delayed(_write)(
-            completion, sample.saliency, maps_file(work.inputs["maps"], sample), target_file(work.folder, sample)
+            completion, sample.saliency, maps_path(context.inputs["maps"], sample), target_file(context.folder, sample)
         )
         for (sample,) in groups
     )
-    work.in_parallel("saliency and activation", jobs, len(groups))
-    work.compute.barrier()
+    context.run_parallel("saliency and activation", jobs, len(groups))
+    context.compute.barrier()
 
 
 def _write(completion: Completion, saliency: Path | None, maps_path: Path, path: Path) -> None:

@@ -16,13 +16,13 @@ from pydantic import Field
 from torch import Tensor
 
 from tagmask.data.loading import TrainingSet, whole_images
-from tagmask.data.transforms import RandomLongSide, normalised, training_transform
+from tagmask.data.transforms import RandomLongSide, normalize_images, training_transform
 from tagmask.maps import ResponseMaps, grid_size
 from tagmask.methods._settings import BackboneName, LongSide, Scales, Stride
 from tagmask.models.backbone import Backbone
 from tagmask.models.classifier import FILE, Classifier
-from tagmask.models.inference import for_inference, with_mirror_images
-from tagmask.stage import Kind, Method, Work, batches
+from tagmask.models.inference import prepare_for_inference, with_hflip
+from tagmask.stage import ArtifactKind, Method, StageContext, group_by_size
 from tagmask.training import Optimizer, Training, fit, train_once
 
 SCALES = (1.0, 0.5, 1.5, 2.0)
@@ -37,42 +37,44 @@ MapsOf = Callable[[Activations, Tensor, Sequence[Sequence[int]], Sequence[float]
 class Cam(Method):
     """Train a classifier on the tags and make its class activation maps (methods: CAM, section 1)."""
 
-    needs: ClassVar[tuple[Kind, ...]] = ()
-    makes: ClassVar[tuple[Kind, ...]] = ("classifier", "maps")
+    needs: ClassVar[tuple[ArtifactKind, ...]] = ()
+    makes: ClassVar[tuple[ArtifactKind, ...]] = ("classifier", "maps")
 
     backbone: BackboneName = Field("resnet50", description="any timm CNN or ViT")
     weights: str = Field("pretrained", description="pretrained (timm's hub), none, or a local file")
     options: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
     output_stride: Stride = Field(16, description="of the features, where the backbone can be dilated")
     frozen_stride: int = Field(8, description="layers up to this stride stay as they are; 0: all learn")
-    frozen_norms: bool = Field(True, description="keep the norm layers' running statistics")
+    freeze_norm: bool = Field(True, description="keep the norm layers' running statistics")
     epochs: int = Field(5, ge=0)
     batch_size: int = Field(16, ge=1)
-    crop: int = Field(512, ge=16, description="pixels")
-    long_side: LongSide = Field((320, 640), description="resize the long side to a random length in this range")
+    crop_size: int = Field(512, ge=16, description="pixels")
+    long_side_range: LongSide = Field((320, 640), description="resize the long side to a random length in this range")
     optimizer: Optimizer = "sgd"
     lr: float = Field(0.1, gt=0, description="of the backbone")
     head_lr: float = Field(1.0, gt=0, description="of the 1×1 convolution")
     momentum: float = 0.0
     weight_decay: float = 1e-4
     scales: Scales = Field(SCALES, description="of the response maps; each with its mirror image")
-    map_stride: Stride | None = Field(
+    inference_stride: Stride | None = Field(
         None, description="output_stride when mapping, which may be finer than in training; null: the same"
     )
-    map_batch: int = Field(16, ge=1, description="images of one size that are mapped together")
+    inference_batch_size: int = Field(16, ge=1, description="images of one size that are mapped together")
 
-    def run(self, work: Work) -> None:
-        train_once(work, FILE, lambda: self.train(work))
-        classifier = Classifier.load(work.folder, output_stride=self.map_stride)
-        make_maps(classifier, work, scales=self.scales, batch_size=self.map_batch)
+    def run(self, context: StageContext) -> None:
+        train_once(context, FILE, lambda: self.train(context))
+        classifier = Classifier.load(context.folder, output_stride=self.inference_stride)
+        make_maps(classifier, context, scales=self.scales, batch_size=self.inference_batch_size)
 
-    def train(self, work: Work) -> None:
+    def train(self, context: StageContext) -> None:
         """Train the classifier and write it to `work.folder`."""
-        torch.manual_seed(work.seed)
+        torch.manual_seed(context.seed)
         backbone = Backbone(self.backbone, self.weights, self.output_stride, self.options)
-        classifier = Classifier(backbone, work.images.classes)
-        backbone.freeze(self.frozen_stride, self.frozen_norms)
-        transform = training_transform(RandomLongSide(*self.long_side), self.crop, backbone.mean, backbone.std)
+        classifier = Classifier(backbone, context.images.classes)
+        backbone.freeze(self.frozen_stride, self.freeze_norm)
+        transform = training_transform(
+            RandomLongSide(*self.long_side_range), self.crop_size, backbone.mean, backbone.std
+        )
         groups = [(backbone.parameters(), self.lr), ([classifier.weight], self.head_lr)]
         module = CamTraining(
             classifier,
@@ -81,10 +83,10 @@ class Cam(Method):
             momentum=self.momentum,
             weight_decay=self.weight_decay,
         )
-        data = TrainingSet(work.images, transform, work.seed)
-        fit(module, data, work, epochs=self.epochs, batch_size=self.batch_size)
-        if work.compute.main:
-            classifier.save(work.folder, weights=self.weights)
+        data = TrainingSet(context.images, transform, context.seed)
+        fit(module, data, context, epochs=self.epochs, batch_size=self.batch_size)
+        if context.compute.is_main_process:
+            classifier.save(context.folder, weights=self.weights)
 
 
 class CamTraining(Training):
@@ -98,7 +100,7 @@ class CamTraining(Training):
 
 def make_maps(
     classifier: Classifier,
-    work: Work,
+    context: StageContext,
     *,
     scales: Sequence[float] = SCALES,
     batch_size: int = 16,
@@ -106,16 +108,18 @@ def make_maps(
 ) -> None:
     """Write the response maps of every image of the stage that has none yet, made by `maps_of` (`response_maps`)."""
     maps_of = maps_of or response_maps
-    groups = work.missing(batches(work.images.samples, batch_size, work.compute.batch_pixels), work.maps_file)
-    classifier = for_inference(classifier, work.compute)
+    groups = context.pending_shard(
+        group_by_size(context.images.samples, batch_size, context.compute.batch_pixels), context.maps_path
+    )
+    classifier = prepare_for_inference(classifier, context.compute)
     backbone = classifier.backbone
-    with work.progress("response maps", sum(map(len, groups))) as advance, work.compute.autocast(classifier):
-        for samples, pixels in whole_images(groups, work.compute) if groups else ():
-            images = normalised(pixels.to(work.compute.device), backbone.mean, backbone.std)
+    with context.progress("response maps", sum(map(len, groups))) as advance, context.compute.autocast(classifier):
+        for samples, pixels in whole_images(groups, context.compute) if groups else ():
+            images = normalize_images(pixels.to(context.compute.device), backbone.mean, backbone.std)
             tags = [sample.tags or () for sample in samples]
             for sample, maps in zip(samples, maps_of(classifier.activations, images, tags, scales), strict=True):
-                if not work.maps_file(sample).exists():  # the others are here to make the batch what it was
-                    maps.save(work.maps_file(sample))
+                if not context.maps_path(sample).exists():  # the others are here to make the batch what it was
+                    maps.save(context.maps_path(sample))
             advance(len(samples))
 
 
@@ -143,7 +147,7 @@ def response_maps(
     class_of = [id_ - 1 for ids in tags for id_ in ids]
     summed = torch.zeros(len(image_of), *grid, device=images.device)
     for scale in scales if image_of else ():
-        straight, mirrored = activations(with_mirror_images(images, scale)).float().chunk(2)
+        straight, mirrored = activations(with_hflip(images, scale)).float().chunk(2)
         tagged = straight[image_of, class_of] + mirrored.flip(3)[image_of, class_of]
         summed += F.interpolate(tagged[None], grid, mode="bilinear", align_corners=False)[0]
     summed /= summed.amax((1, 2), keepdim=True) + EPSILON

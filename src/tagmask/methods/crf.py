@@ -15,17 +15,17 @@ from tagmask.data.saliency import read_saliency, saliency_hash
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.maps import ResponseMaps
 from tagmask.methods._threshold import Threshold, threshold_of_run
-from tagmask.refine.per_image import choose_threshold, expected_threshold, typical_root
-from tagmask.refine.seeds import ConfidentSeeds, crf_label_map
+from tagmask.refine.image_threshold import choose_threshold, expected_threshold, typical_root
+from tagmask.refine.label_maps import ConfidentSeeds, crf_label_map
 from tagmask.refine.settings import CrfSettings
-from tagmask.stage import Kind, Method, Work, maps_file
+from tagmask.stage import ArtifactKind, Method, StageContext, maps_path
 
 
 class Crf(Method):
     """Cut the maps at one threshold and let the dense CRF move the masks to the image's edges."""
 
-    needs: ClassVar[tuple[Kind, ...]] = ("maps",)
-    makes: ClassVar[tuple[Kind, ...]] = ("masks",)
+    needs: ClassVar[tuple[ArtifactKind, ...]] = ("maps",)
+    makes: ClassVar[tuple[ArtifactKind, ...]] = ("masks",)
 
     threshold: Threshold = Field(
         "auto",
@@ -38,22 +38,22 @@ class Crf(Method):
     gt_prob: float = Field(0.7, gt=0, lt=1, description="how sure the CRF is of the labels it starts from")
     crf: CrfSettings | None = Field(CrfSettings(), description="null: no CRF, just the threshold")
 
-    def reads_besides(self, images: TaggedImages) -> str | None:
+    def extra_fingerprint(self, images: TaggedImages) -> str | None:
         return saliency_hash(images) if self.threshold == "per-image" else None
 
-    def run(self, work: Work) -> None:
-        threshold = threshold_of_run(work, self.threshold)
-        groups = work.missing([[sample] for sample in work.images.samples], work.mask_file)
+    def run(self, context: StageContext) -> None:
+        threshold = threshold_of_run(context, self.threshold)
+        groups = context.pending_shard([[sample] for sample in context.images.samples], context.mask_path)
         if groups and self.crf:
-            self.crf.compile(work.say)
-        typical = typical_root(sample.tags for sample in work.images.samples)
+            self.crf.compile(context.info)
+        typical = typical_root(sample.tags for sample in context.images.samples)
         jobs = (
             delayed(self.write_mask)(
-                sample, maps_file(work.inputs["maps"], sample), work.mask_file(sample), threshold, typical
+                sample, maps_path(context.inputs["maps"], sample), context.mask_path(sample), threshold, typical
             )
             for (sample,) in groups
         )
-        work.in_parallel("pseudo-masks (CRF)" if self.crf else "pseudo-masks", jobs, len(groups))
+        context.run_parallel("pseudo-masks (CRF)" if self.crf else "pseudo-masks", jobs, len(groups))
 
     def write_mask(self, sample: Sample, maps_path: Path, mask_path: Path, threshold: float, typical: float) -> None:
         """Make one image's pseudo-mask, in whichever process."""

@@ -19,23 +19,23 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from tagmask.artifacts import UNSURE, read_json, read_label_map, write_json, write_label_map
+from tagmask.artifacts import IGNORE_INDEX, read_json, read_label_map, write_json, write_label_map
 from tagmask.data.loading import TrainingSet, whole_images
 from tagmask.data.samples import Sample, TaggedImages
-from tagmask.data.transforms import RandomScale, labels_on_grid, normalised, training_transform
+from tagmask.data.transforms import RandomScale, labels_on_grid, normalize_images, training_transform
 from tagmask.maps import STRIDE, ResponseMaps
 from tagmask.methods._seeds import SeedFolder, write_seeds
 from tagmask.methods._settings import BackboneName, ScaleRange, Stride
 from tagmask.methods._threshold import OneThreshold, kept_threshold
-from tagmask.models.boundary import FILE, BoundaryNetwork, boundaries
-from tagmask.models.classifier import starting_backbone
-from tagmask.models.inference import for_inference
+from tagmask.models.boundary_network import FILE, BoundaryNetwork, predict_boundaries
+from tagmask.models.classifier import initial_backbone
+from tagmask.models.inference import prepare_for_inference
+from tagmask.outputs.coco_instances import instance_annotation, write_instances
 from tagmask.outputs.folder import file_name
-from tagmask.outputs.instances import instance_annotation, write_instances
+from tagmask.refine.label_maps import ConfidentSeeds
 from tagmask.refine.random_walk import half_disc, path_cells, propagate
-from tagmask.refine.seeds import ConfidentSeeds
 from tagmask.refine.walk import Walk
-from tagmask.stage import Kind, Method, Work, batches, maps_file
+from tagmask.stage import ArtifactKind, Method, StageContext, group_by_size, maps_path
 from tagmask.training import Optimizer, Training, fit, train_once
 
 EPSILON = 1e-5  # in the logarithms, and in the counts of pairs
@@ -47,8 +47,8 @@ INSTANCES_FILE = "instances.json"
 class Irn(Method):
     """Learn class boundaries from confident seeds; spread the maps by a random walk up to them."""
 
-    needs: ClassVar[tuple[Kind, ...]] = ("maps", "classifier")
-    makes: ClassVar[tuple[Kind, ...]] = ("masks",)
+    needs: ClassVar[tuple[ArtifactKind, ...]] = ("maps", "classifier")
+    makes: ClassVar[tuple[ArtifactKind, ...]] = ("masks",)
 
     seeds: ConfidentSeeds = Field(
         ConfidentSeeds(), description="to learn from; the papers' fg and bg: ReCAM 0.35, 0.1; AMN 0.45, 0.15"
@@ -61,7 +61,7 @@ class Irn(Method):
     pair_radius: int = Field(10, ge=2, description="in cells of 4 pixels; nearer ones are pairs to learn from")
     epochs: int = Field(3, ge=0)
     batch_size: int = Field(32, ge=1)
-    crop: int = Field(512, ge=16, description="pixels")
+    crop_size: int = Field(512, ge=16, description="pixels")
     scale: ScaleRange = Field((0.5, 1.5), description="images are resized by a random factor in this range")
     optimizer: Optimizer = "sgd"
     lr: float = Field(0.1, gt=0, description="of the boundary branch")
@@ -75,34 +75,34 @@ class Irn(Method):
         "walked maps of the run; the papers': 0.25",
     )
     instances: bool = Field(False, description="also write instances.json: COCO, an annotation an object")
-    map_batch: int = Field(8, ge=1, description="images of one size that go through the network together")
+    inference_batch_size: int = Field(8, ge=1, description="images of one size that go through the network together")
 
     @model_validator(mode="after")
     def _crop_holds_pairs(self) -> Self:
-        cells = -(-self.crop // STRIDE)
+        cells = -(-self.crop_size // STRIDE)
         if cells < 2 * self.pair_radius:
             raise ValueError(f"crop must be {8 * self.pair_radius} or more for pair_radius {self.pair_radius}")
         return self
 
-    def run(self, work: Work) -> None:
-        seeds = write_seeds(self.seeds, work)
-        train_once(work, FILE, lambda: self.train(work, seeds))
-        network = for_inference(BoundaryNetwork.load(work.folder), work.compute)
+    def run(self, context: StageContext) -> None:
+        seeds = write_seeds(self.seeds, context)
+        train_once(context, FILE, lambda: self.train(context, seeds))
+        network = prepare_for_inference(BoundaryNetwork.load(context.folder), context.compute)
         propagate(np.zeros((1, 2, 2), np.float32), np.zeros((2, 2), np.float32), steps=1)  # compiled once, for all
-        some = work.compute.share(evenly_spaced(work.images.select(lambda sample: bool(sample.tags))))
-        threshold = kept_threshold(work, self.threshold, self.walked(network, work, some), len(some), WALK_FILE)
-        self.write_masks(network, threshold, work)
-        work.compute.barrier()
-        if self.instances and work.compute.main:
-            gather_instances(work)
+        some = context.compute.shard(evenly_spaced(context.images.select(lambda sample: bool(sample.tags))))
+        threshold = kept_threshold(context, self.threshold, self.walked(network, context, some), len(some), WALK_FILE)
+        self.write_masks(network, threshold, context)
+        context.compute.barrier()
+        if self.instances and context.compute.is_main_process:
+            gather_instances(context)
 
-    def train(self, work: Work, seeds: SeedFolder) -> None:
+    def train(self, context: StageContext, seeds: SeedFolder) -> None:
         """Train the two branches on the seeds and write the network to `work.folder`."""
-        torch.manual_seed(work.seed)
-        classifier = work.inputs["classifier"]
-        backbone = starting_backbone(classifier, self.backbone, self.weights, self.output_stride, self.options)
+        torch.manual_seed(context.seed)
+        classifier = context.inputs["classifier"]
+        backbone = initial_backbone(classifier, self.backbone, self.weights, self.output_stride, self.options)
         network = BoundaryNetwork(backbone)
-        transform = training_transform(RandomScale(*self.scale), self.crop, backbone.mean, backbone.std)
+        transform = training_transform(RandomScale(*self.scale), self.crop_size, backbone.mean, backbone.std)
         rates = {"boundary": self.lr, "displacement": self.displacement_lr}
         module = IrnTraining(
             network,
@@ -112,32 +112,37 @@ class Irn(Method):
             weight_decay=self.weight_decay,
         )
         module.radius = self.pair_radius
-        data = TrainingSet(work.images, transform, work.seed, seeds)
-        fit(module, data, work, epochs=self.epochs, batch_size=self.batch_size)
-        if work.compute.main:
-            network.mean_displacement = mean_displacement(network, work, self.map_batch)
-            network.save(work.folder)
+        data = TrainingSet(context.images, transform, context.seed, seeds)
+        fit(module, data, context, epochs=self.epochs, batch_size=self.batch_size)
+        if context.compute.is_main_process:
+            network.mean_displacement = mean_displacement(network, context, self.inference_batch_size)
+            network.save(context.folder)
 
-    def walked(self, network: BoundaryNetwork, work: Work, samples: Sequence[Sample]) -> Iterator[ResponseMaps]:
+    def walked(
+        self, network: BoundaryNetwork, context: StageContext, samples: Sequence[Sample]
+    ) -> Iterator[ResponseMaps]:
         """The samples' maps after the walk."""
         for sample, boundary, _ in predictions(
-            network, work, batches(samples, self.map_batch, work.compute.batch_pixels)
+            network, context, group_by_size(samples, self.inference_batch_size, context.compute.batch_pixels)
         ):
-            yield self.walk.walked(ResponseMaps.load(maps_file(work.inputs["maps"], sample)), boundary)
+            yield self.walk.walked(ResponseMaps.load(maps_path(context.inputs["maps"], sample)), boundary)
 
-    def write_masks(self, network: BoundaryNetwork, threshold: float, work: Work) -> None:
+    def write_masks(self, network: BoundaryNetwork, threshold: float, context: StageContext) -> None:
         """Write the label map (and the instances) of every image of the stage that has none yet."""
-        groups = work.missing(batches(work.images.samples, self.map_batch, work.compute.batch_pixels), work.mask_file)
-        threads = 1 if work.compute.workers > 1 else None
+        groups = context.pending_shard(
+            group_by_size(context.images.samples, self.inference_batch_size, context.compute.batch_pixels),
+            context.mask_path,
+        )
+        threads = 1 if context.compute.workers > 1 else None
         cut = partial(_write, self.walk, threshold, threads)
 
         def jobs() -> Iterator[Any]:
-            for sample, boundary, displacement in predictions(network, work, groups):
-                files = maps_file(work.inputs["maps"], sample), work.mask_file(sample)
+            for sample, boundary, displacement in predictions(network, context, groups):
+                files = maps_path(context.inputs["maps"], sample), context.mask_path(sample)
                 moves = displacement if self.instances else None
-                yield delayed(cut)(*files, _instances_file(work.folder, sample), boundary, moves)
+                yield delayed(cut)(*files, _instances_file(context.folder, sample), boundary, moves)
 
-        work.in_parallel("random walk", jobs(), sum(map(len, groups)))
+        context.run_parallel("random walk", jobs(), sum(map(len, groups)))
 
 
 class IrnTraining(Training):
@@ -216,7 +221,7 @@ def _sums(probability: Tensor, displacement: Tensor, labels: Tensor, offset: lis
     dy, dx = offset
     highest = torch.stack([moved(probability, y, x) for y, x in path_cells(dy, dx)]).amax(0)
     first, second = moved(labels, 0, 0), moved(labels, dy, dx)
-    known = (first != UNSURE) & (second != UNSURE)
+    known = (first != IGNORE_INDEX) & (second != IGNORE_INDEX)
     same = known & (first == second)
     background, foreground, different = same & (first == 0), same & (first != 0), known & (first != second)
     alike, unlike = -(1 - highest + EPSILON).log(), -(highest + EPSILON).log()
@@ -238,14 +243,14 @@ def _sums(probability: Tensor, displacement: Tensor, labels: Tensor, offset: lis
 
 
 def predictions(
-    network: BoundaryNetwork, work: Work, groups: Sequence[Sequence[Sample]]
+    network: BoundaryNetwork, context: StageContext, groups: Sequence[Sequence[Sample]]
 ) -> Iterator[tuple[Sample, np.ndarray, np.ndarray]]:
     """Each sample with its boundary [h, w] and displacement [2, h, w]."""
     backbone = network.backbone
-    for samples, pixels in whole_images(groups, work.compute) if groups else ():
-        images = normalised(pixels.to(work.compute.device), backbone.mean, backbone.std)
-        with work.compute.autocast(network):  # here: joblib may run this generator in a thread of its own
-            boundary, displacement = boundaries(network, images)
+    for samples, pixels in whole_images(groups, context.compute) if groups else ():
+        images = normalize_images(pixels.to(context.compute.device), backbone.mean, backbone.std)
+        with context.compute.autocast(network):  # here: joblib may run this generator in a thread of its own
+            boundary, displacement = predict_boundaries(network, images)
         yield from zip(samples, boundary.cpu().numpy(), displacement.cpu().numpy(), strict=True)
 
 
@@ -254,15 +259,15 @@ def evenly_spaced(images: TaggedImages) -> Sequence[Sample]:
     return images.samples[:: -(-len(images) // MEAN_IMAGES)]
 
 
-def mean_displacement(network: BoundaryNetwork, work: Work, batch_size: int) -> Tensor:
+def mean_displacement(network: BoundaryNetwork, context: StageContext, batch_size: int) -> Tensor:
     """The mean [2] of the displacements over (some of) the training images, each image alike."""
-    some = evenly_spaced(work.images)
+    some = evenly_spaced(context.images)
     network = network.to(memory_format=torch.channels_last).eval()
     network.mean_displacement.zero_()
-    groups = batches(some, batch_size, work.compute.batch_pixels)
+    groups = group_by_size(some, batch_size, context.compute.batch_pixels)
     means = []
-    with work.progress("mean displacement", len(some)) as advance:
-        for _, _, move in predictions(network, work, groups):
+    with context.progress("mean displacement", len(some)) as advance:
+        for _, _, move in predictions(network, context, groups):
             means.append(move.mean((1, 2)))
             advance(1)
     return torch.from_numpy(np.mean(means, 0)).to(network.mean_displacement)
@@ -291,14 +296,14 @@ def _instances_file(stage: Path, sample: Sample) -> Path:
     return stage / "instances" / f"{sample.id}.json"
 
 
-def gather_instances(work: Work) -> None:
+def gather_instances(context: StageContext) -> None:
     """Write `instances.json`: all images' instances, in the samples' order."""
     items = (
         (
             file_name(sample),
-            read_label_map(work.mask_file(sample)).shape,
-            read_json(_instances_file(work.folder, sample)),
+            read_label_map(context.mask_path(sample)).shape,
+            read_json(_instances_file(context.folder, sample)),
         )
-        for sample in work.images.samples
+        for sample in context.images.samples
     )
-    write_instances(work.folder / INSTANCES_FILE, items, work.images.classes)
+    write_instances(context.folder / INSTANCES_FILE, items, context.images.classes)

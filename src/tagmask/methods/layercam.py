@@ -20,31 +20,31 @@ from tagmask.errors import RecipeError
 from tagmask.methods._settings import Scales, Stride
 from tagmask.methods.cam import EPSILON, SCALES, Activations, make_maps, response_maps
 from tagmask.models.classifier import Classifier
-from tagmask.stage import Kind, Method, Work
+from tagmask.stage import ArtifactKind, Method, StageContext
 
 
 class LayerCam(Method):
     """Make response maps in which each cell of a stage's features is weighed by its own positive gradient."""
 
-    needs: ClassVar[tuple[Kind, ...]] = ("classifier",)
-    makes: ClassVar[tuple[Kind, ...]] = ("maps",)
+    needs: ClassVar[tuple[ArtifactKind, ...]] = ("classifier",)
+    makes: ClassVar[tuple[ArtifactKind, ...]] = ("maps",)
 
     stages: tuple[int, ...] = Field((-3, -2, -1), min_length=1, description="of the network; -1 is its last")
     gamma: float = Field(2.0, gt=0, description="of tanh(γ · map), which lifts the maps of all stages but the last")
     scales: Scales = Field(SCALES, description="of the maps; each with its mirror image")
-    map_stride: Stride | None = Field(
+    inference_stride: Stride | None = Field(
         None, description="output_stride when mapping, which may be finer than in training; null: the same"
     )
-    map_batch: int = Field(16, ge=1, description="images of one size that are mapped together")
+    inference_batch_size: int = Field(16, ge=1, description="images of one size that are mapped together")
 
-    def run(self, work: Work) -> None:
-        classifier = Classifier.load(work.inputs["classifier"], output_stride=self.map_stride)
+    def run(self, context: StageContext) -> None:
+        classifier = Classifier.load(context.inputs["classifier"], output_stride=self.inference_stride)
         look = StageMaps(classifier, self)
         make_maps(
             classifier,
-            work,
+            context,
             scales=self.scales,
-            batch_size=self.map_batch,
+            batch_size=self.inference_batch_size,
             maps_of=lambda _, images, tags, scales: response_maps(partial(look, tags=tags), images, tags, scales),
         )
 
@@ -101,10 +101,10 @@ class StageMaps:
         grids = [self._on_grid(f.detach(), last) for f in features]
         maps = images.new_zeros(*scores.shape, *max(grid.shape[2:] for grid in grids))
         for turn in zip_longest(*channels * (len(images) // len(channels))):  # for each image its next class
-            images_of, classes_of = zip(*((i, k) for i, k in enumerate(turn) if k is not None), strict=True)
-            gradients = torch.autograd.grad(scores[images_of, classes_of].sum(), features, retain_graph=True)
+            list_images, classes_of = zip(*((i, k) for i, k in enumerate(turn) if k is not None), strict=True)
+            gradients = torch.autograd.grad(scores[list_images, classes_of].sum(), features, retain_graph=True)
             stages = [(self._on_grid(g, last).relu() * a).sum(1).relu() for g, a in zip(gradients, grids, strict=True)]
-            maps[images_of, classes_of] = _fused(stages, self.gamma)[list(images_of)].to(maps.dtype)
+            maps[list_images, classes_of] = _fused(stages, self.gamma)[list(list_images)].to(maps.dtype)
         return maps
 
     def _on_grid(self, features: Tensor, last: Tensor) -> Tensor:

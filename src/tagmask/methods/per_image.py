@@ -16,11 +16,11 @@ from tagmask.maps import ResponseMaps
 from tagmask.methods._settings import Scales
 from tagmask.methods._threshold import threshold_of_run
 from tagmask.methods.segment import segmented
-from tagmask.models.inference import for_inference
+from tagmask.models.inference import prepare_for_inference
 from tagmask.models.segmenter import Segmenter
-from tagmask.refine.per_image import choose_threshold, expected_threshold, typical_root
+from tagmask.refine.image_threshold import choose_threshold, expected_threshold, typical_root
 from tagmask.refine.settings import CrfSettings
-from tagmask.stage import Kind, Method, Work, maps_file
+from tagmask.stage import ArtifactKind, Method, StageContext, maps_path
 
 
 class PerImage(Method):
@@ -30,36 +30,36 @@ class PerImage(Method):
     takes the network's place, which then adds nothing (docs/thresholds.md).
     """
 
-    needs: ClassVar[tuple[Kind, ...]] = ("maps", "segmenter")
-    makes: ClassVar[tuple[Kind, ...]] = ("masks",)
+    needs: ClassVar[tuple[ArtifactKind, ...]] = ("maps", "segmenter")
+    makes: ClassVar[tuple[ArtifactKind, ...]] = ("masks",)
 
     scales: Scales = Field((1.0,), description="of the network's input, each with its mirror")
     batch: int = Field(8, ge=1, description="images of one size that the network sees together")
     gt_prob: float = Field(0.7, gt=0, lt=1, description="how sure the CRF is of the labels it starts from")
     crf: CrfSettings | None = Field(CrfSettings(), description="null: no CRF, just the thresholds")
 
-    def reads_besides(self, images: TaggedImages) -> str | None:
+    def extra_fingerprint(self, images: TaggedImages) -> str | None:
         return saliency_hash(images)
 
-    def run(self, work: Work) -> None:
-        threshold = threshold_of_run(work, "per-image")
-        typical = typical_root(sample.tags for sample in work.images.samples)
-        network = for_inference(Segmenter.load(work.inputs["segmenter"]), work.compute)
-        seen, missing = segmented(network, work, scales=self.scales, batch_size=self.batch)
+    def run(self, context: StageContext) -> None:
+        threshold = threshold_of_run(context, "per-image")
+        typical = typical_root(sample.tags for sample in context.images.samples)
+        network = prepare_for_inference(Segmenter.load(context.inputs["segmenter"]), context.compute)
+        seen, missing = segmented(network, context, scales=self.scales, batch_size=self.batch)
         if missing and self.crf:
-            self.crf.compile(work.say)
+            self.crf.compile(context.info)
         jobs = (
             delayed(self.write_mask)(
                 sample,
                 image,
                 1 - probs[0],
-                maps_file(work.inputs["maps"], sample),
-                work.mask_file(sample),
+                maps_path(context.inputs["maps"], sample),
+                context.mask_path(sample),
                 expected_threshold(threshold, len(sample.tags or ()), typical),
             )
             for sample, image, _, probs in seen
         )
-        work.in_parallel("pseudo-masks (a threshold for each)", jobs, missing)
+        context.run_parallel("pseudo-masks (a threshold for each)", jobs, missing)
 
     def write_mask(
         self, sample: Sample, image: np.ndarray, foreground: np.ndarray, maps_path: Path, path: Path, expected: float

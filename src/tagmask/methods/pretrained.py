@@ -15,13 +15,13 @@ from pydantic import Field, model_validator
 from timm.data import ImageNetInfo
 from torch import Tensor
 
-from tagmask.data.samples import did_you_mean
 from tagmask.errors import RecipeError
 from tagmask.methods._settings import BackboneName, Scales, Stride
 from tagmask.methods.cam import SCALES, make_maps
 from tagmask.models.backbone import Backbone, create_network, load_weights
 from tagmask.models.classifier import FILE, Classifier
-from tagmask.stage import Kind, Method, Work
+from tagmask.stage import ArtifactKind, Method, StageContext
+from tagmask.text import did_you_mean
 
 PROBE = 224  # pixels: the size that most networks of a fixed size take, and a multiple of the usual patches
 
@@ -29,7 +29,7 @@ PROBE = 224  # pixels: the size that most networks of a fixed size take, and a m
 class Pretrained(Method):
     """Make response maps with a timm network's own classes, found by their names or given by their numbers."""
 
-    makes: ClassVar[tuple[Kind, ...]] = ("classifier", "maps")
+    makes: ClassVar[tuple[ArtifactKind, ...]] = ("classifier", "maps")
 
     backbone: BackboneName = Field("resnet50", description="any timm classifier")
     weights: str = Field("pretrained", description="pretrained (timm's hub), or a local file")
@@ -40,7 +40,7 @@ class Pretrained(Method):
         {}, description="class → numbers (from 0) of the outputs that mean it; others: by the names of ImageNet's"
     )
     scales: Scales = Field(SCALES, description="of the maps; each with its mirror image")
-    map_batch: int = Field(16, ge=1, description="images of one size that are mapped together")
+    inference_batch_size: int = Field(16, ge=1, description="images of one size that are mapped together")
 
     @model_validator(mode="after")
     def _outputs_are_those_of_the_weights(self) -> Self:
@@ -53,11 +53,11 @@ class Pretrained(Method):
             )
         return self
 
-    def run(self, work: Work) -> None:
-        if work.compute.main and not (work.folder / FILE).exists():
-            self.classifier(work.images.classes).save(work.folder, weights=self.weights)
-        work.compute.barrier()
-        make_maps(Classifier.load(work.folder), work, scales=self.scales, batch_size=self.map_batch)
+    def run(self, context: StageContext) -> None:
+        if context.compute.is_main_process and not (context.folder / FILE).exists():
+            self.classifier(context.images.classes).save(context.folder, weights=self.weights)
+        context.compute.barrier()
+        make_maps(Classifier.load(context.folder), context, scales=self.scales, batch_size=self.inference_batch_size)
 
     def classifier(self, classes: tuple[str, ...]) -> Classifier:
         """The network, with a row of weights for each class.
@@ -103,7 +103,7 @@ def linear_head(net: Any, name: str) -> Tensor:
     return weight.clone()
 
 
-def outputs_of(classes: tuple[str, ...], n_outputs: int, given: Mapping[str, list[int]]) -> list[list[int]]:
+def outputs_of(classes: tuple[str, ...], num_outputs: int, given: Mapping[str, list[int]]) -> list[list[int]]:
     """For each class the numbers of the outputs that mean it: those given, or else the ImageNet class of this name.
 
     Raises:
@@ -111,8 +111,8 @@ def outputs_of(classes: tuple[str, ...], n_outputs: int, given: Mapping[str, lis
     """
     names: dict[str, list[int]] = {}
     info = ImageNetInfo()
-    if n_outputs == info.num_classes():
-        for number in range(n_outputs):
+    if num_outputs == info.num_classes():
+        for number in range(num_outputs):
             for name in info.index_to_description(number).split(","):
                 names.setdefault(name.strip().lower(), []).append(number)
     names |= {name.lower(): numbers for name, numbers in given.items()}
@@ -123,6 +123,6 @@ def outputs_of(classes: tuple[str, ...], n_outputs: int, given: Mapping[str, lis
                 f"class {name!r} is not one that the network knows by this name{did_you_mean(name, names)}; "
                 f"say which outputs mean it, e.g. pretrained.outputs={{{name}: [7, 8]}}."
             )
-        if not 0 <= min(numbers) <= max(numbers) < n_outputs:
-            raise RecipeError(f"outputs of {name!r} are {numbers}, but the network has 0 to {n_outputs - 1}.")
+        if not 0 <= min(numbers) <= max(numbers) < num_outputs:
+            raise RecipeError(f"outputs of {name!r} are {numbers}, but the network has 0 to {num_outputs - 1}.")
     return [names[name.lower()] for name in classes]

@@ -14,15 +14,15 @@ from tagmask.data.transforms import RandomLongSide, training_transform
 from tagmask.methods._settings import LongSide, Scales, Stride
 from tagmask.methods.cam import EPSILON, SCALES, make_maps
 from tagmask.models.classifier import FILE, Classifier
-from tagmask.stage import Kind, Method, Work
+from tagmask.stage import ArtifactKind, Method, StageContext
 from tagmask.training import Optimizer, Training, fit, train_once
 
 
 class ReCam(Method):
     """Go on training a classifier with a second one on its class features, and make maps with both."""
 
-    needs: ClassVar[tuple[Kind, ...]] = ("classifier",)
-    makes: ClassVar[tuple[Kind, ...]] = ("classifier", "maps")
+    needs: ClassVar[tuple[ArtifactKind, ...]] = ("classifier",)
+    makes: ClassVar[tuple[ArtifactKind, ...]] = ("classifier", "maps")
 
     sce_weight: float = Field(1.0, ge=0, description="λ of the softmax cross-entropy; 0.1 in the paper's COCO setting")
     keep_sign: bool = Field(
@@ -31,34 +31,36 @@ class ReCam(Method):
         "weights are V ∘ ReLU(W), not the paper's V ∘ W (docs/claims.md)",
     )
     frozen_stride: int = Field(0, description="layers up to this stride stay as they are; 0: all learn")
-    frozen_norms: bool = Field(True, description="keep the norm layers' running statistics")
+    freeze_norm: bool = Field(True, description="keep the norm layers' running statistics")
     epochs: int = Field(4, ge=0)
     batch_size: int = Field(16, ge=1)
-    crop: int = Field(512, ge=16, description="pixels")
-    long_side: LongSide = Field((320, 640), description="resize the long side to a random length in this range")
+    crop_size: int = Field(512, ge=16, description="pixels")
+    long_side_range: LongSide = Field((320, 640), description="resize the long side to a random length in this range")
     optimizer: Optimizer = "sgd"
     lr: float = Field(5e-5, gt=0, description="of the backbone and the first classifier W")
     head_lr: float = Field(5e-4, gt=0, description="of the second classifier V")
     momentum: float = 0.0
     weight_decay: float = 1e-4
     scales: Scales = Field(SCALES, description="of the response maps; each with its mirror image")
-    map_stride: Stride | None = Field(
+    inference_stride: Stride | None = Field(
         None, description="output_stride when mapping, which may be finer than in training; null: the same"
     )
-    map_batch: int = Field(16, ge=1, description="images of one size that are mapped together")
+    inference_batch_size: int = Field(16, ge=1, description="images of one size that are mapped together")
 
-    def run(self, work: Work) -> None:
-        train_once(work, FILE, lambda: self.train(work))
-        classifier = Classifier.load(work.folder, output_stride=self.map_stride)
-        make_maps(classifier, work, scales=self.scales, batch_size=self.map_batch)
+    def run(self, context: StageContext) -> None:
+        train_once(context, FILE, lambda: self.train(context))
+        classifier = Classifier.load(context.folder, output_stride=self.inference_stride)
+        make_maps(classifier, context, scales=self.scales, batch_size=self.inference_batch_size)
 
-    def train(self, work: Work) -> None:
+    def train(self, context: StageContext) -> None:
         """Train both classifiers and write the one whose maps are of both to `work.folder`."""
-        torch.manual_seed(work.seed)
-        network = ReCamNetwork(Classifier.load(work.inputs["classifier"]))
+        torch.manual_seed(context.seed)
+        network = ReCamNetwork(Classifier.load(context.inputs["classifier"]))
         backbone = network.classifier.backbone
-        backbone.freeze(self.frozen_stride, self.frozen_norms)
-        transform = training_transform(RandomLongSide(*self.long_side), self.crop, backbone.mean, backbone.std)
+        backbone.freeze(self.frozen_stride, self.freeze_norm)
+        transform = training_transform(
+            RandomLongSide(*self.long_side_range), self.crop_size, backbone.mean, backbone.std
+        )
         module = ReCamTraining(
             network,
             [(network.classifier.parameters(), self.lr), ([network.second], self.head_lr)],
@@ -67,10 +69,10 @@ class ReCam(Method):
             weight_decay=self.weight_decay,
         )
         module.sce_weight = self.sce_weight
-        data = TrainingSet(work.images, transform, work.seed)
-        fit(module, data, work, epochs=self.epochs, batch_size=self.batch_size)
-        if work.compute.main:
-            network.reactivated(self.keep_sign).save(work.folder)
+        data = TrainingSet(context.images, transform, context.seed)
+        fit(module, data, context, epochs=self.epochs, batch_size=self.batch_size)
+        if context.compute.is_main_process:
+            network.reactivated(self.keep_sign).save(context.folder)
 
 
 class ReCamNetwork(nn.Module):

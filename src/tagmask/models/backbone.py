@@ -13,17 +13,17 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from tagmask.data.samples import did_you_mean
 from tagmask.errors import RecipeError
+from tagmask.text import did_you_mean
 
 STRIDES = (8, 16, 32)  # that timm can give a network
 SMALLEST = 32  # pixels; images with a smaller side are enlarged, or nothing would be left of them
 
 
-class FrozenStatistics(nn.Module):
+class FreezableNorm(nn.Module):
     """A network whose backbone's norms may keep their running statistics while it trains (the papers' setting)."""
 
-    frozen_statistics = False
+    freeze_norm = False
 
     def timm_network(self) -> Any:
         """The backbone's own timm network, whose layers have timm's names."""
@@ -31,14 +31,14 @@ class FrozenStatistics(nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        if self.frozen_statistics:
+        if self.freeze_norm:
             for module in self.timm_network().modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         return self
 
 
-class Backbone(FrozenStatistics):
+class Backbone(FreezableNorm):
     """A timm CNN or ViT without its head: images [B, 3, H, W] → features [B, D, h, w].
 
     Args:
@@ -110,7 +110,7 @@ class Backbone(FrozenStatistics):
             until_stride: 8 is the papers' setting for ResNets: stem and the first two stages.
             norms: also keep every norm layer's running statistics (the papers' setting with pre-trained weights).
         """
-        self.frozen_statistics = norms
+        self.freeze_norm = norms
         reached, frozen = 0, ""
         for level in _feature_levels(self.net):
             if reached < level["reduction"] <= until_stride:  # dilated levels have the stride of the one before

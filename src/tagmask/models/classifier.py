@@ -73,7 +73,7 @@ class Classifier(nn.Module):
         return network.eval()
 
 
-def starting_backbone(
+def initial_backbone(
     folder: Path, name: str | None, weights: str, output_stride: int, options: dict[str, Any] | None
 ) -> Backbone:
     """The backbone that another network of the run begins with.

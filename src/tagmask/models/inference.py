@@ -19,7 +19,7 @@ TOLERANCE = 1e-3  # of the probe's largest output
 N = TypeVar("N", bound=nn.Module)
 
 
-def for_inference(network: N, compute: Compute) -> N:
+def prepare_for_inference(network: N, compute: Compute) -> N:
     """The network itself, in eval mode on its device, in the memory layout that is fastest, its norms folded.
 
     It is not to be trained or saved after that.
@@ -78,7 +78,7 @@ def scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
     return max(1, math.floor(size[0] * scale + 0.5)), max(1, math.floor(size[1] * scale + 0.5))
 
 
-def with_mirror_images(images: Tensor, scale: float = 1) -> Tensor:
+def with_hflip(images: Tensor, scale: float = 1) -> Tensor:
     """Images [B, 3, H, W] at a scale (smaller: antialiased), then their mirror images: [2 · B, 3, h, w]."""
     if scale != 1:
         size = scaled((images.shape[2], images.shape[3]), scale)

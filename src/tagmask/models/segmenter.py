@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tagmask.artifacts import read_weights, write_weights
-from tagmask.data.samples import did_you_mean
 from tagmask.errors import RecipeError, RunError
-from tagmask.models.backbone import Backbone, FrozenStatistics
+from tagmask.models.backbone import Backbone, FreezableNorm
+from tagmask.text import did_you_mean
 
 SMP_NAMES = ("DeepLabV3Plus", "DeepLabV3", "Unet", "UnetPlusPlus", "FPN", "PSPNet", "PAN", "UPerNet", "Segformer",
              "MAnet", "Linknet")  # fmt: skip
@@ -27,10 +27,10 @@ class DilatedHead(nn.Module):
     Weights N(0, 0.01), bias 0; features [B, D, h, w] → [B, n_outputs, h, w].
     """
 
-    def __init__(self, channels: int, n_outputs: int, dilations: tuple[int, ...] = DEEPLAB_V2_DILATIONS) -> None:
+    def __init__(self, channels: int, num_outputs: int, dilations: tuple[int, ...] = DEEPLAB_V2_DILATIONS) -> None:
         super().__init__()
         self.branches = nn.ModuleList(
-            nn.Conv2d(channels, n_outputs, 3, padding=dilation, dilation=dilation) for dilation in dilations
+            nn.Conv2d(channels, num_outputs, 3, padding=dilation, dilation=dilation) for dilation in dilations
         )
         for parameter in self.parameters():
             nn.init.normal_(parameter, std=0.01) if parameter.ndim == 4 else nn.init.zeros_(parameter)
@@ -39,7 +39,7 @@ class DilatedHead(nn.Module):
         return sum((branch(features) for branch in self.branches[1:]), self.branches[0](features))
 
 
-class Segmenter(FrozenStatistics):
+class Segmenter(FreezableNorm):
     """Images [B, 3, H, W] → logits [B, K + 1, h, w] (background first), h×w at the network's own stride.
 
     Args:
@@ -138,9 +138,9 @@ def check_architecture(name: str) -> str:
 
 
 def _smp_model(
-    architecture: str, backbone: str, n_outputs: int, output_stride: int, options: dict[str, Any]
+    architecture: str, backbone: str, num_outputs: int, output_stride: int, options: dict[str, Any]
 ) -> nn.Module:
-    arguments: dict[str, Any] = {"encoder_weights": None, "classes": n_outputs, **options}
+    arguments: dict[str, Any] = {"encoder_weights": None, "classes": num_outputs, **options}
     if architecture.lower().startswith("deeplabv3"):
         arguments["encoder_output_stride"] = output_stride
     try:

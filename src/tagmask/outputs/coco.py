@@ -14,7 +14,7 @@ from pycocotools import mask as rle
 from scipy import ndimage
 
 import tagmask
-from tagmask.artifacts import UNSURE, written_atomically
+from tagmask.artifacts import IGNORE_INDEX, atomic_write
 from tagmask.outputs.polygons import polygons as outlines
 
 Item = tuple[str, np.ndarray]
@@ -54,7 +54,7 @@ def write_coco(path: Path, items: Iterable[Item], classes: Sequence[str], *, pol
     # ASCII, with \u for the rest: pycocotools and others open the file in the machine's own encoding, and file
     # names that are no valid UTF-8 come back as they were.
     with (
-        written_atomically(path) as temporary,
+        atomic_write(path) as temporary,
         temporary.open("w", encoding="ascii") as file,
         tempfile.TemporaryFile("w+", encoding="ascii", dir=path.parent) as second,
     ):
@@ -84,7 +84,7 @@ def _head(classes: Sequence[str]) -> dict[str, Any]:
 
 
 def _records(
-    items: Iterable[Item], n_classes: int, as_polygons: bool
+    items: Iterable[Item], num_classes: int, as_polygons: bool
 ) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Each image's entry and its annotations."""
     next_id = 1
@@ -94,9 +94,9 @@ def _records(
         height, width = labels.shape
         image = {"id": image_id, "file_name": name, "width": width, "height": height}
         found = []
-        for k in np.unique(labels[(labels > 0) & (labels != UNSURE)]).tolist():
-            if k > n_classes:
-                raise ValueError(f"{name}: the label map has the value {k}; there are {n_classes} classes")
+        for k in np.unique(labels[(labels > 0) & (labels != IGNORE_INDEX)]).tolist():
+            if k > num_classes:
+                raise ValueError(f"{name}: the label map has the value {k}; there are {num_classes} classes")
             for annotation in _regions(labels == k) if as_polygons else [_whole(labels == k)]:
                 found.append({"id": next_id, "image_id": image_id, "category_id": k, **annotation, "iscrowd": 0})
                 next_id += 1

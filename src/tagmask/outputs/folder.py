@@ -72,6 +72,6 @@ def file_name(sample: Sample) -> str:
 
 def write_legend(out: Path, classes: tuple[str, ...]) -> None:
     """`legend.txt` beside a folder of masks: id, red, green, blue, name; one class a line."""
-    colours = np.reshape(voc_palette(), (256, 3))
-    lines = [f"{i} {' '.join(map(str, colours[i]))} {name}" for i, name in enumerate(("background", *classes))]
+    colors = np.reshape(voc_palette(), (256, 3))
+    lines = [f"{i} {' '.join(map(str, colors[i]))} {name}" for i, name in enumerate(("background", *classes))]
     write_text(out / "legend.txt", "\n".join(lines) + "\n")

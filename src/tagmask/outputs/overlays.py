@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tagmask.artifacts import UNSURE, voc_palette, written_atomically
+from tagmask.artifacts import IGNORE_INDEX, atomic_write, voc_palette
 
 _PALETTE = np.array(voc_palette(), np.uint8).reshape(256, 3)
 _OUTLINES = 255 - (255 - _PALETTE) // 2  # half way to white: the dark colours stay visible on dark photographs
@@ -37,12 +37,12 @@ def overlay(image: np.ndarray, labels: np.ndarray, *, opacity: float = 0.5) -> n
             f"image is {list(image.shape)} {image.dtype}, labels are {list(labels.shape)} {labels.dtype}; "
             "they must be [H, W, 3] uint8 and [H, W] uint8"
         )
-    unsure = labels == UNSURE
+    unsure = labels == IGNORE_INDEX
     rows, columns = np.ogrid[: labels.shape[0], : labels.shape[1]]
     line = (rows + columns) % _HATCH
-    colours = np.where(unsure[..., None], np.where(line == 0, 255, 0)[..., None], _PALETTE[labels])
+    colors = np.where(unsure[..., None], np.where(line == 0, 255, 0)[..., None], _PALETTE[labels])
     strength = np.where(unsure, (line < 2) * _HATCH_OPACITY, (labels > 0) * opacity)[..., None]
-    blended = np.rint(image * (1 - strength) + colours * strength).astype(np.uint8)
+    blended = np.rint(image * (1 - strength) + colors * strength).astype(np.uint8)
     outline = _outline(labels)
     blended[outline] = _OUTLINES[labels[outline]]
     return blended
@@ -58,7 +58,7 @@ def write_overlay(path: Path, image: np.ndarray, labels: np.ndarray, *, opacity:
     if path.suffix.lower() not in _FORMATS:
         raise ValueError(f"{path} must end in {', '.join(_FORMATS)}")
     picture = Image.fromarray(overlay(image, labels, opacity=opacity))
-    with written_atomically(path) as temporary:
+    with atomic_write(path) as temporary:
         # Full colour resolution: the outlines are one pixel wide.
         picture.save(temporary, format=_FORMATS[path.suffix.lower()], quality=90, subsampling=0)
 
@@ -70,4 +70,4 @@ def _outline(labels: np.ndarray) -> np.ndarray:
         differ = labels[first] != labels[second]
         outline[first] |= differ
         outline[second] |= differ
-    return outline & (labels > 0) & (labels != UNSURE)
+    return outline & (labels > 0) & (labels != IGNORE_INDEX)

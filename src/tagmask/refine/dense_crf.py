@@ -15,11 +15,11 @@ from tagmask.refine.threads import Threads, thread_count
 if TYPE_CHECKING:
     from tagmask.refine.permutohedral import Floats, Lattice
 
-UNSURE = 255
+IGNORE_INDEX = 255
 _NEVER = -1e30  # the logit of labels that only fill a SIMD register
 
 
-def unary_from_labels(labels: NDArray[np.uint8], n_labels: int, gt_prob: float = 0.7) -> NDArray[np.float32]:
+def unary_from_labels(labels: NDArray[np.uint8], num_labels: int, gt_prob: float = 0.7) -> NDArray[np.float32]:
     """Unary energies of a label map that is right with probability `gt_prob`.
 
     Args:
@@ -35,19 +35,19 @@ def unary_from_labels(labels: NDArray[np.uint8], n_labels: int, gt_prob: float =
     """
     if labels.ndim != 2 or labels.dtype != np.uint8 or not labels.size:
         raise ValueError(f"labels must be [H, W] uint8, not {list(labels.shape)} {labels.dtype}")
-    if not 1 <= n_labels <= UNSURE:
-        raise ValueError(f"n_labels must be 1 to {UNSURE}, not {n_labels}")
+    if not 1 <= num_labels <= IGNORE_INDEX:
+        raise ValueError(f"n_labels must be 1 to {IGNORE_INDEX}, not {num_labels}")
     if not 0 < gt_prob < 1:
         raise ValueError(f"gt_prob must lie between 0 and 1, not {gt_prob}")
-    sure = labels != UNSURE
+    sure = labels != IGNORE_INDEX
     largest = int(labels.max(where=sure, initial=0))
-    if largest >= n_labels:
-        raise ValueError(f"labels {list(labels.shape)} hold {largest}, but n_labels is {n_labels}")
-    other = (1 - gt_prob) / (n_labels - 1) if n_labels > 1 else 1.0
-    unary = np.full((n_labels, *labels.shape), -np.log(other), np.float32)
-    for label in range(n_labels):
+    if largest >= num_labels:
+        raise ValueError(f"labels {list(labels.shape)} hold {largest}, but n_labels is {num_labels}")
+    other = (1 - gt_prob) / (num_labels - 1) if num_labels > 1 else 1.0
+    unary = np.full((num_labels, *labels.shape), -np.log(other), np.float32)
+    for label in range(num_labels):
         unary[label][labels == label] = -np.log(gt_prob)
-    unary[:, ~sure] = np.log(n_labels)
+    unary[:, ~sure] = np.log(num_labels)
     return unary
 
 
@@ -102,7 +102,7 @@ def dense_crf(
     from tagmask.refine import permutohedral as lattice
     from tagmask.refine import permutohedral_kernels as compiled
 
-    n_labels, height, width = unary.shape
+    num_labels, height, width = unary.shape
     n = height * width
     y, x = np.indices((height, width), np.float32).reshape(2, n)
     rgb = image.reshape(n, 3).T.astype(np.float32)
@@ -121,10 +121,10 @@ def dense_crf(
             lattice.normalise(kernels[-1], bilateral_weight, pool)
             del place, features
         del x, y, rgb
-        logits = np.full((n, -(-n_labels // compiled.LANES) * compiled.LANES), _NEVER, np.float32)
-        np.negative(unary.reshape(n_labels, n).T, out=logits[:, :n_labels])
+        logits = np.full((n, -(-num_labels // compiled.LANES) * compiled.LANES), _NEVER, np.float32)
+        np.negative(unary.reshape(num_labels, n).T, out=logits[:, :num_labels])
         marginals = _mean_field(logits, kernels, steps, pool)
-    return np.ascontiguousarray(marginals[:, :n_labels].T).reshape(unary.shape)
+    return np.ascontiguousarray(marginals[:, :num_labels].T).reshape(unary.shape)
 
 
 def needs_compiling() -> bool:

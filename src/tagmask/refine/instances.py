@@ -51,8 +51,8 @@ def follow(displacement: Floats, steps: int = STEPS) -> NDArray[np.int64]:
     largest = torch.tensor([width - 1, height - 1])[:, None, None]
     place = start
     for _ in range(steps):
-        normal = 2 * place / largest.clamp(min=1) - 1
-        moved = F.grid_sample(field, normal.permute(1, 2, 0)[None], align_corners=True, padding_mode="border")[0]
+        normalized = 2 * place / largest.clamp(min=1) - 1
+        moved = F.grid_sample(field, normalized.permute(1, 2, 0)[None], align_corners=True, padding_mode="border")[0]
         place = (place + moved).clamp(min=0).minimum(largest)
     return place.flip(0).round().long().numpy()
 

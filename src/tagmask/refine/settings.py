@@ -26,10 +26,10 @@ class CrfSettings(BaseModel):
         """Image [H, W, 3] uint8 and unary [L, H, W] → marginals [L, H, W]."""
         return dense_crf(image, unary, **self.model_dump())
 
-    def compile(self, say: Callable[[str], None]) -> None:
+    def compile(self, info: Callable[[str], None]) -> None:
         """Compile the kernels where this machine has not yet, before several processes do so at once."""
         if needs_compiling():
-            say("compiling the CRF's kernels (once on this machine, about 20 s)")
+            info("compiling the CRF's kernels (once on this machine, about 20 s)")
             self.apply(np.zeros((8, 8, 3), np.uint8), unary_from_labels(np.zeros((8, 8), np.uint8), 2))
 
 

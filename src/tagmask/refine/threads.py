@@ -19,13 +19,13 @@ class Threads:
         if self._pool is not None:
             self._pool.shutdown()
 
-    def over(self, bounds: list[int], work: Callable[[int, int], None]) -> None:
+    def over(self, bounds: list[int], task: Callable[[int, int], None]) -> None:
         """Call `work(begin, end)` for each pair of neighbouring bounds, all at once, and wait."""
         ranges = list(pairwise(bounds))
-        others = [self._pool.submit(work, *r) for r in ranges[1:]] if self._pool is not None else []
+        others = [self._pool.submit(task, *r) for r in ranges[1:]] if self._pool is not None else []
         try:
             for r in ranges if self._pool is None else ranges[:1]:
-                work(*r)
+                task(*r)
         finally:
             for other in others:
                 other.result()

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from markupsafe import Markup, escape
 
-COLOURS = 6  # classes s0..s5 of style.css; further series begin again
+COLORS = 6  # classes s0..s5 of style.css; further series begin again
 _TIPS = 120  # tooltips across a chart, at most
 
 
@@ -70,14 +70,14 @@ def line_chart(series: Sequence[Series], x: Axis, y: Axis, *, label: str) -> Mar
             drawing.append(_area([(at_x(a), at_y(b)) for a, b in under], at_y(bottom), i))
     for i, line in enumerate(series):
         places = [(at_x(a), at_y(b)) if _finite(a, b) else None for a, b in zip(line.x, line.y, strict=True)]
-        drawing.append(_tag("path", d=_path(places), class_=f"line s{i % COLOURS}"))
+        drawing.append(_tag("path", d=_path(places), class_=f"line s{i % COLORS}"))
     drawing += _tips(series, xs, at_x, x, y)
     for i, line in enumerate(series):
         marks = [*line.marks, *((("point", xs[0], line.y[0]),) if len(xs) == 1 else ())]
         for kind, a, b in marks:
             if _finite(a, b):
                 dot = f"M{at_x(a):g} {at_y(b):g}h0"  # a line of no length with round ends: round at any stretch
-                drawing.append(_tag("path", d=dot, class_=f"mark {kind} s{i % COLOURS}"))
+                drawing.append(_tag("path", d=dot, class_=f"mark {kind} s{i % COLORS}"))
                 if kind == "chosen":
                     drawing.append(_tag("path", d=dot, class_="core"))
     svg = _tag(
@@ -135,9 +135,7 @@ def _area(points: Sequence[tuple[float, float]], base: float, i: int) -> Markup:
     if not points:
         return Markup("")
     line = _joined(f"L{a:g} {b:g}" for a, b in points)
-    return _tag(
-        "path", d=f"M{points[0][0]:g} {base:g}{line}L{points[-1][0]:g} {base:g}Z", class_=f"area s{i % COLOURS}"
-    )
+    return _tag("path", d=f"M{points[0][0]:g} {base:g}{line}L{points[-1][0]:g} {base:g}Z", class_=f"area s{i % COLORS}")
 
 
 def _path(places: Iterable[tuple[float, float] | None]) -> str:

@@ -104,7 +104,7 @@ def render(report: Report) -> str:
         training=sections.training(report),
         tags=sections.tag_counts(report),
         times=sections.times(report),
-        colours=sections.colours(report.classes),
+        colors=sections.colors(report.classes),
         columns={column: sections.COLUMNS.get(column, "") for column in [*known, *sorted(used - set(known))]},
         thumbnail=thumbnail,
         many=sections.MANY,

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 MAX_WIDTH, MAX_HEIGHT = 320, 480  # pixels; twice what the page shows, for sharp screens
-_MASK_COLOURS = 64  # a picture of no more colours is drawn, not taken: PNG keeps its edges
+_MASK_COLORS = 64  # a picture of no more colours is drawn, not taken: PNG keeps its edges
 _SMALL = 200  # pixels of width below which a mask is shown magnified
 
 
@@ -34,12 +34,12 @@ def thumbnail(picture: np.ndarray) -> Thumbnail:
     scale = min(1.0, MAX_WIDTH / width, MAX_HEIGHT / height)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     packed = picture.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
-    colours, ids = np.unique(packed, return_inverse=True)
-    drawn = len(colours) <= _MASK_COLOURS
+    colors, ids = np.unique(packed, return_inverse=True)
+    drawn = len(colors) <= _MASK_COLORS
     buffer = io.BytesIO()
     if drawn:
         indexed = Image.fromarray(ids.reshape(height, width).astype(np.uint8))
-        indexed.putpalette(np.stack([colours >> 16, colours >> 8, colours], 1).astype(np.uint8).tobytes())
+        indexed.putpalette(np.stack([colors >> 16, colors >> 8, colors], 1).astype(np.uint8).tobytes())
         indexed.resize(size, Image.Resampling.NEAREST).save(buffer, "PNG", optimize=True)
     else:
         small = Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from tagmask.artifacts import UNSURE, voc_palette
+from tagmask.artifacts import IGNORE_INDEX, voc_palette
 from tagmask.report.charts import Axis, Series, line_chart
 
 if TYPE_CHECKING:
@@ -51,14 +51,14 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def colour(class_id: int) -> str:
+def color(class_id: int) -> str:
     """A class's colour in the VOC palette, for CSS."""
     return "#{:02x}{:02x}{:02x}".format(*_PALETTE[3 * (class_id % 256) :][:3])
 
 
-def colours(classes: Sequence[str]) -> list[tuple[str, str]]:
+def colors(classes: Sequence[str]) -> list[tuple[str, str]]:
     """(colour, name) of all that a label map may hold."""
-    return [(colour(k), name) for k, name in [(0, "background"), *enumerate(classes, 1), (UNSURE, "unsure")]]
+    return [(color(k), name) for k, name in [(0, "background"), *enumerate(classes, 1), (IGNORE_INDEX, "unsure")]]
 
 
 def summary(report: Report) -> list[str]:
@@ -171,7 +171,7 @@ def threshold_chart(report: Report) -> Markup:
 class ClassRow(NamedTuple):
     """A class's IoU in each of the scores, 0..1 or nan."""
 
-    colour: str
+    color: str
     name: str
     iou: list[float]
 
@@ -181,7 +181,7 @@ def per_class(report: Report) -> list[ClassRow]:
     if not report.scores:
         return []
     table = np.stack([scores.iou for scores in report.scores.values()], axis=1)
-    rows = [ClassRow(colour(k), name, table[k].tolist()) for k, name in enumerate(("background", *report.classes))]
+    rows = [ClassRow(color(k), name, table[k].tolist()) for k, name in enumerate(("background", *report.classes))]
     measured = [row for row in rows if not all(map(math.isnan, row.iou))]
     return sorted(measured, key=lambda row: (math.isnan(row.iou[-1]), row.iou[-1]))
 
@@ -226,7 +226,7 @@ def tag_counts(report: Report) -> list[tuple[str, str, int, float]]:
     """(colour, class, images, share of the most frequent class's), the most frequent first."""
     ids = {name: k for k, name in enumerate(report.classes, 1)}
     most = max(report.tags_per_class.values(), default=0) or 1
-    rows = [(colour(ids.get(name, 0)), name, n, n / most) for name, n in report.tags_per_class.items()]
+    rows = [(color(ids.get(name, 0)), name, n, n / most) for name, n in report.tags_per_class.items()]
     return sorted(rows, key=lambda row: -row[2])
 
 

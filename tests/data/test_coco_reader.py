@@ -1,0 +1,260 @@
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+from pycocotools import mask as rle
+from pycocotools.coco import COCO
+
+from tagmask.data.coco_mask import CocoObject, run_lengths
+from tagmask.data.coco_reader import CocoMask, read_coco
+from tagmask.data.samples import TaggedImages
+from tagmask.errors import DataError
+
+H, W = 30, 40
+CATEGORIES = [{"id": 90, "name": "yak"}, {"id": 3, "name": " cat"}, {"id": 17, "name": "dog"}]
+
+
+def box(x: float, y: float, w: float, h: float) -> list[list[float]]:
+    return [[x, y, x + w, y, x + w, y + h, x, y + h]]
+
+
+def uncompressed(mask: np.ndarray) -> dict[str, Any]:
+    """Run lengths by hand: down the columns, zeros first."""
+    flat = mask.ravel(order="F").astype(bool)
+    edges = np.flatnonzero(np.diff(np.r_[False, flat])) if flat.size else []
+    return {"size": list(mask.shape), "counts": np.diff(np.r_[0, edges, flat.size]).tolist()}
+
+
+def write(root: Path, annotations: list[Any], images: list[Any] | None = None, **more: Any) -> Path:
+    (root / "images" / "sub").mkdir(parents=True, exist_ok=True)
+    for name in ("b.jpg", "sub/a.jpg"):
+        Image.new("RGB", (W, H)).save(root / "images" / name)
+    if images is None:
+        images = [{"id": 7, "file_name": "sub/a.jpg", "height": H, "width": W}, {"id": 2, "file_name": "b.jpg"}]
+    path = root / "instances.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": CATEGORIES} | more))
+    return path
+
+
+def read(root: Path, annotations: list[Any], images: list[Any] | None = None, **more: Any) -> TaggedImages:
+    return read_coco(root / "images", write(root, annotations, images, **more))
+
+
+def annotation(id_: int, category: int, segmentation: Any, image: int = 7, **more: Any) -> dict[str, Any]:
+    return {"id": id_, "image_id": image, "category_id": category, "segmentation": segmentation} | more
+
+
+def test_classes_tags_and_order(tmp_path: Path) -> None:
+    images = read(tmp_path, [annotation(1, 90, box(1, 1, 5, 5)), annotation(2, 3, box(2, 2, 3, 3))])
+    assert images.classes == ("cat", "dog", "yak")
+    assert images.problems == ()
+    assert [(s.id, s.tags) for s in images.samples] == [("b", ()), ("sub/a", (1, 3))]
+    empty = images.samples[0].mask
+    assert empty is not None
+    assert empty.read().shape == (H, W)  # its size is not in the file: looked up
+    assert not empty.read().any()
+
+
+def test_a_polygon_drawn_by_hand(tmp_path: Path) -> None:
+    images = read(tmp_path, [annotation(1, 17, box(1, 2, 3, 4))])
+    expected = np.zeros((H, W), np.uint8)
+    expected[2:6, 1:4] = 2  # dog
+    mask = images.samples[1].mask
+    assert mask is not None
+    np.testing.assert_array_equal(mask.read(), expected)
+
+
+def test_small_over_large_and_crowds_under_all(tmp_path: Path) -> None:
+    crowd = np.zeros((H, W), np.uint8)
+    crowd[:, 20:] = 1
+    annotations = [
+        annotation(1, 3, box(12, 12, 4, 4)),  # small, first in the file
+        annotation(2, 90, box(10, 10, 20, 10)),  # large
+        annotation(3, 17, uncompressed(crowd), iscrowd=1),
+    ]
+    mask = read(tmp_path, annotations).samples[1].mask
+    assert mask is not None
+    labels = mask.read()
+    assert labels[13, 13] == 1
+    assert labels[11, 11] == 3
+    assert labels[15, 25] == 3
+    assert labels[5, 25] == 255
+    assert labels[5, 5] == 0
+    assert (labels == 1).sum() == 16
+    assert (labels == 3).sum() == 200 - 16
+    assert (labels == 255).sum() == H * 20 - 100
+    kept = mask.keep({3: 1}).read()  # only the yak: the cat on it is background now, and so is the dogs' crowd
+    assert kept[13, 13] == kept[5, 25] == 0
+    assert (kept == 1).sum() == 200 - 16
+
+
+def test_all_shapes_as_pycocotools_decodes_them(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    blob = (random.random((H, W)) > 0.5).astype(np.uint8)
+    other = np.zeros((H, W), np.uint8)
+    other[3:20, 5:9] = 1
+    compressed = rle.encode(np.asfortranarray(other))
+    shapes = [
+        [[3.25, 4.5, 30.1, 2.2, 25.7, 28.9], [-5.0, 20.0, 8.5, 22.0, 45.0, 35.0]],  # two parts, one beyond the border
+        uncompressed(blob),
+        {"size": [H, W], "counts": compressed["counts"].decode()},
+        [[0.0, 0.0, 1.0, 1.0], *box(0, 0, 7, 7)],  # a "polygon" of two points is nothing
+    ]
+    for shape in shapes:
+        path = write(tmp_path, [annotation(1, 3, shape)])
+        api = COCO(str(path))
+        judged = api.anns[1] | {"segmentation": [p for p in shape if len(p) >= 6] if isinstance(shape, list) else shape}
+        api.imgs[7].update(height=H, width=W)
+        mask = read_coco(tmp_path / "images", path).samples[1].mask
+        assert mask is not None
+        np.testing.assert_array_equal(mask.read(), api.annToMask(judged))
+
+
+@settings(max_examples=200, deadline=None)
+@given(hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, max_side=30)))
+def test_run_lengths_are_those_that_pycocotools_wrote(mask: np.ndarray) -> None:
+    counts = rle.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]
+    assert run_lengths(counts).tolist() == uncompressed(mask)["counts"]
+
+
+def test_long_runs() -> None:
+    counts = rle.frPyObjects({"size": [2000, 3000], "counts": [0, 3_000_000, 5, 2_000_000, 999_995]}, 2000, 3000)[
+        "counts"
+    ]
+    assert run_lengths(counts).tolist() == [0, 3_000_000, 5, 2_000_000, 999_995]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=12) | st.text("0123abPQ`no~", max_size=12).map(str.encode))
+@example(b"3aP")  # 3, 17, and a number that does not end
+def test_any_run_lengths_are_a_mask_or_a_data_error(counts: bytes) -> None:
+    mask = CocoMask((4, 5), (CocoObject(1, False, counts or b"0"),))
+    message = ""
+    try:
+        assert set(np.unique(mask.read())) <= {0, 1}
+    except DataError as error:
+        message = str(error)
+    assert message in ("", "has a run-length mask that does not fill the image; correct or remove it")
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ({"size": [W, H], "counts": [H * W]}, r"run-length mask of size \[40, 30\] in an image of \[30, 40\]"),
+        ({"size": [H, W], "counts": [3, 4]}, "does not fill the image"),
+        ({"size": [H, W], "counts": [H * W + 1, -1]}, "does not fill the image"),
+        ({"size": [H, W]}, "does not fill the image"),
+        ([[1, 2, 3, 4, 5, "x"]], "polygon that is no list of x, y, x, y"),
+        ([[1, 2, 3, 4, 5, 6, 7]], "polygon that is no list of x, y, x, y"),
+        ([[1, 2, 3, 4, 5, float("nan")]], "polygon that is no list of x, y, x, y"),
+        ([[1, 2, 3, 4, 5, 1e12]], "polygon that is no list of x, y, x, y"),
+        ([1, 2, 3, 4, 5, 6], "neither polygons nor run lengths"),
+        ("x", "neither polygons nor run lengths"),
+    ],
+)
+def test_bad_segmentation(tmp_path: Path, segmentation: Any, message: str) -> None:
+    images = read(tmp_path, [annotation(11, 3, segmentation)])
+    assert [s.id for s in images.samples] == ["b"]
+    assert len(images.problems) == 1
+    assert images.problems[0].where.endswith("instances.json, image 7")
+    with pytest.raises(DataError, match=f"annotation 11 has a .*{message}"):
+        raise DataError(str(images.problems[0]))
+
+
+def test_bad_items(tmp_path: Path) -> None:
+    listed = [
+        {"id": 1, "file_name": "b.jpg", "height": H, "width": W},
+        {"id": 1, "file_name": "sub/a.jpg"},
+        {"id": 2, "file_name": "b.jpg"},
+        {"id": 3, "file_name": "nowhere.jpg"},
+        {"id": 4},
+        "nothing",
+        {"id": 5, "file_name": "sub/a.jpg", "height": 10**9, "width": 10**9},
+        {"id": 6, "file_name": "sub/a.jpg", "height": H, "width": W},
+    ]
+    annotations = [annotation(1, 44, None, image=6), annotation(2, 3, None, image=99), {"id": 3}, None]
+    images = read(tmp_path, annotations, listed)
+    messages = [f"{p.severity}: {p}".replace(str(tmp_path) + "/", "") for p in images.problems]
+    assert [s.id for s in images.samples] == ["b"]
+    assert messages == [
+        "error: instances.json, image 1: has the id of another image; number it anew.",
+        "error: instances.json, image 5 of the list: has no 'id' or no text 'file_name'; correct or remove it.",
+        "error: instances.json, image 6 of the list: has no 'id' or no text 'file_name'; correct or remove it.",
+        "warning: instances.json: has 3 annotations of images that it does not list; remove them, or add the images.",
+        "error: instances.json, image 2: is the same file as instances.json, image 1, b.jpg; remove one.",
+        "error: instances.json, image 3: there is no image 'nowhere.jpg' in images; "
+        "correct the name or remove the line.",
+        "error: instances.json, image 5: has 1000000000×1000000000 pixels, more than 100 million; make it smaller.",
+        "error: instances.json, image 6: has annotation 1 of the unknown category 44; correct it.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is not JSON"),
+        ("[1]", "has no list 'images'"),
+        ('{"images": []}', "has no list 'annotations'"),
+        ('{"images": [], "annotations": [], "categories": []}', "lists no image"),
+        ('{"images": [1], "annotations": [], "categories": []}', "has no category"),
+        ('{"images": [1], "annotations": [], "categories": [{"id": 1}]}', "a category without a number 'id'"),
+        (
+            '{"images": [1], "annotations": [], "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a "}]}',
+            "two categories of the name or id 'a'",
+        ),
+    ],
+)
+def test_unreadable_files(tmp_path: Path, content: str, message: str) -> None:
+    path = write(tmp_path, [])
+    path.write_text(content)
+    with pytest.raises(DataError, match=rf"instances\.json (has )?{message}"):
+        read_coco(tmp_path / "images", path)
+
+
+def test_boxes_only_make_tags_without_masks(tmp_path: Path) -> None:
+    images = read(tmp_path, [annotation(1, 3, None)])
+    assert [(s.tags, s.mask) for s in images.samples] == [((), None), ((1,), None)]
+    mixed = read(tmp_path, [annotation(1, 3, None), annotation(2, 17, box(1, 1, 3, 3), image=2)])
+    assert [(s.tags, s.mask is None) for s in mixed.samples] == [((2,), False), ((1,), True)]
+    assert "annotations without segmentation in 1 images" in str(mixed.problems[0])
+
+
+def test_a_category_named_background_is_no_class(tmp_path: Path) -> None:
+    images = read(
+        tmp_path,
+        [annotation(1, 0, box(1, 1, 3, 3))],
+        categories=[{"id": 0, "name": "background"}, {"id": 1, "name": "cat"}],
+    )
+    assert images.classes == ("cat",)
+    assert images.samples[1].tags == ()
+
+
+def test_masks_are_light_and_travel(tmp_path: Path) -> None:
+    triangle = [[3.25, 4.5, 30.1, 2.2, 25.7, 28.9]]
+    images = read(tmp_path, [annotation(i, 3, triangle, image=2 if i else 7) for i in range(500)])
+    one = images.samples[1]
+    assert len(pickle.dumps(one)) < 700  # not the 499 objects of the other image
+    assert pickle.loads(pickle.dumps(one)) == one
+    assert len(pickle.dumps(images.samples[0])) < 500 * 150
+
+
+def test_restricted(tmp_path: Path) -> None:
+    images = read(tmp_path, [annotation(1, 90, box(1, 1, 5, 5)), annotation(2, 3, box(20, 2, 3, 3))]).restrict(["yak"])
+    assert images.samples[1].tags == (1,)
+    assert images.samples[1].mask is not None
+    assert (images.samples[1].mask.read() == 1).sum() == 25
+
+
+def test_saliency(tmp_path: Path) -> None:
+    path = write(tmp_path, [])
+    (tmp_path / "saliency" / "sub").mkdir(parents=True)
+    Image.new("L", (W, H)).save(tmp_path / "saliency" / "sub" / "a.png")
+    images = read_coco(tmp_path / "images", path, saliency=tmp_path / "saliency")
+    assert [s.saliency and s.saliency.name for s in images.samples] == [None, "a.png"]
