@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import tagmask
-from tagmask.artifacts import read_label_map
 from tagmask.data.images import read_image
 from tagmask.data.samples import Sample
+from tagmask.label_map import read_label_map
 from tagmask.maps import ResponseMaps
 from tagmask.outputs.overlays import overlay
 from tagmask.stage import maps_path, mask_path

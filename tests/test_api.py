@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 import tagmask
-from tagmask.artifacts import read_json, read_label_map, write_json, write_label_map
+from tagmask.artifacts import read_json, write_json
 from tagmask.data.images import read_image
 from tagmask.data.samples import TaggedImages
 from tagmask.errors import DataError, RecipeError, RunError
+from tagmask.label_map import read_label_map, write_label_map
 from tagmask.pipeline import stage_keys
 from tests.runs import toy_run, write_toy
 

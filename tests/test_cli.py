@@ -22,8 +22,8 @@ import torch
 from PIL import Image
 
 import tagmask
-from tagmask.artifacts import read_label_map
 from tagmask.cli import main
+from tagmask.label_map import read_label_map
 from tagmask.recipe import recipe_names
 from tests.runs import SETTINGS, contents, toy_run, write_toy
 

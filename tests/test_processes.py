@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tagmask.artifacts import read_label_map
 from tagmask.compute import Compute
 from tagmask.errors import RecipeError
+from tagmask.label_map import read_label_map
 from tagmask.maps import ResponseMaps
 from tests.runs import SETTINGS, toy_run, write_toy
 

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tagmask.artifacts import digest, read_json, read_label_map
+from tagmask.artifacts import digest, read_json
 from tagmask.compute import Compute
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.errors import DataError, RunError
+from tagmask.label_map import read_label_map
 from tagmask.maps import ResponseMaps
 from tagmask.measure import (
     ActivationFigures,

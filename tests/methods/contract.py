@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tagmask.artifacts import read_label_map
 from tagmask.data.samples import TaggedImages
+from tagmask.label_map import read_label_map
 from tagmask.maps import ResponseMaps, grid_size
 from tagmask.methods.cam import Cam
 from tagmask.methods.crf import Crf

@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tagmask.artifacts import read_label_map, write_label_map
 from tagmask.compute import Compute
 from tagmask.data.loading import TrainingSet
 from tagmask.data.samples import TaggedImages
 from tagmask.data.transforms import RandomScale, training_transform
 from tagmask.errors import DataError
+from tagmask.label_map import read_label_map, write_label_map
 from tagmask.maps import ResponseMaps, grid_size
 from tagmask.methods.activation_aware import ActivationAware, activation_aware_loss, saliency_target, target_file
 from tagmask.methods.segment import Segment, pixel_loss

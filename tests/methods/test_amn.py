@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from tagmask.artifacts import IGNORE_INDEX, read_label_map
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.data.transforms import labels_on_grid
 from tagmask.errors import RecipeError
+from tagmask.label_map import IGNORE_INDEX, read_label_map
 from tagmask.maps import ResponseMaps
 from tagmask.methods.amn import Amn, balanced_loss, mean_logits, renormalize_maps
 from tagmask.models.backbone import Backbone

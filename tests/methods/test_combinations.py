@@ -15,9 +15,9 @@ import timm
 from PIL import Image
 from pydantic import ValidationError
 
-from tagmask.artifacts import read_label_map
 from tagmask.compute import Compute
 from tagmask.data.samples import TaggedImages
+from tagmask.label_map import read_label_map
 from tagmask.maps import ResponseMaps, grid_size
 from tagmask.pipeline import run_stages
 from tagmask.progress import Reporter

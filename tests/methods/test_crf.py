@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tagmask.artifacts import read_label_map
 from tagmask.compute import Compute
 from tagmask.data.images import read_image
 from tagmask.data.samples import TaggedImages
+from tagmask.label_map import read_label_map
 from tagmask.maps import ResponseMaps, grid_size
 from tagmask.methods._threshold import THRESHOLD_FILE, Threshold, read_threshold, threshold_of_run
 from tagmask.methods.crf import Crf

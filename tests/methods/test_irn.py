@@ -14,10 +14,11 @@ from PIL import Image
 from pycocotools.coco import COCO
 from skimage.filters import threshold_otsu
 
-from tagmask.artifacts import read_json, read_label_map, voc_palette
+from tagmask.artifacts import read_json
 from tagmask.data.samples import TaggedImages
 from tagmask.dryrun.subset import ImageSubset
 from tagmask.dryrun.timing import LoopTimer
+from tagmask.label_map import read_label_map, voc_palette
 from tagmask.maps import ResponseMaps
 from tagmask.methods.irn import Irn, mean_displacement, pair_losses
 from tagmask.models.backbone import Backbone

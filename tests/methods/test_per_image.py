@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tagmask.artifacts import read_label_map
 from tagmask.data.samples import TaggedImages
+from tagmask.label_map import read_label_map
 from tagmask.maps import ResponseMaps
 from tagmask.methods._threshold import THRESHOLD_FILE, read_threshold
 from tagmask.methods.per_image import PerImage

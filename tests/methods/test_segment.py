@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tagmask.artifacts import read_label_map, write_label_map
 from tagmask.compute import Compute
 from tagmask.data.samples import TaggedImages
 from tagmask.errors import RecipeError
+from tagmask.label_map import read_label_map, write_label_map
 from tagmask.methods.segment import Segment, SegmentTraining, decide, probabilities
 from tagmask.models.segmenter import Segmenter
 from tagmask.refine.settings import NETWORK_CRF

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tagmask.artifacts import write_weights
 from tagmask.errors import RunError
 from tagmask.models.backbone import Backbone
 from tagmask.models.classifier import FILE, Classifier
+from tagmask.models.saved_network import write_weights
 
 CLASSES = ("cat", "dog 🐕", "<b>")
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from tagmask.artifacts import write_weights
 from tagmask.errors import RecipeError, RunError
 from tagmask.models.backbone import Backbone
+from tagmask.models.saved_network import write_weights
 from tagmask.models.segmenter import FILE, SMP_NAMES, DilatedHead, Segmenter
 
 CLASSES = ("a", "b")

@@ -14,9 +14,9 @@ from hypothesis.extra.numpy import arrays
 from pycocotools.coco import COCO
 from scipy import ndimage
 
-from tagmask.artifacts import IGNORE_INDEX
 from tagmask.data.scenes import CLASSES, make_scene
 from tagmask.errors import RunError
+from tagmask.label_map import IGNORE_INDEX
 from tagmask.outputs.coco import to_coco, write_coco
 from tagmask.outputs.polygons import polygons
 

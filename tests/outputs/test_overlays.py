@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tagmask.artifacts import IGNORE_INDEX
 from tagmask.data.scenes import make_scene
+from tagmask.label_map import IGNORE_INDEX
 from tagmask.outputs.overlays import overlay, write_overlay
 
 GREY = np.full((12, 14, 3), 100, np.uint8)

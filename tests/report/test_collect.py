@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tagmask.artifacts import write_json, write_label_map
+from tagmask.artifacts import write_json
 from tagmask.compute import Compute
 from tagmask.data.images import read_image
 from tagmask.data.samples import TaggedImages
 from tagmask.evaluate import Evaluation, evaluate_run
+from tagmask.label_map import write_label_map
 from tagmask.maps import ResponseMaps
 from tagmask.outputs.overlays import overlay
 from tagmask.pipeline import RECORD

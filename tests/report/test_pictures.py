@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tagmask.artifacts import voc_palette
 from tagmask.data.scenes import make_scene
+from tagmask.label_map import voc_palette
 from tagmask.report.pictures import Thumbnail, thumbnail
 
 

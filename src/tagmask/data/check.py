@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from tagmask.artifacts import IGNORE_INDEX
 from tagmask.data.images import check_shape, is_url, read_bytes, read_grey, read_image
 from tagmask.data.misspelled_tags import MisspelledTag, misspelled_tags
 from tagmask.data.samples import PngMask, Problem, Sample, TaggedImages
 from tagmask.errors import DataError
+from tagmask.label_map import IGNORE_INDEX
 from tagmask.progress import Progress
 from tagmask.text import join_names
 

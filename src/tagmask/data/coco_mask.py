@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle
 
-from tagmask.artifacts import IGNORE_INDEX
 from tagmask.errors import DataError
+from tagmask.label_map import IGNORE_INDEX
 
 _FARTHEST = 100_000.0  # pixels; pycocotools walks along every edge, one step a pixel
 

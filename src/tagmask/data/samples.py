@@ -10,9 +10,9 @@ from typing import Literal, Protocol, Self
 
 import numpy as np
 
-from tagmask.artifacts import IGNORE_INDEX
 from tagmask.data.images import read_mask_image
 from tagmask.errors import DataError
+from tagmask.label_map import IGNORE_INDEX
 from tagmask.text import did_you_mean
 
 MAX_CLASSES = 254  # a label map is 8 bits: 0 is background, 255 unsure

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tagmask.artifacts import atomic_write, read_json, read_label_map, write_json, write_label_map, write_text
+from tagmask.artifacts import atomic_write, read_json, write_json, write_text
 from tagmask.errors import DataError
+from tagmask.label_map import read_label_map, write_label_map
 
 CLASSES: tuple[str, ...] = ("owl", "cat", "fish", "snail", "bee", "beetle")
 Floats = NDArray[np.float32]

@@ -10,7 +10,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as TF
 
-from tagmask.artifacts import IGNORE_INDEX
+from tagmask.label_map import IGNORE_INDEX
 
 
 class Resize(v2.Transform):

@@ -11,7 +11,6 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from tagmask.artifacts import IGNORE_INDEX
 from tagmask.data.class_names import class_ids, find_class_list, normalize_class_name, read_class_list
 from tagmask.data.image_files import ImageFiles, given, with_masks
 from tagmask.data.image_ids import strip_image_suffix, unique_ids
@@ -20,6 +19,7 @@ from tagmask.data.table_reader import rows_by_image
 from tagmask.data.tag_table import Row, TagTable, read_tag_table
 from tagmask.data.text_files import read_text
 from tagmask.errors import DataError
+from tagmask.label_map import IGNORE_INDEX
 from tagmask.text import did_you_mean, join_names
 
 VOC_CLASSES = (

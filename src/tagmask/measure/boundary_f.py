@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from tagmask.artifacts import IGNORE_INDEX
+from tagmask.label_map import IGNORE_INDEX
 
 TOLERANCE = 0.0075  # of the image's diagonal (Csurka et al.)
 

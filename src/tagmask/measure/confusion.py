@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from tagmask.artifacts import IGNORE_INDEX
+from tagmask.label_map import IGNORE_INDEX
 from tagmask.measure.boundary_f import boundary_counts, boundary_f
 from tagmask.measure.validation import as_labels, number
 

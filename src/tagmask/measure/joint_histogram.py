@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from tagmask.artifacts import IGNORE_INDEX
+from tagmask.label_map import IGNORE_INDEX
 from tagmask.measure.confusion import mean_iou
 from tagmask.measure.validation import check_maps
 

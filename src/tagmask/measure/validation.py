@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tagmask.artifacts import IGNORE_INDEX
+from tagmask.label_map import IGNORE_INDEX
 
 
 def as_array(values: np.ndarray | Tensor) -> np.ndarray:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from joblib import delayed
 
-from tagmask.artifacts import read_label_map, write_label_map
 from tagmask.data.images import read_image
 from tagmask.data.samples import Sample
+from tagmask.label_map import read_label_map, write_label_map
 from tagmask.maps import ResponseMaps
 from tagmask.refine.label_maps import ConfidentSeeds
 from tagmask.stage import StageContext, maps_path

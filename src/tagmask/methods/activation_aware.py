@@ -19,11 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy import ndimage
 from torch import Tensor
 
-from tagmask.artifacts import IGNORE_INDEX, read_label_map, write_label_map
 from tagmask.data.loading import ExtraTargets
 from tagmask.data.saliency import read_saliency, saliency_hash
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.errors import DataError
+from tagmask.label_map import IGNORE_INDEX, read_label_map, write_label_map
 from tagmask.maps import ResponseMaps
 from tagmask.methods.segment import PseudoMasks, Segment, SegmentTraining, pixel_loss
 from tagmask.stage import ArtifactKind, StageContext, maps_path

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from tagmask.artifacts import IGNORE_INDEX
 from tagmask.data.loading import TrainingSet, multi_hot, whole_images
 from tagmask.data.transforms import RandomScale, labels_on_grid, normalize_images, training_transform
+from tagmask.label_map import IGNORE_INDEX
 from tagmask.maps import ResponseMaps, grid_size
 from tagmask.methods._seeds import SeedFolder, write_seeds
 from tagmask.methods._settings import BackboneName, ScaleRange, Scales, Stride

@@ -9,10 +9,10 @@ import numpy as np
 from joblib import delayed
 from pydantic import Field
 
-from tagmask.artifacts import write_label_map
 from tagmask.data.images import read_image
 from tagmask.data.saliency import read_saliency, saliency_hash
 from tagmask.data.samples import Sample, TaggedImages
+from tagmask.label_map import write_label_map
 from tagmask.maps import ResponseMaps
 from tagmask.methods._threshold import Threshold, threshold_of_run
 from tagmask.refine.image_threshold import choose_threshold, expected_threshold, typical_root

@@ -19,10 +19,11 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from tagmask.artifacts import IGNORE_INDEX, read_json, read_label_map, write_json, write_label_map
+from tagmask.artifacts import read_json, write_json
 from tagmask.data.loading import TrainingSet, whole_images
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.data.transforms import RandomScale, labels_on_grid, normalize_images, training_transform
+from tagmask.label_map import IGNORE_INDEX, read_label_map, write_label_map
 from tagmask.maps import STRIDE, ResponseMaps
 from tagmask.methods._seeds import SeedFolder, write_seeds
 from tagmask.methods._settings import BackboneName, ScaleRange, Stride

@@ -9,9 +9,9 @@ import numpy as np
 from joblib import delayed
 from pydantic import Field
 
-from tagmask.artifacts import write_label_map
 from tagmask.data.saliency import read_saliency, saliency_hash
 from tagmask.data.samples import Sample, TaggedImages
+from tagmask.label_map import write_label_map
 from tagmask.maps import ResponseMaps
 from tagmask.methods._settings import Scales
 from tagmask.methods._threshold import threshold_of_run

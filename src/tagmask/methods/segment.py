@@ -19,16 +19,17 @@ from joblib import delayed
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
-from tagmask.artifacts import IGNORE_INDEX, read_label_map, read_weights, write_label_map
 from tagmask.data.loading import ExtraTargets, TrainingSet, whole_images
 from tagmask.data.samples import Sample
 from tagmask.data.transforms import RandomScale, normalize_images, training_transform
 from tagmask.errors import RecipeError
+from tagmask.label_map import IGNORE_INDEX, read_label_map, write_label_map
 from tagmask.methods._settings import BackboneName, ScaleRange, Scales, Stride
 from tagmask.models.backbone import Backbone
 from tagmask.models.classifier import FILE as CLASSIFIER_FILE
 from tagmask.models.classifier import Classifier
 from tagmask.models.inference import prepare_for_inference, with_hflip
+from tagmask.models.saved_network import read_weights
 from tagmask.models.segmenter import FILE, Segmenter, check_architecture
 from tagmask.refine.dense_crf import unary_from_probabilities
 from tagmask.refine.settings import NETWORK_CRF, CrfSettings

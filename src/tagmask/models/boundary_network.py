@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tagmask.artifacts import read_weights, write_weights
 from tagmask.errors import RecipeError, RunError
 from tagmask.maps import STRIDE, grid_size
 from tagmask.models.backbone import Backbone
 from tagmask.models.inference import with_hflip
+from tagmask.models.saved_network import read_weights, write_weights
 
 FILE = "boundary.safetensors"
 MAX_LEVELS = 5  # a ResNet's five; of a network with more (a ViT's blocks), as many evenly spread ones

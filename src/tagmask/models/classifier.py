@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tagmask.artifacts import read_weights, write_weights
 from tagmask.errors import RecipeError, RunError
 from tagmask.models.backbone import Backbone
+from tagmask.models.saved_network import read_weights, write_weights
 
 FILE = "classifier.safetensors"
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from tagmask.artifacts import read_weights, write_weights
 from tagmask.errors import RunError
 from tagmask.models.backbone import Backbone
+from tagmask.models.saved_network import read_weights, write_weights
 from tagmask.models.segmenter import DilatedHead
 
 FILE = "label_conditioned.safetensors"

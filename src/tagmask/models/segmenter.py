@@ -9,9 +9,9 @@ import segmentation_models_pytorch as smp
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tagmask.artifacts import read_weights, write_weights
 from tagmask.errors import RecipeError, RunError
 from tagmask.models.backbone import Backbone, FreezableNorm
+from tagmask.models.saved_network import read_weights, write_weights
 from tagmask.text import did_you_mean
 
 SMP_NAMES = ("DeepLabV3Plus", "DeepLabV3", "Unet", "UnetPlusPlus", "FPN", "PSPNet", "PAN", "UPerNet", "Segformer",

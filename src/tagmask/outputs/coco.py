@@ -14,7 +14,8 @@ from pycocotools import mask as rle
 from scipy import ndimage
 
 import tagmask
-from tagmask.artifacts import IGNORE_INDEX, atomic_write
+from tagmask.artifacts import atomic_write
+from tagmask.label_map import IGNORE_INDEX
 from tagmask.outputs.polygons import polygons as outlines
 
 Item = tuple[str, np.ndarray]

@@ -8,10 +8,11 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from tagmask.artifacts import read_label_map, voc_palette, write_label_map, write_text
+from tagmask.artifacts import write_text
 from tagmask.data.images import is_url, read_image
 from tagmask.data.samples import Sample
 from tagmask.errors import RunError
+from tagmask.label_map import read_label_map, voc_palette, write_label_map
 from tagmask.outputs.coco import write_coco
 from tagmask.outputs.overlays import write_overlay
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tagmask.artifacts import IGNORE_INDEX, atomic_write, voc_palette
+from tagmask.artifacts import atomic_write
+from tagmask.label_map import IGNORE_INDEX, voc_palette
 
 _PALETTE = np.array(voc_palette(), np.uint8).reshape(256, 3)
 _OUTLINES = 255 - (255 - _PALETTE) // 2  # half way to white: the dark colours stay visible on dark photographs

@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tagmask.artifacts import IGNORE_INDEX
+from tagmask.label_map import IGNORE_INDEX
 from tagmask.maps import ResponseMaps
 from tagmask.refine.dense_crf import unary_from_labels
 from tagmask.refine.settings import CrfSettings

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from tagmask.artifacts import read_json, read_label_map
+from tagmask.artifacts import read_json
 from tagmask.data.images import read_image
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.evaluate import HELD_OUT, Evaluation, held_out_folder, latest, read_ground_truth
+from tagmask.label_map import read_label_map
 from tagmask.maps import ResponseMaps
 from tagmask.measure import confusion_matrix, iou, mean_iou
 from tagmask.methods._threshold import THRESHOLD_FILE, read_threshold

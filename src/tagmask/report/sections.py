@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from tagmask.artifacts import IGNORE_INDEX, voc_palette
+from tagmask.label_map import IGNORE_INDEX, voc_palette
 from tagmask.report.charts import Axis, Series, line_chart
 
 if TYPE_CHECKING:
