@@ -4,18 +4,27 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint docs docs-generated bench clean
 
 demo: $(STAMP)
 	$(BIN)/tagmask demo --out demo
 
-test: $(STAMP) lint
+test: $(STAMP) lint docs
 	$(BIN)/pytest -n 2
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Everything is read again each time (-E): a page with a warning must not pass the second time because it is unchanged.
+docs: $(STAMP)
+	$(BIN)/sphinx-build -W -E -q docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+# the settings tables, the CLI reference and the list of recipes inside the pages
+docs-generated: $(STAMP)
+	$(BIN)/python docs/generate.py
 
 bench: $(STAMP)
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
@@ -28,4 +37,4 @@ $(STAMP): pyproject.toml
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) demo build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) demo build dist docs/_build .mypy_cache .ruff_cache .pytest_cache

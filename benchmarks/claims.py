@@ -20,9 +20,9 @@ from rich.console import Console
 import tagmask
 from tagmask.artifacts import digest, read_json, write_json
 from tagmask.compute import Compute
-from tagmask.data.check import verify_images
 from tagmask.data.samples import TaggedImages
 from tagmask.data.scenes import write_scenes
+from tagmask.data.verify import verify_images
 from tagmask.evaluate import latest, score_maps, score_masks, segment_held_out
 from tagmask.pipeline import run_stages
 from tagmask.progress import Reporter

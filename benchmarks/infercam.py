@@ -29,7 +29,7 @@ from tagmask.data.scenes import make_scene
 from tagmask.methods.infercam import infercam_maps
 from tagmask.models.backbone import Backbone
 from tagmask.models.classifier import Classifier
-from tagmask.models.inference import prepare_for_inference
+from tagmask.models.inference import make_inference_only
 
 T = TypeVar("T")
 Case = tuple[str, int, int, int]
@@ -126,7 +126,7 @@ def timed(case: Case, threads: int, repeats: int, precision: Precision) -> tuple
     classifier, images, tags = setting(*case)
     compute = Compute(precision=precision)
     autocast_dtype = str(compute.autocast_dtype(classifier)).removeprefix("torch.")
-    classifier = prepare_for_inference(classifier, compute)
+    classifier = make_inference_only(classifier, compute)
     seconds = []
     for _ in range(repeats):
         with compute.autocast(classifier):

@@ -1,7 +1,7 @@
 """A threshold for each image against the best global one: mIoU on a finished run's maps, before and after the CRF.
 
 The global oracle is the best of the thresholds 0.05, 0.10, ... 0.95, chosen with the truth; what is chosen for each
-image is chosen without it. One confusion matrix over all images each (docs/thresholds.md).
+image is chosen without it. One confusion matrix over all images each (docs/results/thresholds.md).
 
 Run: python benchmarks/per_image_threshold.py RUN/cam DATA [--split train] [--classes a,b,c] [--images 500] [--skip 0]
          [--segmenter RUN/segment] [--workers 2]
@@ -25,12 +25,12 @@ from tagmask.data.saliency import read_saliency
 from tagmask.data.samples import Sample
 from tagmask.data.transforms import normalize_images
 from tagmask.maps import ResponseMaps
-from tagmask.measure import ActivationHistogram
-from tagmask.measure.confusion import iou, mean_iou
+from tagmask.measure import iou, mean_iou
+from tagmask.measure.metrics import ActivationHistogram
 from tagmask.methods.segment import probabilities
 from tagmask.models.segmenter import Segmenter
-from tagmask.refine.image_threshold import choose_threshold, expected_threshold, typical_root
-from tagmask.refine.label_maps import crf_label_map
+from tagmask.refine.image_threshold import choose_threshold, expected_threshold, mean_root_num_tags
+from tagmask.refine.label_maps import cut_maps
 from tagmask.refine.settings import CrfSettings
 
 GRID = tuple((np.arange(1, 20) / 20).tolist())
@@ -53,13 +53,13 @@ def image_counts(
     counts: Counts = {}
     for t in GRID:
         counts[f"before {t:.2f}"] = count(maps.label_map(t))
-        counts[f"after {t:.2f}"] = count(crf_label_map(image, maps, t, CRF))
+        counts[f"after {t:.2f}"] = count(cut_maps(image, maps, t, CRF))
     for when in ("before", "after"):
         curve = [mean_iou(iou(counts[f"{when} {t:.2f}"])) for t in GRID]
         counts[f"{when} image oracle"] = counts[f"{when} {GRID[int(np.nanargmax(curve))]:.2f}"]
     counts["before Otsu"], counts["after Otsu"] = (
         count(maps.label_map(otsu)),
-        count(crf_label_map(image, maps, otsu, CRF)),
+        count(cut_maps(image, maps, otsu, CRF)),
     )
 
     saliency = read_saliency(sample.saliency, maps.size) if sample.saliency else None
@@ -109,7 +109,7 @@ def main() -> None:
     samples = [images.samples[i] for i in order]
     every = [sample for sample in images.samples if sample.tags]
     started, n = time.time(), len(images.classes)
-    otsu, typical = otsu_threshold(given.stage, every), typical_root(sample.tags for sample in every)
+    otsu, typical = otsu_threshold(given.stage, every), mean_root_num_tags(sample.tags for sample in every)
     jobs = (
         delayed(image_counts)(sample, given.stage / "maps" / f"{sample.id}.safetensors", n, otsu, typical, network)
         for sample, network in zip(samples, network_foreground(given.segmenter, samples), strict=True)

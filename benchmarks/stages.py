@@ -1,4 +1,4 @@
-"""Each stage of a whole run on generated scenes: images a second, the share of waiting for data, disk per image.
+"""Speed of each stage of a run on generated scenes, its share of waiting for data, and its disk space per image.
 
 python benchmarks/stages.py [--images 400] [--recipe scratch] [--set cam.epochs=4]
 """
@@ -6,19 +6,19 @@ python benchmarks/stages.py [--images 400] [--recipe scratch] [--set cam.epochs=
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
 import tagmask
 from tagmask.data.scenes import write_scenes
+from tagmask.run_folder import StageFolder
 from tagmask.training import read_history
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=400)
-    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--size", type=int, default=96, help="sides of the scenes in pixels")
     parser.add_argument("--recipe", default="scratch")
     parser.add_argument("--set", dest="settings", action="append", default=[])
     parser.add_argument("--workers", type=int, default=2)
@@ -30,26 +30,26 @@ def main() -> None:
         run = tagmask.run(
             source, out, recipe=arguments.recipe, settings=arguments.settings, workers=arguments.workers, quiet=True
         )
-        print(f"{arguments.images} scenes of {arguments.size}x{arguments.size}, recipe {arguments.recipe}")
+        print(f"{arguments.images} scenes of {arguments.size}×{arguments.size} pixels, recipe {arguments.recipe}")
         for name in run.recipe.stages:
-            _print_stage(name, out / name, arguments.images)
+            _print_stage(StageFolder(out / name), arguments.images)
 
 
-def _print_stage(name: str, stage: Path, num_images: int) -> None:
-    seconds = json.loads((stage / "stage.json").read_text())["seconds"]
+def _print_stage(stage: StageFolder, num_images: int) -> None:
+    record = stage.read_record()
+    seconds = record.seconds if record else 0
     history = read_history(stage)
     training = sum(epoch["seconds"] for epoch in history)
     parts = []
     if history:
-        waited = sum(epoch["seconds"] * epoch["data_wait"] for epoch in history)
+        waiting = sum(epoch["seconds"] * epoch["data_wait"] for epoch in history)
         rate = num_images * len(history) / training
-        parts.append(f"training {rate:.1f} images/s, of which waiting for data {100 * waited / training:.1f} %")
-    parts.append(
-        f"its maps or masks {num_images / max(seconds - training, 1e-3):.1f} images/s (loading of code included)"
-    )
-    files = [f for kind in ("maps", "masks") for f in (stage / kind).rglob("*") if f.is_file()]
-    parts.append(f"{sum(f.stat().st_size for f in files) / num_images / 1e6:.4f} MB an image")
-    print(f"  {name:8} {'; '.join(parts)}")
+        parts.append(f"training {rate:.1f} images/s, {100 * waiting / training:.1f} % of it waiting for data")
+    rate = num_images / max(seconds - training, 1e-3)
+    parts.append(f"maps or masks {rate:.1f} images/s (with the time to import modules)")
+    files = [f for kind in ("maps", "masks") for f in (stage.path / kind).rglob("*") if f.is_file()]
+    parts.append(f"{sum(f.stat().st_size for f in files) / num_images / 1e6:.4f} MB per image on disk")
+    print(f"  {stage.name:8} {'; '.join(parts)}")
 
 
 if __name__ == "__main__":

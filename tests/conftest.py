@@ -1,4 +1,4 @@
-"""Small data that tests share."""
+"""Small data that many tests use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from PIL import Image
 
 from tagmask.compute import Compute
 from tagmask.data.samples import PngMask, Sample, TaggedImages
-from tagmask.progress import no_progress
+from tagmask.progress import Reporter
+from tagmask.run_folder import StageFolder
 from tagmask.stage import ArtifactKind, StageContext
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -27,7 +28,7 @@ def _two_threads() -> None:
 
 @pytest.fixture(scope="session")
 def toy_images(tmp_path_factory: pytest.TempPathFactory) -> TaggedImages:
-    """Eight pictures of 48×40 with red, green and blue squares; one has no tag, one has all three."""
+    """Eight images of 48×40 pixels with red, green and blue squares; one has no tag, one has all three."""
     folder = tmp_path_factory.mktemp("toy")
     colors = np.array([[220, 40, 40], [40, 220, 40], [40, 40, 220]])
     samples = []
@@ -47,10 +48,10 @@ def toy_images(tmp_path_factory: pytest.TempPathFactory) -> TaggedImages:
 
 @pytest.fixture
 def make_context(toy_images: TaggedImages, tmp_path: Path) -> Callable[..., StageContext]:
-    """A `Work` on the toy images: make_work("name", maps=folder, ...)."""
+    """Return a function that makes a `StageContext` on the toy images: make_context("name", maps=folder, ...)."""
 
     def make(name: str = "stage", images: TaggedImages = toy_images, seed: int = 0, **inputs: Path) -> StageContext:
-        kinds: dict[ArtifactKind, Path] = inputs  # type: ignore[assignment]
-        return StageContext(tmp_path / name, images, kinds, seed, Compute(), no_progress, lambda line: None)
+        folders: dict[ArtifactKind, StageFolder] = {kind: StageFolder(path) for kind, path in inputs.items()}  # type: ignore[misc]
+        return StageContext(StageFolder(tmp_path / name), images, Compute(), Reporter(), folders, seed)
 
     return make

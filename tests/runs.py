@@ -1,4 +1,4 @@
-"""A toy run, for tests of whole runs."""
+"""A toy data set and a toy run, for tests of whole runs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,12 @@ TAGS = ["red", "green", "blue", "red;green", "green;blue", "", "red;green;blue",
 
 
 def write_toy(folder: Path, names: dict[str, str] | None = None, masks: bool = True) -> Path:
-    """Eight pictures of 48×40 with coloured squares, their tags.csv and (in masks/) their truth.
+    """Write eight images of 48×40 pixels with colored squares, tags.csv, and ground-truth masks in masks/.
 
-    `names` replaces class names.
+    Args:
+        folder: where to write.
+        names: new class names by color.
+        masks: whether to write the masks.
     """
     names = names or {}
     lines = ["image,tags"]
@@ -47,7 +50,7 @@ def write_toy(folder: Path, names: dict[str, str] | None = None, masks: bool = T
 
 
 def toy_run(data: Path, out: Path, settings: list[str] | None = None, **arguments: Any) -> tagmask.Run:
-    """The scratch recipe at toy size on what `write_toy` wrote, in this process alone."""
+    """Run the recipe "scratch" at toy size on the data of `write_toy`, in this process alone."""
     import torch
 
     torch.set_num_threads(1)
@@ -57,20 +60,20 @@ def toy_run(data: Path, out: Path, settings: list[str] | None = None, **argument
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """What a run's files hold, by name; without what depends on the clock."""
-    found: dict[str, Any] = {}
-    for file in sorted(f for f in folder.rglob("*") if f.is_file()):
+    """Return the contents of a run's files by name, without times, the report and hidden caches."""
+    by_name: dict[str, Any] = {}
+    for file in sorted(f for f in folder.rglob("*") if f.is_file() and not f.name.startswith(".")):
         name = str(file.relative_to(folder))
         if file.name in ("stage.json", "history.json"):
-            found[name] = _timeless(json.loads(file.read_text()))
+            by_name[name] = _without_times(json.loads(file.read_text()))
         elif file.name != "report.html":
-            found[name] = hashlib.sha256(file.read_bytes()).hexdigest()
-    return found
+            by_name[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return by_name
 
 
-def _timeless(value: Any) -> Any:
+def _without_times(value: Any) -> Any:
     if isinstance(value, list):
-        return [_timeless(item) for item in value]
+        return [_without_times(item) for item in value]
     if isinstance(value, dict):
-        return {k: _timeless(v) for k, v in value.items() if k not in ("seconds", "data_wait")}
+        return {k: _without_times(v) for k, v in value.items() if k not in ("seconds", "data_wait")}
     return value

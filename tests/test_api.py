@@ -1,4 +1,4 @@
-"""`tagmask.run` and `tagmask.load`."""
+"""The Python API: `tagmask.run`, `tagmask.load` and `Run`."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def test_every_public_name_is_there() -> None:
         _ = tagmask.rum
 
 
-def test_a_run_says_where_things_are(run: tagmask.Run) -> None:
+def test_paths_of_a_run(run: tagmask.Run) -> None:
     assert run.report == run.folder / "report.html"
-    assert len(list(run.masks.glob("*.png"))) == 8
+    assert len(list(run.masks_dir.glob("*.png"))) == 8
     assert run.classes == ("blue", "green", "red")
-    assert run.mask_of("3") == run.masks / "3.png"
+    assert run.mask_path("3") == run.masks_dir / "3.png"
 
 
-def test_predict_can_show_any_class_or_only_those_known(run: tagmask.Run, data: Path) -> None:
+def test_predict_returns_all_classes_or_only_the_known_ones(run: tagmask.Run, data: Path) -> None:
     image = read_image(data / "6.png")
     labels = run.predict(image)
     assert labels.shape == image.shape[:2]
@@ -63,11 +63,11 @@ def test_predict_can_show_any_class_or_only_those_known(run: tagmask.Run, data: 
     assert not run.predict(image, tags=[]).any()
 
 
-def test_predict_is_what_the_run_wrote(run: tagmask.Run, data: Path) -> None:
-    """In the run the images come in batches, here one by one: the last digits differ, the masks (all but) not."""
+def test_predict_equals_the_masks_of_the_run(run: tagmask.Run, data: Path) -> None:
+    """The run processes batches, `predict` single images: the last digits of the probabilities differ."""
     for i, tags in ((0, ["red"]), (6, ["red", "green", "blue"])):
         labels = run.predict(read_image(data / f"{i}.png"), tags)
-        assert (labels == read_label_map(run.mask_of(str(i)))).mean() > 0.99
+        assert (labels == read_label_map(run.mask_path(str(i)))).mean() > 0.99
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (1, 50, 3), (33, 17, 3)])
@@ -87,7 +87,7 @@ def test_predict_takes_views_and_read_only_arrays(run: tagmask.Run, data: Path) 
     "image",
     [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)],
 )
-def test_predict_refuses_what_is_no_image(run: tagmask.Run, image: np.ndarray) -> None:
+def test_predict_refuses_other_arrays(run: tagmask.Run, image: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"not uint8 \[H, W, 3\]"):
         run.predict(image)
 
@@ -105,16 +105,16 @@ def test_a_run_can_be_opened_again(run: tagmask.Run, data: Path) -> None:
     np.testing.assert_array_equal(opened.predict(image), run.predict(image))
 
 
-def test_maps_of_an_image(run: tagmask.Run) -> None:
-    maps = run.maps("6")
+def test_load_maps_of_an_image(run: tagmask.Run) -> None:
+    maps = run.load_maps("6")
     assert isinstance(maps, tagmask.ResponseMaps)
     assert maps.classes.tolist() == [1, 2, 3]
     assert maps.size == (40, 48)
-    with pytest.raises(RunError, match=r"has no image '6\.png'; ids are the images' paths in their set, without"):
-        run.maps("6.png")
+    with pytest.raises(RunError, match=r"has no image '6\.png'; the id of an image is its path in the data set, without"):
+        run.load_maps("6.png")
 
 
-def test_predict_says_what_it_is_given(run: tagmask.Run, data: Path) -> None:
+def test_predict_names_a_wrong_argument(run: tagmask.Run, data: Path) -> None:
     with pytest.raises(ValueError, match="image is a str, not an array"):
         run.predict(str(data / "0.png"))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="tags is the text 'red', not a list of class names"):
@@ -133,45 +133,45 @@ def test_predict_files(run: tagmask.Run, data: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_predict_leaves_its_own_masks_out(run: tagmask.Run, data: Path, tmp_path: Path) -> None:
+def test_predict_ignores_its_own_masks(run: tagmask.Run, data: Path, tmp_path: Path) -> None:
     shutil.copy(data / "0.png", tmp_path)
     for _ in range(2):
         assert list(run.predict_files([tmp_path], tmp_path / "out", also=["overlays"], quiet=True)) == ["0"]
 
 
-def test_nothing_is_added_to_a_run_that_is_not_finished(run: tagmask.Run, tmp_path: Path) -> None:
+def test_no_stage_is_added_to_an_unfinished_run(run: tagmask.Run, tmp_path: Path) -> None:
     folder = shutil.copytree(run.folder, tmp_path / "run")
     record = folder / "segment" / "stage.json"
     write_json(record, {**read_json(record), "status": "running"})
-    with pytest.raises(RunError, match=r"stage 'segment' of .* is not finished: the command that began it goes on"):
-        tagmask.load(folder, device="cpu", workers=0).add("layercam", quiet=True)
+    with pytest.raises(RunError, match=r"stage 'segment' of .* is not finished: run the original command again first"):
+        tagmask.load(folder, device="cpu", workers=0).run_stage("layercam", quiet=True)
     assert not (folder / "layercam").exists()
 
 
-def test_export_writes_a_stage_s_masks(run: tagmask.Run, tmp_path: Path) -> None:
-    folder = run.export(tmp_path, "png", stage="crf", quiet=True)
+def test_export_writes_the_masks_of_a_stage(run: tagmask.Run, tmp_path: Path) -> None:
+    folder = run.export(tmp_path, "png", stage="pseudo_masks", quiet=True)
     assert sorted(f.name for f in folder.iterdir()) == [f"{i}.png" for i in range(8)]
-    np.testing.assert_array_equal(read_label_map(folder / "0.png"), read_label_map(run.folder / "crf/masks/0.png"))
+    np.testing.assert_array_equal(read_label_map(folder / "0.png"), read_label_map(run.folder / "pseudo_masks/masks/0.png"))
 
 
-def test_evaluate_measures_again(run: tagmask.Run) -> None:
+def test_update_report_measures_again(run: tagmask.Run) -> None:
     before = (run.folder / "evaluation.json").read_text()
-    evaluation = run.evaluate(quiet=True)
-    assert set(evaluation.scores) == {f"{stage} ({Path(run.images.root).name})" for stage in ("crf", "segment")}
+    evaluation = run.update_report(quiet=True)
+    assert set(evaluation.scores) == {f"{stage} ({Path(run.images.root).name})" for stage in ("pseudo_masks", "segment")}
     assert (run.folder / "evaluation.json").read_text() == before
 
 
-def test_a_recipe_may_be_an_object(data: Path, tmp_path: Path) -> None:
+def test_the_recipe_can_be_an_object(data: Path, tmp_path: Path) -> None:
     from tagmask.methods.cam import Cam
-    from tagmask.methods.crf import Crf
+    from tagmask.methods.pseudo_masks import PseudoMasks
     from tests.methods.contract import TOY_CAM
 
-    recipe = tagmask.Recipe(stages={"cam": Cam(**TOY_CAM), "crf": Crf(threshold=0.3, crf=None)})
+    recipe = tagmask.Recipe(stages={"cam": Cam(**TOY_CAM), "pseudo_masks": PseudoMasks(threshold=0.3, refine="none")})
     made = tagmask.run(data, tmp_path / "run", recipe=recipe, seed=5, device="cpu", workers=0, quiet=True)
-    assert len(list(made.masks.iterdir())) == 8
+    assert len(list(made.masks_dir.iterdir())) == 8
     assert tagmask.load(tmp_path / "run").recipe.seed == 5
     with pytest.raises(
-        RunError, match="lacks a segmentation network: add a stage of activation_aware or segment to its recipe"
+        RunError, match="lacks a segmentation network: add a stage of activation_aware or segment with `tagmask add-stage`"
     ):
         made.predict(np.zeros((4, 4, 3), np.uint8))
     with pytest.raises(RecipeError, match="settings change a recipe that is given by name or file"):
@@ -193,13 +193,13 @@ def test_held_out_images_of_a_set_with_fewer_classes(data: Path, tmp_path: Path)
     assert not (tmp_path / "run").exists()
     (held_out / "classes.txt").write_text("red\n")
     run = toy_run(data, tmp_path / "run", ["cam.epochs=0", "segment.epochs=0"], held_out=source)
-    scores = run.evaluate(quiet=True).scores["segment (held)"]
+    scores = run.update_report(quiet=True).scores["segment (held)"]
     assert scores.confusion.sum() == 2 * 40 * 48
     ground_truth = sum(int((read_label_map(held_out / "masks" / f"{i}.png") == 1).sum()) for i in (0, 5))
     assert scores.confusion[3].sum() == ground_truth == 13 * 13  # red is class 3 of the run
 
 
-CONDITIONAL = ["iterations=1", "scales=[1.0]"]
+INFERCAM = ["iterations=1", "scales=[1.0]"]
 
 
 @pytest.fixture
@@ -208,59 +208,59 @@ def copied(run: tagmask.Run, tmp_path: Path) -> tagmask.Run:
     return tagmask.load(tmp_path / "run", device="cpu", workers=0)
 
 
-def test_added_stages_stay_and_disturb_nothing(copied: tagmask.Run, data: Path) -> None:
-    masks = copied.masks
+def test_added_stages_stay_and_change_nothing_else(copied: tagmask.Run, data: Path) -> None:
+    masks = copied.masks_dir
     before = {file.name: file.stat().st_mtime_ns for file in masks.glob("*.png")}
-    longer = copied.add("infercam", CONDITIONAL, quiet=True)
-    assert list(longer.recipe.stages) == ["cam", "crf", "segment", "infercam"]
-    assert longer.maps_folder == copied.folder / "infercam" / "maps"
+    longer = copied.run_stage("infercam", INFERCAM, quiet=True)
+    assert list(longer.recipe.stages) == ["cam", "pseudo_masks", "segment", "infercam"]
+    assert longer.maps_dir == copied.folder / "infercam" / "maps"
     again = toy_run(data, copied.folder)  # the command that made the run
     assert list(again.recipe.stages) == list(tagmask.load(copied.folder).recipe.stages) == list(longer.recipe.stages)
     assert {file.name: file.stat().st_mtime_ns for file in masks.glob("*.png")} == before
-    assert len(again.thresholds(quiet=True).maps) == 2
+    assert len(again.write_threshold_report(quiet=True).maps) == 2
 
     with pytest.raises(RunError, match=r"iterations 1 → 2.*--redo"):
-        longer.add("infercam", ["iterations=2", "scales=[1.0]"], quiet=True)
-    other = longer.add("infercam", ["iterations=2", "scales=[1.0]"], name="twice", quiet=True)
+        longer.run_stage("infercam", ["iterations=2", "scales=[1.0]"], quiet=True)
+    other = longer.run_stage("infercam", ["iterations=2", "scales=[1.0]"], name="twice", quiet=True)
     assert list(other.recipe.stages)[-2:] == ["infercam", "twice"]
-    redone = other.add("infercam", ["iterations=2", "scales=[1.0]"], redo=True, quiet=True)
+    redone = other.run_stage("infercam", ["iterations=2", "scales=[1.0]"], redo=True, quiet=True)
     assert list(redone.recipe.stages) == list(other.recipe.stages)
     assert {file.name: file.stat().st_mtime_ns for file in masks.glob("*.png")} == before
 
 
-def test_a_stage_whose_place_is_taken_is_not_moved(copied: tagmask.Run) -> None:
-    """CRF and network follow from it: with other settings they would be remade, which must be said."""
+def test_a_stage_of_an_existing_name_is_replaced_in_place(copied: tagmask.Run) -> None:
+    """Later stages depend on it, so other settings need --redo."""
     with pytest.raises(RunError, match=r"cam was made with other settings .*--redo"):
-        copied.add("cam", quiet=True)
-    assert len(list(copied.masks.glob("*.png"))) == 8
+        copied.run_stage("cam", quiet=True)
+    assert len(list(copied.masks_dir.glob("*.png"))) == 8
 
 
-def test_what_a_stage_needs_of_the_data_is_asked_before_it_is_added(copied: tagmask.Run) -> None:
-    with pytest.raises(DataError, match=r"no image of .* has saliency"):
-        copied.add("activation_aware", quiet=True)
+def test_the_data_are_checked_before_a_stage_is_added(copied: tagmask.Run) -> None:
+    with pytest.raises(DataError, match=r"no image of .* has a saliency map"):
+        copied.run_stage("activation_aware", quiet=True)
     assert not (copied.folder / "activation_aware").exists()
 
 
-def test_thresholds_wait_for_all_maps(copied: tagmask.Run) -> None:
+def test_the_threshold_report_needs_all_maps(copied: tagmask.Run) -> None:
     record = read_json(copied.folder / "cam" / "stage.json")
     write_json(copied.folder / "cam" / "stage.json", {**record, "status": "running"})
     with pytest.raises(RunError, match=r"stage 'cam' of .* has not made all its maps yet"):
-        copied.thresholds(quiet=True)
+        copied.write_threshold_report(quiet=True)
 
 
-def test_a_file_of_weights_that_is_missing_is_noticed_at_once(data: Path, tmp_path: Path) -> None:
-    """Of the last stage, too, hours before its turn."""
+def test_a_missing_weights_file_is_reported_at_once(data: Path, tmp_path: Path) -> None:
+    """Also that of the last stage, which would run hours later."""
     settings = ["segment.weights=no.safetensors"]
     with pytest.raises(RecipeError, match=r"stage 'segment': weights file no\.safetensors does not exist"):
         tagmask.run(data, tmp_path / "run", recipe="scratch", settings=settings, quiet=True)
     assert not (tmp_path / "run").exists()
 
 
-def test_other_saliency_is_noticed_where_it_is_read(tmp_path: Path, toy_images: TaggedImages) -> None:
+def test_changed_saliency_is_noticed_where_it_is_read(tmp_path: Path, toy_images: TaggedImages) -> None:
     def keys(value: int) -> dict[str, dict[str, object]]:
         Image.fromarray(np.full((20, 24), value, np.uint8)).save(tmp_path / "s.png")
         samples = tuple(replace(sample, saliency=tmp_path / "s.png") for sample in toy_images.samples)
-        stages = {"cam": {}, "crf": {}, "mine": {"method": "crf", "threshold": "per-image"}, "activation_aware": {}}
+        stages = {"cam": {}, "pseudo_masks": {}, "mine": {"method": "pseudo_masks", "threshold": "per-image"}, "activation_aware": {}}
         recipe = tagmask.Recipe.model_validate({"stages": stages})
         return stage_keys(recipe, replace(toy_images, samples=samples))
 

@@ -1,4 +1,4 @@
-"""Files of a run folder: whole or not there."""
+"""Atomic writes: a file is complete or does not exist."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis.extra.numpy import array_shapes, arrays
-from PIL import Image
 
 from tagmask import artifacts
 from tagmask.errors import RunError
+from tagmask.label_map import write_label_map
+from tagmask.models.saved_network import read_weights, write_weights
 
 Write = Callable[[Path], None]
 RNG = np.random.default_rng(0)
@@ -23,14 +22,14 @@ WRITERS: dict[str, Write] = {
     "text": lambda path: artifacts.write_text(path, "ä" * 200_000),
     "json": lambda path: artifacts.write_json(path, list(range(100_000))),
     "arrays": lambda path: artifacts.write_arrays(path, {"a": np.zeros(100_000, np.float32)}),
-    "weights": lambda path: artifacts.write_weights(path, {"a": torch.zeros(100_000)}, {"kind": "x"}),
-    "labels": lambda path: artifacts.write_label_map(path, RNG.integers(0, 255, (600, 600)).astype(np.uint8)),
+    "weights": lambda path: write_weights(path, {"a": torch.zeros(100_000)}, {"kind": "x"}),
+    "labels": lambda path: write_label_map(path, RNG.integers(0, 255, (600, 600)).astype(np.uint8)),
 }
 
 
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 64 KB."""
+    """Mount a disk of 64 KB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if os.name != "posix" or os.geteuid() != 0:
@@ -105,52 +104,20 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     assert [f.name for f in (tmp_path / "sub").iterdir()] == ["kept"]
 
 
-def test_palette_is_voc_s() -> None:
-    palette = np.reshape(artifacts.voc_palette(), (256, 3)).tolist()
-    # From the VOC devkit's VOClabelcolormap: aeroplane, bicycle, bird, person, tvmonitor, void.
-    known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 15: (192, 128, 128), 20: (0, 64, 128)}
-    assert all(tuple(palette[i]) == color for i, color in known.items())
-    assert palette[255] == [224, 224, 192]
-    assert len({tuple(color) for color in palette}) == 256
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None)
-@given(labels=arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=30)))
-def test_label_maps_come_back(tmp_path: Path, labels: np.ndarray) -> None:
-    path = tmp_path / "labels.png"
-    artifacts.write_label_map(path, labels)
-    np.testing.assert_array_equal(artifacts.read_label_map(path), labels)
-    with Image.open(path) as image:
-        assert image.mode == "P"
-        colors = np.array(image.convert("RGB")).reshape(-1, 3)
-    np.testing.assert_array_equal(colors, np.reshape(artifacts.voc_palette(), (256, 3))[labels.ravel()])
-
-
-def test_label_maps_of_other_tools(tmp_path: Path) -> None:
-    Image.fromarray(np.full((2, 3), 7, np.uint8)).save(tmp_path / "grey.png")
-    assert artifacts.read_label_map(tmp_path / "grey.png").tolist() == [[7] * 3] * 2
-    Image.new("RGB", (3, 2)).save(tmp_path / "rgb.png")
-    (tmp_path / "text.png").write_text("no picture")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "grey.png").read_bytes()[:50])
-    for name, reason in {"rgb": "RGB picture", "text": "no picture", "cut": "no picture", "none": "not exist"}.items():
-        with pytest.raises(RunError, match=reason):
-            artifacts.read_label_map(tmp_path / f"{name}.png")
-
-
 def test_weights_come_back_with_what_they_are_of(tmp_path: Path) -> None:
     weights = {"a": torch.randn(2, 3), "n": torch.tensor(3)}
-    artifacts.write_weights(tmp_path / "net.safetensors", weights, {"kind": "x", "classes": ("ä",)})
-    read, config = artifacts.read_weights(tmp_path / "net.safetensors")
+    write_weights(tmp_path / "net.safetensors", weights, {"kind": "x", "classes": ("ä",)})
+    read, config = read_weights(tmp_path / "net.safetensors")
     assert config == {"kind": "x", "classes": ["ä"]}
     assert all(torch.equal(read[name], value) for name, value in weights.items())
 
 
-def test_files_that_are_missing_or_damaged_are_one_sentence(tmp_path: Path) -> None:
+def test_missing_and_damaged_files_give_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "bad").write_bytes(b"{")
-    for read in (artifacts.read_json, artifacts.read_arrays, artifacts.read_weights):
+    for read in (artifacts.read_json, artifacts.read_arrays, read_weights):
         with pytest.raises(RunError, match="does not exist"):
             read(tmp_path / "none")
-        with pytest.raises(RunError, match=r"bad is (not JSON|damaged).*: remove it, then start the command again\.$"):
+        with pytest.raises(RunError, match=r"bad is (not JSON|damaged).*: remove it, then run the command again\.$"):
             read(tmp_path / "bad")
 
 

@@ -433,7 +433,7 @@ def test_masks_of_another_image_or_with_other_tags_are_not_taken_for_this_one_s(
 
 
 def test_export_knows_its_forms_and_stages(fails: Callable[..., str], finished: Path, tmp_path: Path) -> None:
-    assert "format 'jpeg' is not known: give png" in fails("export", finished, "--out", tmp_path, "--format", "jpeg")
+    assert "format 'jpeg' is not known: choose from png" in fails("export", finished, "--out", tmp_path, "--format", "jpeg")
     assert "makes no masks: did you mean 'crf'" in fails("export", finished, "--out", tmp_path, "--stage", "crff")
     assert "makes no masks" in fails("export", finished, "--out", tmp_path, "--stage", "cam")
 
@@ -445,11 +445,11 @@ def test_masks_that_do_not_fit(fails: Callable[..., str], data: Path, tmp_path: 
     Image.new("L", (7, 5)).save(first)
     assert "is 48×40 pixels, its mask 7×5" in fails(*evaluate)
     Image.new("RGB", (48, 40)).save(first)
-    assert "is a RGB picture" in fails(*evaluate)
+    assert "is an image of mode RGB" in fails(*evaluate)
     Image.new("L", (48, 40), 9).save(first)
-    assert "prediction has the value 9; valid are 0..3 and 255" in fails(*evaluate)
+    assert "preds has the value 9; valid values are 0..3 and 255" in fails(*evaluate)
     first.write_bytes(b"no picture")
-    assert "is no picture that can be read" in fails(*evaluate)
+    assert "cannot be read as an image" in fails(*evaluate)
     first.unlink()
     assert "there is no mask" in fails(*evaluate)
 

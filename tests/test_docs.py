@@ -1,63 +1,136 @@
-"""The example of docs/adding-a-method.md runs as it stands: a module of one's own, its recipe and its test."""
+"""The docs agree with the code: links, commands, recipes and generated parts."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import shlex
 import sys
+from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-import numpy as np
 import pytest
+import typer.main
+import yaml
 
-from tagmask.artifacts import read_json
-from tagmask.maps import ResponseMaps
-from tagmask.stage import maps_path
-from tests.methods.contract import earlier  # noqa: F401
-from tests.runs import SETTINGS, toy_run, write_toy
+import tagmask
+from tagmask.cli.commands import app
+from tagmask.recipe import find_method, load_recipe, method_names, recipe_with_stage
 
-GUIDE = (Path(__file__).resolve().parents[1] / "docs" / "adding-a-method.md").read_text(encoding="utf-8")
-METHOD, RECIPE, CONTRACT = re.findall(r"<!-- a test runs this -->\n```\w+\n(.*?)```", GUIDE, re.S)
-
-TOY = [
-    *SETTINGS, "cam.weights=none", "cam.output_stride=8", "cam.frozen_stride=0", "cam.freeze_norm=false",
-    "cam.lr=0.01", "cam.head_lr=0.01", "mine.scales=[1.0]", "crf.crf.steps=2", "segment.architecture=Unet",
-    "segment.freeze_norm=false", "segment.scales=[1.0]",
-]  # fmt: skip
-
-# Here, so that pytest finds the class: TestMyLayerCam.
-with pytest.MonkeyPatch.context() as _patch:
-    _module = ModuleType("my_layercam")
-    _patch.setitem(sys.modules, "my_layercam", _module)
-    exec(METHOD, _module.__dict__)
-    exec(CONTRACT)
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("[!_]*/*.md"))]
+FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+parametrize_pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
-def test_the_example_is_short() -> None:
-    assert len(METHOD.splitlines()) <= 60
-    assert len([line for line in CONTRACT.splitlines() if line]) <= 5
+def fences(page: Path, language: str) -> list[str]:
+    """Return the code blocks of a page in one language."""
+    return [code for _, name, code in FENCE.findall(page.read_text(encoding="utf-8")) if name == language]
 
 
-def test_the_recipe_runs_a_method_outside_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And its maps are those of the shipped LayerCAM at this stage."""
-    (tmp_path / "own").mkdir()
-    (tmp_path / "own" / "my_layercam.py").write_text(METHOD, encoding="utf-8")
-    (tmp_path / "my_recipe.yaml").write_text(RECIPE, encoding="utf-8")
-    monkeypatch.syspath_prepend(str(tmp_path / "own"))
-    photos = write_toy(tmp_path / "photos")
-
-    run = toy_run(photos, tmp_path / "run", TOY, recipe=str(tmp_path / "my_recipe.yaml"))
-    assert (run.masks / "6.png").exists()
-    run = run.add("layercam", ["stages=[-2]", "scales=[1.0]"], quiet=True)
-    for sample in run.images.read().samples:
-        mine, shipped = (ResponseMaps.load(maps_path(run.folder / stage, sample)) for stage in ("mine", "layercam"))
-        np.testing.assert_allclose(mine.maps, shipped.maps, atol=0.01)
-
-    assert any(name.startswith("mine ") for name in read_json(run.folder / "evaluation.json")["maps"])
-    assert "mine" in run.report.read_text(encoding="utf-8")
+def prose(page: Path) -> str:
+    """Return a page without its code blocks."""
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("path", re.findall(r"`((?:src|tests|methods)/[\w/.]+)`", GUIDE))
-def test_the_files_that_it_names_exist(path: str) -> None:
-    root = Path(__file__).resolve().parents[1]
-    assert (root / path).exists() or (root / "src" / "tagmask" / path).exists()
+@cache
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives the headings of a page."""
+    titles = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title) for title in HEADING.findall(prose(page))]
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+@parametrize_pages
+def test_relative_links_lead_to_a_file_and_a_heading(page: Path) -> None:
+    broken = []
+    for link in LINK.findall(re.sub(r"`[^`\n]+`", "", prose(page))):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if "://" in link or link.startswith("mailto:"):
+            continue
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert not broken
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Return the arguments of each `tagmask` command in a page's shell examples."""
+    found = []
+    for block in fences(page, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if "tagmask" in words and "..." not in words and "install" not in words:
+                words = words[words.index("tagmask") + 1 :]
+                found.append(words[: words.index(">")] if ">" in words else words)
+    return found
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name != "cli.md"], ids=lambda p: str(p.relative_to(ROOT)))
+def test_commands_in_examples_are_valid(page: Path) -> None:
+    group: Any = typer.main.get_command(app)
+    for name, *arguments in commands(page):
+        command = group.commands[name]
+        values = command.make_context(name, list(arguments)).params  # raises for a wrong option or a missing argument
+        settings = next((values[p.name] or [] for p in command.params if "--set" in p.opts), [])
+        if name == "run" and not values["recipe"].endswith(".yaml"):
+            load_recipe("small" if values["recipe"] == "auto" else values["recipe"], settings)
+        if name == "add-stage" and values["method"] in method_names():
+            recipe_with_stage(load_recipe("small"), values["method"], settings)
+
+
+@parametrize_pages
+def test_recipes_in_examples_are_valid(page: Path) -> None:
+    for code in fences(page, "yaml"):
+        recipe = yaml.safe_load(code)
+        if "stages" in recipe and "my_layercam" not in code:
+            tagmask.Recipe.model_validate(recipe)
+
+
+@parametrize_pages
+def test_python_in_examples_compiles(page: Path) -> None:
+    for code in fences(page, "python"):
+        compile(code, str(page), "exec")
+
+
+@cache
+def generate() -> ModuleType:
+    """Import docs/generate.py."""
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["generate"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_generated_parts_are_current() -> None:
+    """If this fails: make docs-generated."""
+    for page, text in generate().generated_pages().items():
+        assert page.read_text(encoding="utf-8") == text, f"{page.name} is out of date: make docs-generated"
+
+
+def test_every_method_has_a_page() -> None:
+    assert {page.stem for page in (DOCS / "methods").glob("*.md")} - {"index"} == set(method_names())
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_every_setting_has_a_description(name: str) -> None:
+    method = find_method(name)
+    assert not [field for field, info in method.model_fields.items() if not info.description]
+
+
+def test_api_page_documents_every_public_name() -> None:
+    page = (DOCS / "api.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\.\. auto\w+:: tagmask\.(\w+)", page, re.MULTILINE)) == set(tagmask.__all__)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_paths_of_source_files_exist(page: Path) -> None:
+    paths = re.findall(r"`((?:src|tests|benchmarks|docs)/[\w/.-]+\.\w+)`", prose(page))
+    assert not [path for path in paths if not (ROOT / path).exists() and path != "docs/methods/NAME.md"]

@@ -1,4 +1,4 @@
-"""A dry run: what it says of a run, against that run; and that nothing is left of it."""
+"""Dry runs: their estimates, compared with the run itself; their errors; and that they leave no files behind."""
 
 from __future__ import annotations
 
@@ -18,22 +18,27 @@ import torch
 
 import tagmask
 from tagmask.cli import main
+from tagmask.compute import Compute
+from tagmask.data.loading import ShuffledBatches
 from tagmask.data.samples import Sample, TaggedImages
-from tagmask.dryrun import DryRun, clock, downloads, dry_run
-from tagmask.dryrun.subset import ImageSubset
-from tagmask.dryrun.timing import LoopTimer, Timing
-from tagmask.dryrun.weights import weights_from_outside, without_downloads
+from tagmask.dryrun import DryRun, estimate, timing, weights
+from tagmask.dryrun.estimate import available_disk_space
+from tagmask.dryrun.subset import ImageSubset, choose_subset
+from tagmask.dryrun.timing import LoopTimer, LoopTiming
+from tagmask.dryrun.weights import ExternalWeights, find_external_weights
 from tagmask.errors import DataError, RecipeError, RunError
 from tagmask.methods.amn import Amn
 from tagmask.methods.cam import Cam
 from tagmask.methods.irn import Irn
+from tagmask.methods.recam import ReCam
 from tagmask.recipe import Recipe, load_recipe
+from tagmask.run_folder import StageFolder
 from tagmask.training import read_history
 from tests.runs import SETTINGS, toy_run, write_toy
 
-# Five steps are three epochs of the eight pictures in batches of four, but would be five of four pictures
+# 5 steps are 3 epochs of 8 images in batches of 4. With an epoch of the 4 images of the subset, they would be 5.
 CHANGES = [*SETTINGS, "cam.epochs=1", "segment.epochs=null", "segment.steps=5"]
-HALF = 4 * 40 * 48  # pixels of four of the eight pictures
+HALF = 4 * 40 * 48  # pixels of 4 of the 8 images
 
 
 @pytest.fixture(scope="module")
@@ -42,82 +47,88 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def real(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the complete run."""
     return toy_run(data, tmp_path_factory.mktemp("runs") / "run", CHANGES, held_out=source(data)).folder
 
 
 @pytest.fixture(scope="module")
-def rehearsed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> DryRun:
-    """Of the same run: one step of each training, and half of the pictures."""
+def result(data: Path, tmp_path_factory: pytest.TempPathFactory) -> DryRun:
+    """The dry run of the same run, with one step per training and half of the images."""
     temporary, folder = tmp_path_factory.mktemp("temporary"), tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(temporary))
-        patch.setitem(dry_run.STEPS, "cpu", 1)
-        patch.setitem(dry_run.PIXELS, "cpu", HALF)
-        found = tagmask.dry_run(
+        patch.setitem(estimate.MAX_STEPS, "cpu", 1)
+        patch.setitem(estimate.NUM_PIXELS, "cpu", HALF)
+        result = tagmask.dry_run(
             source(data), folder / "a" / "run", held_out=source(data), recipe="scratch", settings=CHANGES, device="cpu",
             workers=0, quiet=True,
         )  # fmt: skip
     assert list(temporary.iterdir()) == []
     assert list(folder.iterdir()) == []
-    return found
+    return result
 
 
 def source(data: Path) -> tagmask.DataSource:
     return tagmask.DataSource(root=str(data), masks="masks")
 
 
-def test_it_counts_what_the_run_does(rehearsed: DryRun, real: Path) -> None:
-    units = {(t.stage, t.what): (t.units, t.unit) for t in rehearsed.timings if t.unit}
-    steps = {stage: 2 * len(read_history(real / stage)) for stage in ("cam", "segment")}
+def test_counts_equal_those_of_the_run(result: DryRun, run_folder: Path) -> None:
+    counts = {(t.stage, t.description): (t.count, t.unit) for t in result.timings if t.unit}
+    steps = {stage: 2 * len(read_history(StageFolder(run_folder / stage))) for stage in ("cam", "segment")}
     assert steps == {"cam": 2, "segment": 6}
-    assert units["cam", "training 1 epochs"] == (steps["cam"], "steps")
-    assert units["segment", "training 3 epochs"] == (steps["segment"], "steps")
-    for stage, what in (("cam", "response maps"), ("crf", "pseudo-masks (CRF)"), ("segment", "masks from the network")):
-        made = len(list((real / stage).glob("ma*s/*")))
-        assert units[stage, what] == (made, "images") == (8, "images")
-    assert units["held_out", "masks from the network"][0] == len(list((real / "held_out").rglob("*.png")))
-    assert units["the data", "check images"] == (8, "images")  # all of them
-    parts = list(dict.fromkeys(t.stage for t in rehearsed.timings))
-    assert parts == ["the data", "cam", "crf", "segment", "the report", "held_out"]
+    assert counts["cam", "training 1 epochs"] == (steps["cam"], "steps")
+    assert counts["segment", "training 3 epochs"] == (steps["segment"], "steps")
+    loops = (("cam", "response maps"), ("pseudo_masks", "pseudo-masks"), ("segment", "masks of the network"))
+    for stage, description in loops:
+        num_files = len(list((run_folder / stage).glob("ma*s/*")))
+        assert counts[stage, description] == (num_files, "images") == (8, "images")
+    num_held_out = len(list((run_folder / "held_out").rglob("*.png")))
+    assert counts["held-out images", "masks of the network"][0] == num_held_out == 8
+    assert counts["the data", "check images"] == (8, "images")
+    stages = list(dict.fromkeys(t.stage for t in result.timings))
+    assert stages == ["the data", "cam", "pseudo_masks", "segment", "the report", "held-out images"]
 
 
-def test_the_time_of_all_is_that_of_its_parts(rehearsed: DryRun) -> None:
-    assert rehearsed.seconds == pytest.approx(sum(t.seconds for t in rehearsed.timings))
-    for timing in rehearsed.timings:
-        assert timing.seconds >= timing.each * timing.units > 0
+def test_total_time_is_the_sum_of_its_parts(result: DryRun) -> None:
+    assert result.seconds == pytest.approx(sum(t.seconds for t in result.timings))
+    for t in result.timings:
+        assert t.seconds >= t.seconds_per_unit * t.count > 0
 
 
-def test_the_disk_is_the_run_s(rehearsed: DryRun, real: Path) -> None:
-    for stage in ("cam", "crf", "segment", "held_out"):
-        blocks = sum(-(-f.stat().st_size // 4096) * 4096 for f in (real / stage).rglob("*") if f.is_file())
-        assert rehearsed.disk[stage] == pytest.approx(blocks, abs=3 * 4096)  # maps of more tags are larger
-    weights = (real / "segment" / "segmenter.safetensors").stat().st_size
-    assert rehearsed.disk["a checkpoint"] > 2.5 * weights  # and AdamW's two averages
+def test_disk_space_is_that_of_the_run(result: DryRun, run_folder: Path) -> None:
+    folders = {name: name for name in ("cam", "pseudo_masks", "segment")} | {"held-out images": "held_out"}
+    for name, folder in folders.items():
+        sizes = [file.stat().st_size for file in (run_folder / folder).rglob("*") if file.is_file()]
+        in_blocks = sum(-(-size // 4096) * 4096 for size in sizes)
+        assert result.disk[name] == pytest.approx(in_blocks, abs=3 * 4096)  # maps of more tags are larger
+    network_size = (run_folder / "segment" / "segmenter.safetensors").stat().st_size
+    assert result.disk["largest checkpoint"] > 2.5 * network_size  # it also holds the two averages of AdamW
 
 
-def test_json(rehearsed: DryRun) -> None:
-    found = json.loads(json.dumps(rehearsed.to_json()))
-    assert set(found) == {"seconds", "disk_needed", "timings", "weights", "disk", "disk_free", "memory"}
-    assert set(found["timings"][0]) == {"stage", "what", "unit", "units", "each", "seconds"}
-    assert set(found["memory"]) == {"process", "worker", "gpu"}
-    assert found["disk_needed"] == sum(found["disk"].values())
-    assert found["memory"]["process"] > 1e8
+def test_json(result: DryRun) -> None:
+    values = json.loads(json.dumps(result.to_json()))
+    assert set(values) == {"seconds", "disk_needed", "timings", "weights", "disk", "disk_free", "memory"}
+    assert set(values["timings"][0]) == {"stage", "description", "unit", "count", "seconds_per_unit", "seconds"}
+    assert set(values["memory"]) == {"process", "worker", "gpu"}
+    assert values["disk_needed"] == sum(values["disk"].values())
+    assert values["memory"]["process"] > 1e8
 
 
-# What cannot be
+# Errors
 
 
-def test_a_disk_that_is_full(rehearsed: DryRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(path) or SimpleNamespace(free=10_000_000))
-    full = replace(rehearsed, disk_free=dry_run._free(tmp_path / "not" / "yet"))
-    assert asked == [tmp_path]
-    with pytest.raises(RunError, match=r"run would take 0\.\d GB, and 10 MB are free there: free some, or choose"):
-        full.check(Path("run"))
-    rehearsed.check(Path("run"))
-    (tmp_path / "maps").write_bytes(bytes(1000))  # of a run that is to go on
-    assert dry_run._free(tmp_path) == 10_001_000
+def test_full_disk(result: DryRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: paths.append(path) or SimpleNamespace(free=10_000_000))
+    on_full_disk = replace(result, disk_free=available_disk_space(tmp_path / "not" / "yet"))
+    assert paths == [tmp_path]
+    message = r"run needs 0\.\d GB of disk space, but only 10 MB are free: free some space, or choose another --out"
+    with pytest.raises(RunError, match=message):
+        on_full_disk.check_disk_space("run")
+    result.check_disk_space("run")
+    (tmp_path / "maps").write_bytes(bytes(1000))  # of a run that is resumed
+    assert available_disk_space(tmp_path) == 10_001_000
 
 
 @pytest.mark.parametrize(
@@ -129,7 +140,7 @@ def test_a_disk_that_is_full(rehearsed: DryRun, tmp_path: Path, monkeypatch: pyt
         (RuntimeError("an illegal memory access"), RuntimeError, "an illegal memory access"),
     ],
 )
-def test_memory_that_does_not_suffice(
+def test_too_little_memory(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, raised: type, sentence: str
 ) -> None:
     def run(method: Cam, context: object) -> None:
@@ -140,158 +151,178 @@ def test_memory_that_does_not_suffice(
         tagmask.dry_run(source(data), tmp_path / "run", recipe="scratch", device="cpu", workers=0, quiet=True)
 
 
-def test_what_the_run_would_refuse(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    refuse = {"recipe": "scratch", "device": "cpu", "workers": 0, "quiet": True}
+def test_errors_of_the_run(data: Path, tmp_path: Path) -> None:
+    arguments = {"recipe": "scratch", "device": "cpu", "workers": 0, "quiet": True}
     with pytest.raises(DataError, match="does not exist"):
-        tagmask.dry_run(tmp_path / "none", tmp_path / "run", **refuse)
+        tagmask.dry_run(tmp_path / "none", tmp_path / "run", **arguments)
     with pytest.raises(RunError, match="is not empty and holds no tagmask run"):
-        tagmask.dry_run(source(data), data, **refuse)
+        tagmask.dry_run(source(data), data, **arguments)
     with pytest.raises(RecipeError, match=r"stage 'cam': weights file no\.pth does not exist"):
-        tagmask.dry_run(source(data), tmp_path / "run", settings=["cam.weights=no.pth"], **refuse)
+        tagmask.dry_run(source(data), tmp_path / "run", settings=["cam.weights=no.pth"], **arguments)
     (data / "untagged.csv").write_text("image,tags\n0.png,\n1.png,\n")
-    with pytest.raises(DataError, match="there is nothing to learn from"):
-        tagmask.dry_run(data, tmp_path / "run", tags=data / "untagged.csv", **refuse)
+    with pytest.raises(DataError, match="there is nothing to learn"):
+        tagmask.dry_run(data, tmp_path / "run", tags=data / "untagged.csv", **arguments)
 
 
-def test_stages_made_with_other_settings(data: Path, real: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dry_run, "_carry_out", lambda *arguments: {})
-    common = {"recipe": "scratch", "device": "cpu", "workers": 0, "quiet": True}
-    tagmask.dry_run(source(data), real, settings=CHANGES, **common)
-    changes = [*CHANGES, "crf.threshold=0.4"]
-    with pytest.raises(RunError, match=r"crf was made with other settings \(threshold .* → 0\.4\); .* say --redo"):
-        tagmask.dry_run(source(data), real, settings=changes, **common)
-    with pytest.raises(RunError, match="crf was made with other settings"):
-        tagmask.run(source(data), real, settings=changes, **common)
-    tagmask.dry_run(source(data), real, settings=changes, redo=True, **common)
+def test_stages_made_with_other_settings(data: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "_run_timed", lambda *arguments: {})
+    arguments = {"recipe": "scratch", "device": "cpu", "workers": 0, "quiet": True}
+    tagmask.dry_run(source(data), run_folder, settings=CHANGES, **arguments)
+    changes = [*CHANGES, "pseudo_masks.threshold=0.4"]
+    message = r"pseudo_masks was made with other settings \(threshold .* → 0\.4\); .* add --redo"
+    with pytest.raises(RunError, match=message):
+        tagmask.dry_run(source(data), run_folder, settings=changes, **arguments)
+    with pytest.raises(RunError, match="pseudo_masks was made with other settings"):
+        tagmask.run(source(data), run_folder, settings=changes, **arguments)
+    tagmask.dry_run(source(data), run_folder, settings=changes, redo=True, **arguments)
 
 
-def test_the_memory_of_workers_that_wait_for_more() -> None:
-    """In a process of its own: the workers of this one may have used more before."""
+def test_memory_of_idle_workers() -> None:
+    """In a process of its own, because the workers of this one can have used more memory before."""
     script = """
 import operator
 from joblib import delayed
 from tagmask.compute import Compute
-from tagmask.progress import in_parallel, no_progress
-from tagmask.dryrun.dry_run import _memory
+from tagmask.dryrun.estimate import peak_memory
+from tagmask.progress import Reporter, run_parallel
 
-in_parallel("much", (delayed(operator.mul)(b"x", size) for size in (1, 400_000_000)), 2, 2, no_progress)
-print(_memory(Compute())["worker"])
+jobs = (delayed(operator.mul)(b"x", size) for size in (1, 400_000_000))
+run_parallel("large results", jobs, 2, 2, Reporter().progress)
+print(peak_memory(Compute())["worker"])
 """
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert 400_000_000 < int(found.stdout) < 2_000_000_000
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert 400_000_000 < int(process.stdout) < 2_000_000_000
 
 
-# Weights
+# Initial weights
 
 
-def test_weights_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    here = {("timm/resnet101.tv_in1k", "model.safetensors"): "/cache/file"}
-    monkeypatch.setattr(downloads, "try_to_load_from_cache", lambda repository, file: here.get((repository, file)))
-    assert weights_from_outside(load_recipe("voc/cam")) == {
-        "cam": {"weights": "resnet50.tv_in1k, pretrained", "here": False},
-        "irn": {"weights": "resnet50.tv_in1k, pretrained", "here": False},
-        "segment": {"weights": "resnet101.tv_in1k, pretrained", "here": True},
+def test_external_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cached = {("timm/resnet101.tv_in1k", "model.safetensors"): "/cache/file"}
+    monkeypatch.setattr(weights, "try_to_load_from_cache", lambda repository, file: cached.get((repository, file)))
+    assert find_external_weights(load_recipe("voc/cam")) == {
+        "cam": ExternalWeights("resnet50.tv_in1k, pretrained", is_local=False),
+        "irn": ExternalWeights("resnet50.tv_in1k, pretrained", is_local=False),
+        "segment": ExternalWeights("resnet101.tv_in1k, pretrained", is_local=True),
     }
-    assert weights_from_outside(load_recipe("scratch")) == {}
+    assert find_external_weights(load_recipe("scratch")) == {}
     file = tmp_path / "w.pth"
     file.touch()
-    changed = load_recipe("small", [f"cam.weights={file}"])
-    assert weights_from_outside(changed) == {"cam": {"weights": str(file), "here": True}}
-    hub = Recipe(stages={"cam": Cam(backbone="hf-hub:timm/resnet101.tv_in1k")})
-    assert weights_from_outside(hub)["cam"]["here"]
-    of_two = {"cam": Cam(), "amn": Amn(backbone="resnet101", weights="none"), "irn": Irn(weights="pretrained")}
-    assert weights_from_outside(Recipe(stages=of_two))["irn"]["weights"] == "resnet50, pretrained"  # the classifier's
-    without = sorted({*timm.list_models()} - {name.partition(".")[0] for name in timm.list_models(pretrained=True)})[0]
-    with pytest.raises(RecipeError, match=f"timm has no pretrained weights of '{without}'"):
-        weights_from_outside(Recipe(stages={"cam": Cam(backbone=without)}))
+    with_file = load_recipe("small", [f"cam.weights={file}"])
+    assert find_external_weights(with_file) == {"cam": ExternalWeights(str(file), is_local=True)}
+    from_hub = Recipe(stages={"cam": Cam(backbone="hf-hub:timm/resnet101.tv_in1k")})
+    assert find_external_weights(from_hub)["cam"].is_local
 
 
-def test_nothing_is_downloaded_and_hardly_anything_learnt() -> None:
-    changed = without_downloads(load_recipe("voc/amn")).stages
-    assert {name: m.weights for name, m in changed.items()} == dict.fromkeys(changed, "none")  # type: ignore[attr-defined]
-    rates = {f"{n}.{k}": v for n, m in changed.items() for k, v in m.model_dump().items() if k.endswith("lr")}
+def test_backbone_of_external_weights() -> None:
+    stages = {
+        "cam": Cam(),
+        "recam": ReCam(),
+        "amn": Amn(backbone="resnet101", weights="none"),
+        "irn": Irn(weights="pretrained"),
+    }
+    assert find_external_weights(Recipe(stages=stages))["irn"].source == "resnet50, pretrained"  # of the classifier
+    with_weights = {name.partition(".")[0] for name in timm.list_models(pretrained=True)}
+    backbone = sorted({*timm.list_models()} - with_weights)[0]
+    with pytest.raises(RecipeError, match=f"stage 'cam': timm has no pretrained weights of '{backbone}'"):
+        find_external_weights(Recipe(stages={"cam": Cam(backbone=backbone)}))
+
+
+def test_methods_download_nothing_and_learn_almost_nothing() -> None:
+    stages = estimate._for_dry_run(load_recipe("voc/amn")).stages
+    sources = {name: initial.source for name, m in stages.items() if (initial := m.initial_weights())}
+    assert set(sources.values()) == {"none"}
+    assert set(sources) == {"cam", "amn", "irn", "segment"}
+    rates = {f"{name}.{k}": v for name, m in stages.items() for k, v in m.model_dump().items() if k.endswith("lr")}
     assert max(rates.values()) < 1e-6
-    assert len(rates) == 7
-    scratch = load_recipe("scratch")
-    assert without_downloads(scratch).stages["segment"].weights == "classifier"  # type: ignore[attr-defined]
+    assert len(rates) == 8
+    initial = estimate._for_dry_run(load_recipe("scratch")).stages["segment"].initial_weights()
+    assert initial is not None
+    assert initial.source == "classifier"
 
 
-# The parts
+# Parts
 
 
-def images(sizes: list[tuple[int, int]]) -> TaggedImages:
+def images_of_sizes(sizes: list[tuple[int, int]]) -> TaggedImages:
     return TaggedImages(("a",), tuple(Sample(str(i), "", (1,), size=size) for i, size in enumerate(sizes)))
 
 
-def test_few_images_stand_for_many() -> None:
+def test_subset() -> None:
     rng = np.random.default_rng(0)
-    many = images([(int(h), int(w)) for h, w in rng.integers(50, 500, (1000, 2))])
-    area = np.array([h * w for h, w in (s.size for s in many.samples)])
-    few = ImageSubset.of(many, 20 * area.mean())
-    assert len(few) == 1000
-    assert 16 <= len(few.samples) <= 24
-    assert many.samples[int(area.argmax())] in few.samples
-    chosen = [s.size[0] * s.size[1] for s in few.samples if s.size]
-    assert few.pixels * np.mean(chosen) == pytest.approx(area.mean())
-    assert few.samples[999] in few.samples
-    assert [few.samples[i].id for i in range(len(few.samples))] == [s.id for s in few.samples]
-    half = few.select(lambda s: s in few.samples[: len(few.samples) // 2])
-    assert len(half) == pytest.approx(500, abs=25)
-    assert len(half.select(lambda s: False).select(lambda s: True)) == 0
+    images = images_of_sizes([(int(h), int(w)) for h, w in rng.integers(50, 500, (1000, 2))])
+    area = np.array([h * w for h, w in (s.size for s in images.samples)])
+    subset = choose_subset(images, 20 * area.mean())
+    assert 16 <= len(subset.images) <= 24
+    assert subset.num_images == 1000
+    assert subset.image_factor == pytest.approx(1000 / len(subset.images))
+    assert images.samples[int(area.argmax())] in subset.images.samples
+    chosen = [s.size[0] * s.size[1] for s in subset.images.samples if s.size]
+    assert subset.pixel_factor * np.mean(chosen) == pytest.approx(area.mean())
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 7, 64])
-def test_few_images_are_all_where_they_are_few(n: int) -> None:
-    few = ImageSubset.of(images([(10, 10)] * n), 1e9)
-    assert len(few) == len(few.samples) == n
-    assert few.pixels == 1
+def test_subset_of_few_images_is_all_of_them(n: int) -> None:
+    images = images_of_sizes([(10, 10)] * n)
+    subset = choose_subset(images, 1e9)
+    assert subset.images == images
+    assert subset.image_factor == 1
+    assert subset.pixel_factor == 1
 
 
-def test_images_of_one_size_go_together_and_one_has_tags() -> None:
-    many = images([(10, 20)] * 400 + [(20, 10)] * 400)
-    few = ImageSubset.of(many, 16 * 200)
-    assert sorted(s.size for s in few.samples) == [(10, 20)] * 8 + [(20, 10)] * 8
-    rarely = replace(many, samples=tuple(replace(s, tags=(1,) if s.id == "77" else ()) for s in many.samples))
-    assert any(s.tags for s in ImageSubset.of(rarely, 4 * 200).samples)
+def test_subset_has_images_of_equal_size_and_a_tag() -> None:
+    images = images_of_sizes([(10, 20)] * 400 + [(20, 10)] * 400)
+    subset = choose_subset(images, 16 * 200)
+    assert sorted(s.size for s in subset.images.samples) == [(10, 20)] * 8 + [(20, 10)] * 8
+    samples = tuple(replace(s, tags=(1,) if s.id == "77" else ()) for s in images.samples)
+    assert any(s.tags for s in choose_subset(replace(images, samples=samples), 4 * 200).images.samples)
 
 
-def test_the_clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_epoch_can_be_larger_than_the_number_of_images() -> None:
+    sampler = ShuffledBatches(3, 4, seed=0, compute=Compute(), epoch_size=9)
+    assert len(sampler) == 2
+    indices = [index for batch in sampler for _, index in batch]
+    assert len(indices) == 8
+    assert set(indices) == {0, 1, 2}
+
+
+def test_loop_timer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     now = 0.0
-    monkeypatch.setattr(clock.time, "perf_counter", lambda: now)
-    few = replace(ImageSubset.of(images([(10, 10)] * 8), 400), pixels=2.0)  # four stand for eight of twice the size
-    timed = LoopTimer(None, tmp_path)
-    with timed.part("cam", few):
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now)
+    subset = ImageSubset(images_of_sizes([(10, 10)] * 4), num_images=8, pixel_factor=2.0)
+    timer = LoopTimer(None, tmp_path)
+    with timer.time_stage("cam", subset):
         now += 3
-        for what, total, unit in (("training", 100, "steps"), ("maps", 4, "images")):
-            with timed.progress(what, total, unit) as advance:
+        for description, total, unit in (("training", 100, "steps"), ("maps", 4, "images")):
+            with timer.progress(description, total, unit) as advance:  # type: ignore[arg-type]
                 for seconds in (5, 1, 2, 3):
                     now += seconds
                     advance(1)
                 now += 1
-    assert timed.timings == [
-        Timing("cam", "training", "steps", 100, 2, 12 - 4 * 2 + 100 * 2),  # the first costs more, once
-        Timing("cam", "maps", "images", 8, 4, 12 - 4 * 2 + 8 * 4),
-        Timing("cam", "all besides", "", 1, 3, 3),
+    assert timer.timings == [
+        LoopTiming("cam", "training", "steps", 100, 2, 12 - 4 * 2 + 100 * 2),  # the start of the loop counts once
+        LoopTiming("cam", "maps", "images", 8, 4, 12 - 4 * 2 + 8 * 4),
+        LoopTiming("cam", "outside of loops", None, 1, 3, 3),
     ]
 
 
-# The command line
+# Command line
 
 
-def test_the_command(
-    rehearsed: DryRun,
+def test_command(
+    result: DryRun,
     data: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    asked: list[tuple[object, dict[str, object]]] = []
-    weights = {"cam": {"weights": "resnet50, pretrained", "here": False}}
-    found = replace(rehearsed, weights=weights, timings=(Timing("cam", "maps", "images", 9000, 1.5, 13_800),))
+    calls: list[tuple[object, dict[str, object]]] = []
+    weights = {"cam": ExternalWeights("resnet50, pretrained", is_local=False)}
+    returned = replace(result, weights=weights, timings=(LoopTiming("cam", "maps", "images", 9000, 1.5, 13_800),))
 
     def dry_run(images: object, out: object, **arguments: object) -> DryRun:
-        asked.append((out, arguments))
-        return found
+        calls.append((out, arguments))
+        return returned
 
     def command(*options: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["tagmask", "run", str(data), "--out", str(tmp_path / "run"), *options])
@@ -302,19 +333,19 @@ def test_the_command(
             code = int(end.code or 0)
         return code, *capsys.readouterr()
 
-    monkeypatch.setattr("tagmask.dryrun.rehearse", dry_run)
+    monkeypatch.setattr("tagmask.dryrun.dry_run", dry_run)
     code, out, _ = command("--dry-run", "--recipe", "scratch", "--set", "cam.epochs=1", "--workers", "2")
     assert code == 0
-    assert asked[0][0] == tmp_path / "run"
-    assert asked[0][1]["settings"] == ["cam.epochs=1"]
-    assert asked[0][1]["workers"] == 2
-    assert not asked[0][1]["redo"]
+    assert calls[0][0] == tmp_path / "run"
+    assert calls[0][1]["settings"] == ["cam.epochs=1"]
+    assert calls[0][1]["workers"] == 2
+    assert not calls[0][1]["redo"]
     assert command("--dry-run", "--redo")[0] == 0
-    assert asked[1][1]["redo"]
+    assert calls[1][1]["redo"]
     for part in ("9,000 images", "1.5 s", "3 h 50 min", "weights of cam: resnet50, pretrained, to be downloaded"):
         assert part in out
     assert json.loads(command("--dry-run", "--json")[1])["seconds"] == 13_800
-    found = replace(found, disk_free=1_000_000)
+    returned = replace(returned, disk_free=1_000_000)
     code, out, error = command("--dry-run", "--quiet")
     assert (code, out) == (1, "")
-    assert error.startswith(f"tagmask: {tmp_path / 'run'} would take 0.1 GB, and 1 MB are free there")
+    assert error.startswith(f"tagmask: {tmp_path / 'run'} needs 0.1 GB of disk space, but only 1 MB are free")

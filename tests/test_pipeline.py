@@ -1,4 +1,4 @@
-"""Runs: what is skipped, refused, made anew; and what a killed process leaves behind."""
+"""Runs: which stages are skipped, refused or made again, and what a killed process leaves behind."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from tagmask.artifacts import read_json, write_text
 from tagmask.compute import Compute
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.errors import DataError, RunError
-from tagmask.pipeline import RECORD, fingerprint, run_stages, write_run_record
+from tagmask.pipeline import fingerprint, run_stages, write_run_record
 from tagmask.progress import Reporter
 from tagmask.recipe import Recipe
+from tagmask.run_folder import RunFolder
 from tagmask.stage import ArtifactKind, Method, StageContext
 from tests.runs import contents, toy_run, write_toy
 
@@ -26,19 +27,19 @@ IMAGES = TaggedImages(("a", "b"), (Sample("x", "x.png", (1,), size=(4, 4)), Samp
 
 
 class Maker(Method):
-    """Writes a file of its setting and of what it read."""
+    """Write a file with the setting and with the files of the inputs."""
 
     makes: ClassVar[tuple[ArtifactKind, ...]] = ("maps",)
     text: str = "first"
     fail: bool = False
 
     def run(self, context: StageContext) -> None:
-        before = "".join((folder / "made").read_text() for folder in context.inputs.values())
-        with (context.folder / "begun").open("a") as log:
+        before = "".join((stage.path / "made").read_text() for stage in context.inputs.values())
+        with (context.folder.path / "begun").open("a") as log:
             log.write("x")
         if self.fail:
             raise RunError("failed.")
-        write_text(context.folder / "made", before + self.text)
+        write_text(context.folder.path / "made", before + self.text)
 
 
 class Changer(Maker):
@@ -50,35 +51,35 @@ def recipe(one: dict[str, object] | None = None, two: dict[str, object] | None =
     return Recipe(seed=seed, stages={"one": Maker(**(one or {})), "two": Changer(**(two or {}))})
 
 
-def go(folder: Path, chosen: Recipe, images: TaggedImages = IMAGES, redo: bool = False) -> str:
-    """Run it; returns what the last stage made."""
-    write_run_record(folder, chosen, images, {}, redo)
-    folders = run_stages(chosen, images, folder, compute=Compute(), reporter=Reporter(None), redo=redo)
-    return (folders["two"] / "made").read_text()
+def run_toy(folder: Path, chosen: Recipe, images: TaggedImages = IMAGES, redo: bool = False) -> str:
+    """Run the recipe and return what the last stage wrote."""
+    write_run_record(RunFolder(folder), chosen, images, {}, redo=redo)
+    run_stages(chosen, images, RunFolder(folder), compute=Compute(), reporter=Reporter(), redo=redo)
+    return (folder / "two" / "made").read_text()
 
 
-def begun(folder: Path) -> dict[str, int]:
+def num_starts(folder: Path) -> dict[str, int]:
     return {name: len((folder / name / "begun").read_text()) for name in ("one", "two")}
 
 
 def test_a_stage_that_is_done_is_skipped(tmp_path: Path) -> None:
-    assert go(tmp_path, recipe()) == "firstfirst"
+    assert run_toy(tmp_path, recipe()) == "firstfirst"
     before = contents(tmp_path)
-    assert go(tmp_path, recipe()) == "firstfirst"
-    assert begun(tmp_path) == {"one": 1, "two": 1}
+    assert run_toy(tmp_path, recipe()) == "firstfirst"
+    assert num_starts(tmp_path) == {"one": 1, "two": 1}
     assert contents(tmp_path) == before
-    record = read_json(tmp_path / "one" / RECORD)
+    record = read_json(tmp_path / "one" / "stage.json")
     assert record["status"] == "done"
-    assert record["images"] == 2
+    assert record["num_images"] == 2
     assert {"tagmask", "torch", "timm"} <= set(record["versions"])
 
 
-def test_a_stage_that_failed_goes_on(tmp_path: Path) -> None:
+def test_a_stage_that_failed_is_resumed(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(RunError, match="failed"):
-            go(tmp_path, recipe(two={"fail": True}))
-    assert begun(tmp_path) == {"one": 1, "two": 2}
-    assert read_json(tmp_path / "two" / RECORD)["status"] == "running"
+            run_toy(tmp_path, recipe(two={"fail": True}))
+    assert num_starts(tmp_path) == {"one": 1, "two": 2}
+    assert read_json(tmp_path / "two" / "stage.json")["status"] == "running"
 
 
 @pytest.mark.parametrize(
@@ -90,16 +91,16 @@ def test_a_stage_that_failed_goes_on(tmp_path: Path) -> None:
     ],
 )
 def test_other_settings_are_refused_and_change_nothing(tmp_path: Path, changed: Recipe, difference: str) -> None:
-    go(tmp_path, recipe())
+    run_toy(tmp_path, recipe())
     before = contents(tmp_path)
     with pytest.raises(RunError, match=difference) as error:
-        go(tmp_path, changed)
-    assert "choose another --out, or say --redo" in str(error.value)
+        run_toy(tmp_path, changed)
+    assert "choose another --out, or add --redo" in str(error.value)
     assert contents(tmp_path) == before  # recipe.yaml and run.json, too
 
 
 def test_other_images_or_tags_are_refused(tmp_path: Path) -> None:
-    go(tmp_path, recipe())
+    run_toy(tmp_path, recipe())
     others = [
         IMAGES.select(lambda sample: sample.id == "x"),
         TaggedImages(("a", "c"), IMAGES.samples),
@@ -108,66 +109,66 @@ def test_other_images_or_tags_are_refused(tmp_path: Path) -> None:
     ]
     for images in others:
         with pytest.raises(RunError, match="other images or tags"):
-            go(tmp_path, recipe(), images)
+            run_toy(tmp_path, recipe(), images)
     assert len({fingerprint(images) for images in [IMAGES, *others]}) == 5
 
 
-def test_redo_makes_what_changed_and_what_follows(tmp_path: Path) -> None:
-    go(tmp_path, recipe())
-    assert go(tmp_path, recipe(two={"text": "2"}), redo=True) == "first2"
-    assert begun(tmp_path) == {"one": 1, "two": 1}  # one was kept
+def test_redo_makes_changed_stages_and_their_dependents_again(tmp_path: Path) -> None:
+    run_toy(tmp_path, recipe())
+    assert run_toy(tmp_path, recipe(two={"text": "2"}), redo=True) == "first2"
+    assert num_starts(tmp_path) == {"one": 1, "two": 1}  # one was kept
     (tmp_path / "one" / "stray").write_text("of the old one")
-    assert go(tmp_path, recipe(one={"text": "1"}, two={"text": "2"}), redo=True) == "12"
+    assert run_toy(tmp_path, recipe(one={"text": "1"}, two={"text": "2"}), redo=True) == "12"
     assert not (tmp_path / "one" / "stray").exists()
     assert not list(tmp_path.glob(".*"))
-    assert go(tmp_path, recipe(one={"text": "1"}, two={"text": "2"})) == "12"
+    assert run_toy(tmp_path, recipe(one={"text": "1"}, two={"text": "2"})) == "12"
 
 
-def test_a_folder_without_its_record_is_made_anew(tmp_path: Path) -> None:
-    """As a kill leaves it, or a person who wants it again."""
-    go(tmp_path, recipe())
-    (tmp_path / "one" / RECORD).unlink()
+def test_a_stage_folder_without_its_record_is_made_again(tmp_path: Path) -> None:
+    """After a kill, or because the user wants the stage again."""
+    run_toy(tmp_path, recipe())
+    (tmp_path / "one" / "stage.json").unlink()
     (tmp_path / "one" / "made").write_text("who knows from what")
     (tmp_path / ".one.removed").mkdir()
-    assert go(tmp_path, recipe()) == "firstfirst"
+    assert run_toy(tmp_path, recipe()) == "firstfirst"
     assert (tmp_path / "one" / "made").read_text() == "first"
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_record_that_is_damaged_is_one_sentence(tmp_path: Path) -> None:
-    go(tmp_path, recipe())
-    (tmp_path / "one" / RECORD).write_text("{")
-    with pytest.raises(RunError, match=r"one/stage\.json is not JSON .*: remove it, then start the command again"):
-        go(tmp_path, recipe())
+def test_a_damaged_record_gives_one_sentence(tmp_path: Path) -> None:
+    run_toy(tmp_path, recipe())
+    (tmp_path / "one" / "stage.json").write_text("{")
+    with pytest.raises(RunError, match=r"one/stage\.json is not JSON .*: remove it, then run the command again"):
+        run_toy(tmp_path, recipe())
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(RunError, match="is not empty and holds no tagmask run: choose another --out"):
-        go(tmp_path, recipe(), redo=True)
+        run_toy(tmp_path, recipe(), redo=True)
     assert [f.name for f in tmp_path.iterdir()] == ["thesis.tex"]
     with pytest.raises(RunError, match="is a file, not a folder"):
-        go(tmp_path / "thesis.tex", recipe())
+        run_toy(tmp_path / "thesis.tex", recipe())
 
 
 def test_hidden_files_do_not_make_a_folder_something_else(tmp_path: Path) -> None:
     (tmp_path / ".DS_Store").touch()
     (tmp_path / f".{'0' * 32}.tmp").touch()  # of a process killed before run.json was there
-    assert go(tmp_path, recipe()) == "firstfirst"
+    assert run_toy(tmp_path, recipe()) == "firstfirst"
 
 
 @pytest.mark.parametrize(
     ("images", "reason"),
     [
-        (TaggedImages(("a",), (Sample("x", "x.png", None),)), "1 training images have no tags known"),
+        (TaggedImages(("a",), (Sample("x", "x.png", None),)), "the tags of 1 training images are unknown"),
         (TaggedImages(("a",), (Sample("x", "x.png", ()),), name="photos"), "no image of photos has a tag"),
     ],
 )
-def test_images_that_teach_nothing_are_refused_before_anything_is_written(
+def test_images_without_tags_are_refused_before_anything_is_written(
     tmp_path: Path, images: TaggedImages, reason: str
 ) -> None:
     with pytest.raises(DataError, match=reason):
-        go(tmp_path / "run", recipe(), images)
+        run_toy(tmp_path / "run", recipe(), images)
     assert not (tmp_path / "run").exists()
 
 
@@ -199,8 +200,7 @@ def exists(file: str) -> Callable[[Path], bool]:
     return lambda run: (run / file).exists()
 
 
-# In the order in which a run comes to them. Whatever comes after the moment is not there when the kill falls, or
-# the run has gone on a little: both are kills somewhere else.
+# In the order in which a run reaches them. The kill comes at the moment or a little later.
 MOMENTS = {
     "the run folder": exists("run.json"),
     "the stage's record": exists("cam/stage.json"),
@@ -211,9 +211,9 @@ MOMENTS = {
     "the weights": exists("cam/classifier.safetensors"),
     "the first maps": files(1, "cam/maps"),
     "half of the maps": files(4, "cam/maps"),
-    "the threshold": exists("crf/threshold.json"),
-    "the first masks": files(2, "crf/masks"),
-    "half of the masks": files(5, "crf/masks"),
+    "the threshold": exists("pseudo_masks/threshold.json"),
+    "the first masks": files(2, "pseudo_masks/masks"),
+    "half of the masks": files(5, "pseudo_masks/masks"),
     "the network's first epoch": epochs(1, "segment"),
     "the network's checkpoint": exists("segment/training/last.ckpt"),
     "the network's weights": exists("segment/segmenter.safetensors"),
@@ -223,7 +223,7 @@ MOMENTS = {
 
 
 def start(data: Path, out: Path) -> multiprocessing.process.BaseProcess:
-    """The toy run in a process of its own, forked from one that has loaded everything but has no threads yet."""
+    """Start the toy run in a process that is forked from one with all imports but without threads."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tagmask.api", "tagmask.methods.segment", "tests.runs"])
     process = context.Process(target=toy_run, args=(data, out))
@@ -246,7 +246,7 @@ def test_a_run_that_is_killed_again_and_again_makes_the_same_files(
         kills += process.is_alive()
         process.kill()
         process.join()
-    assert kills >= len(MOMENTS) - 2  # one or two may have been over before the kill fell
+    assert kills >= len(MOMENTS) - 2  # one or two runs may have ended before the kill
     process = start(data, out)
     process.join()
     assert process.exitcode == 0
@@ -269,14 +269,14 @@ def test_another_seed_makes_other_files(data: Path, undisturbed: Path, tmp_path:
     assert weights[0] != weights[1]
 
 
-def test_what_a_finished_run_leaves(undisturbed: Path) -> None:
+def test_the_files_of_a_finished_run(undisturbed: Path) -> None:
     names = {str(f.relative_to(undisturbed)) for f in undisturbed.rglob("*") if f.is_file()}
     every = [f"{i}" for i in range(8)]
     assert names == {
-        "run.json", "recipe.yaml", "evaluation.json", "report.html",
+        "run.json", "recipe.yaml", "evaluation.json", "report.html", ".verified.json",
         "cam/stage.json", "cam/history.json", "cam/config.json", "cam/classifier.safetensors",
         *(f"cam/maps/{i}.safetensors" for i in every),
-        "crf/stage.json", "crf/threshold.json", *(f"crf/masks/{i}.png" for i in every),
+        "pseudo_masks/stage.json", "pseudo_masks/threshold.json", *(f"pseudo_masks/masks/{i}.png" for i in every),
         "segment/stage.json", "segment/history.json", "segment/config.json", "segment/segmenter.safetensors",
         *(f"segment/masks/{i}.png" for i in every),
     }  # fmt: skip
@@ -284,7 +284,7 @@ def test_what_a_finished_run_leaves(undisturbed: Path) -> None:
 
 def test_a_changed_run_is_refused_and_still_opens(data: Path, undisturbed: Path) -> None:
     before = contents(undisturbed)
-    with pytest.raises(RunError, match=r"crf was made with other settings \(threshold 'auto' → 0\.4\)"):
-        toy_run(data, undisturbed, ["crf.threshold=0.4"])
+    with pytest.raises(RunError, match=r"pseudo_masks was made with other settings \(threshold 'auto' → 0\.4\)"):
+        toy_run(data, undisturbed, ["pseudo_masks.threshold=0.4"])
     assert contents(undisturbed) == before
     assert tagmask.load(undisturbed, device="cpu").classes == ("blue", "green", "red")

@@ -1,4 +1,4 @@
-"""Many processes (torchrun) make what one makes."""
+"""Several processes (torchrun) give the result of one."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ from tagmask.label_map import read_label_map
 from tagmask.maps import ResponseMaps
 from tests.runs import SETTINGS, toy_run, write_toy
 
-# Norms that learn see their own process's part of a batch, as everywhere; the papers' settings freeze them. And Adam
-# makes a step of the sums' last digits, where a gradient is all but zero. Without the two, one process's sums are in
-# another order, and that is all.
+# Batch norms that are not frozen see their own process's part of a batch, and Adam amplifies the last digits of gradients
+# that are almost zero. Without the two, several processes only add in another order.
 EXACT = [
     *SETTINGS, "segment.architecture=deeplabv2",
-    *(f"{stage}.{change}" for stage in ("cam", "segment") for change in ("frozen_norms=true", "optimizer=sgd")),
+    *(f"{stage}.{change}" for stage in ("cam", "segment") for change in ("freeze_norm=true", "optimizer=sgd")),
 ]  # fmt: skip
 
 
@@ -33,7 +32,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def torchrun(arguments: list[str], log: Path) -> subprocess.CompletedProcess[str]:
-    """Two processes; what each prints is in log/**/<rank>/stdout.log and stderr.log."""
+    """Run tagmask in two processes; their output goes to log/**/<rank>/stdout.log and stderr.log."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     command += ["--redirects=3", f"--log-dir={log}", "-m", "tagmask", *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "NUMBA_NUM_THREADS": "1"}
@@ -47,7 +46,7 @@ def printed(log: Path, rank: int, stream: str) -> str:
 
 @pytest.fixture(scope="module")
 def both(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
-    """The run of one process, that of two, and the latter's log."""
+    """Return the run folder of one process, that of two processes, and the log of the latter."""
     folder = tmp_path_factory.mktemp("runs")
     changes = [f"--set={setting}" for setting in EXACT]
     arguments = ["run", str(data), "--masks=masks", "--recipe=scratch", "--workers=1", f"--out={folder / 'two'}"]
@@ -58,7 +57,7 @@ def both(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pa
 
 
 @pytest.mark.slow
-def test_weights_are_those_of_one_process(both: tuple[Path, Path, Path]) -> None:
+def test_weights_equal_those_of_one_process(both: tuple[Path, Path, Path]) -> None:
     for file in ("cam/classifier.safetensors", "segment/segmenter.safetensors"):
         one, two = (load_file(folder / file) for folder in both[:2])
         assert one.keys() == two.keys()
@@ -67,14 +66,14 @@ def test_weights_are_those_of_one_process(both: tuple[Path, Path, Path]) -> None
 
 
 @pytest.mark.slow
-def test_maps_masks_and_figures_are_those_of_one_process(both: tuple[Path, Path, Path]) -> None:
+def test_maps_masks_and_figures_equal_those_of_one_process(both: tuple[Path, Path, Path]) -> None:
     for i in range(8):
         one, two = (ResponseMaps.load(folder / f"cam/maps/{i}.safetensors") for folder in both[:2])
         np.testing.assert_allclose(two.maps, one.maps, atol=1e-2)
-        for stage in ("crf", "segment"):
+        for stage in ("pseudo_masks", "segment"):
             labels = [read_label_map(folder / stage / "masks" / f"{i}.png") for folder in both[:2]]
             assert (labels[0] == labels[1]).mean() >= 0.99
-    thresholds = [json.loads((folder / "crf/threshold.json").read_text())["threshold"] for folder in both[:2]]
+    thresholds = [json.loads((folder / "pseudo_masks/threshold.json").read_text())["threshold"] for folder in both[:2]]
     assert thresholds[0] == pytest.approx(thresholds[1], abs=1 / 128)
     figures_of = [json.loads((folder / "evaluation.json").read_text()) for folder in both[:2]]
     curves = [found["maps"] for found in figures_of]
@@ -93,13 +92,13 @@ def test_maps_masks_and_figures_are_those_of_one_process(both: tuple[Path, Path,
 
 
 @pytest.mark.slow
-def test_they_leave_the_same_files(both: tuple[Path, Path, Path]) -> None:
+def test_the_files_are_the_same(both: tuple[Path, Path, Path]) -> None:
     names = [{str(f.relative_to(folder)) for f in folder.rglob("*")} for folder in both[:2]]
     assert names[0] == names[1]
 
 
 @pytest.mark.slow
-def test_only_the_first_process_speaks(both: tuple[Path, Path, Path]) -> None:
+def test_only_the_main_process_prints(both: tuple[Path, Path, Path]) -> None:
     log = both[2]
     assert "report" in printed(log, 0, "stdout")
     assert printed(log, 1, "stdout") == ""
@@ -116,7 +115,7 @@ def test_an_error_ends_all_processes_with_one_sentence(data: Path, tmp_path: Pat
     assert "Traceback" not in str(said)
 
 
-def test_a_slurm_job_that_cannot_be_used_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unusable_slurm_job_gives_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"SLURM_NTASKS": "8", "SLURM_JOB_NAME": "night"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("SLURM_NTASKS_PER_NODE", raising=False)

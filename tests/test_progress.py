@@ -1,4 +1,4 @@
-"""Long loops: what they show, and what becomes of their workers."""
+"""Progress of long loops, and killed workers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from joblib import delayed
 from rich.console import Console
 
 from tagmask.errors import RunError
-from tagmask.progress import Reporter, no_progress, run_parallel
+from tagmask.progress import Reporter, run_parallel
 
 
 def test_a_worker_that_is_killed_is_one_sentence() -> None:
-    with pytest.raises(RunError, match=r"^masks: a worker process was killed, .* use fewer"):
-        run_parallel("masks", (delayed(_ends)(i == 3) for i in range(8)), 8, 4, no_progress)
+    with pytest.raises(RunError, match=r"^masks: a worker process was killed, .* use fewer workers"):
+        run_parallel("masks", (delayed(_ends)(i == 3) for i in range(8)), 8, 4, Reporter().progress)
 
 
 def test_every_job_is_counted() -> None:

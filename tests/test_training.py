@@ -1,4 +1,4 @@
-"""Lightning's loop as `fit` uses it: what the network sees in which epoch, also after an interruption."""
+"""The training loop: which samples the network sees in each epoch, also after an interruption."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from tagmask.compute import Compute
 from tagmask.data.loading import ShuffledBatches, TrainingSet
 from tagmask.data.samples import TaggedImages
+from tagmask.progress import LoopUnit, Reporter
 from tagmask.stage import StageContext
-from tagmask.training import Training, fit
+from tagmask.training import Training, TrainingSettings, fit
 from tests.methods.contract import MakeContext
 
 BATCH = 3
@@ -23,18 +24,23 @@ EPOCHS = 4
 
 
 class Keys(TrainingSet):
-    """Says of each item which it is."""
+    """Return the key of each item."""
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         return {"image": torch.zeros(3, 1, 1), "key": torch.tensor(key)}
 
 
-class Heard(Training):
-    """Keeps what it sees; stops in the midst of an epoch, if told to."""
+class Settings(TrainingSettings):
+    def run(self, context: StageContext) -> None:
+        raise NotImplementedError
+
+
+class RecordingTraining(Training):
+    """Record the samples of each step, and stop in the middle of an epoch if `stop_in` is its number."""
 
     def __init__(self, stop_in: int | None = None) -> None:
-        super().__init__(nn.Conv2d(3, 1, 1), [])
-        self._groups = [{"params": list(self.network.parameters()), "lr": 0.1}]
+        super().__init__(nn.Conv2d(3, 1, 1), [], Settings())
+        self._parameter_groups = [{"params": list(self.network.parameters()), "lr": 0.1}]
         self.keys: list[list[tuple[int, ...]]] = []
         self.stop_in = stop_in
 
@@ -51,45 +57,49 @@ def context(request: pytest.FixtureRequest, make_context: MakeContext) -> StageC
     return replace(make_context(), compute=Compute(workers=request.param))
 
 
-def trained(context: StageContext, images: TaggedImages, module: Heard) -> list[list[tuple[int, ...]]]:
+def trained(context: StageContext, images: TaggedImages, module: RecordingTraining) -> list[list[tuple[int, ...]]]:
     fit(module, Keys(images, lambda item: item, 0), context, epochs=EPOCHS, batch_size=BATCH)
     return module.keys
 
 
 def expected(images: TaggedImages) -> list[list[tuple[int, int]]]:
-    sampler, group_by_size = ShuffledBatches(len(images), BATCH, 0, Compute()), []
+    sampler, batches = ShuffledBatches(len(images), BATCH, 0, Compute()), []
     for epoch in range(EPOCHS):
         sampler.set_epoch(epoch)
-        group_by_size += list(sampler)
-    return group_by_size
+        batches += list(sampler)
+    return batches
 
 
 def test_every_epoch_has_its_own_order_and_random_numbers(context: StageContext, toy_images: TaggedImages) -> None:
-    seen = trained(context, toy_images, Heard())
+    seen = trained(context, toy_images, RecordingTraining())
     assert seen == expected(toy_images)
     assert {epoch for batch in seen for epoch, _ in batch} == set(range(EPOCHS))
     assert {index for batch in seen for _, index in batch} == set(range(8))  # each epoch leaves out other two
 
 
 @pytest.mark.parametrize("epoch", [0, 2])
-def test_a_training_that_was_cut_off_goes_on_with_what_comes_next(
+def test_an_interrupted_training_resumes_with_the_next_samples(
     context: StageContext, toy_images: TaggedImages, epoch: int
 ) -> None:
     with pytest.raises(InterruptedError):
-        trained(context, toy_images, Heard(stop_in=epoch))
+        trained(context, toy_images, RecordingTraining(stop_in=epoch))
     counted: list[int] = []
-    again = trained(replace(context, progress=counting(counted)), toy_images, Heard())
+    again = trained(replace(context, reporter=CountingReporter(counted)), toy_images, RecordingTraining())
     steps = 8 // BATCH
     assert again == expected(toy_images)[epoch * steps :]
     assert counted == [len(again)]
 
 
-def counting(totals: list[int]) -> Any:
+class CountingReporter(Reporter):
+    """Check that every loop ends at its total, and record the totals."""
+
+    def __init__(self, totals: list[int]) -> None:
+        super().__init__()
+        self.totals = totals
+
     @contextmanager
-    def progress(what: str, total: int, unit: str = "images") -> Iterator[Any]:
-        done = []
+    def progress(self, description: str, total: int, unit: LoopUnit = "images") -> Iterator[Any]:
+        done: list[int] = []
         yield done.append
         assert sum(done) == total
-        totals.append(total)
-
-    return progress
+        self.totals.append(total)

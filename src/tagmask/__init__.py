@@ -1,49 +1,51 @@
 """tagmask: tags in, masks out. Weakly-supervised semantic segmentation from image-level tags.
 
-run = tagmask.run("photos/", "run/", tags="tags.csv")
-labels = run.predict(image, tags=["cat"])
+Example:
+    >>> run = tagmask.run("photos", "run", tags="tags.csv", recipe="scratch", settings=TOY_SETTINGS, quiet=True)
+    >>> labels = run.predict(tagmask.read_image("photos/beach/001.jpg"), tags=["dog"])
 """
 
 from __future__ import annotations
 
 import importlib
-import os
 from typing import TYPE_CHECKING, Any
 
-# Large tensors in 2 MB pages: Linux otherwise hands out, clears and takes back 4 KB pages for every activation, which
-# on CPUs costs as much as the convolutions (benchmarks/maps.py). PyTorch reads this when it is imported.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 if TYPE_CHECKING:
-    from tagmask.api import Run, load, run
+    from tagmask.api import load, run
+    from tagmask.data.images import read_image
     from tagmask.data.source import DataSource
     from tagmask.dryrun import DryRun, dry_run
     from tagmask.errors import DataError, RecipeError, RunError, TagmaskError
     from tagmask.maps import ResponseMaps
+    from tagmask.predict import Predictor
     from tagmask.recipe import Recipe, load_recipe
+    from tagmask.results import Run
 
-_HOME = {
-    "Run": "api",
-    "load": "api",
-    "run": "api",
-    "DataSource": "data.source",
+_MODULES = {
     "DataError": "errors",
+    "DataSource": "data.source",
+    "DryRun": "dryrun",
+    "Predictor": "predict",
+    "Recipe": "recipe",
     "RecipeError": "errors",
+    "ResponseMaps": "maps",
+    "Run": "results",
     "RunError": "errors",
     "TagmaskError": "errors",
-    "ResponseMaps": "maps",
-    "Recipe": "recipe",
-    "load_recipe": "recipe",
-    "DryRun": "dryrun",
     "dry_run": "dryrun",
+    "load": "api",
+    "load_recipe": "recipe",
+    "read_image": "data.images",
+    "run": "api",
 }
 
 __all__ = [
     "DataError",
     "DataSource",
     "DryRun",
+    "Predictor",
     "Recipe",
     "RecipeError",
     "ResponseMaps",
@@ -53,12 +55,17 @@ __all__ = [
     "dry_run",
     "load",
     "load_recipe",
+    "read_image",
     "run",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name when it is first used, so that `import tagmask` and `tagmask --help` are instant."""
-    if name not in _HOME:
+    """Import a public name when it is first used, so that `import tagmask` and `tagmask --help` are fast."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'tagmask' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"tagmask.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(f"tagmask.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

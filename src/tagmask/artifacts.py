@@ -1,4 +1,4 @@
-"""The files of a run folder, read and written atomically: a file that exists is whole."""
+"""Reading and writing files atomically: a file that exists is complete."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save
 
 from tagmask.errors import RunError
 
-TEMPORARY = ".tmp"  # how the names of files end that are being written
+TEMPORARY_SUFFIX = ".tmp"  # the names of unfinished files end with it
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Raises:
         RunError: the file cannot be written (disk full, no permission); nothing is left behind.
     """
-    temporary = path.with_name(f".{uuid.uuid4().hex}{TEMPORARY}")  # no longer than `path`'s own name may be
+    temporary = path.with_name(f".{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")  # of fixed length: `path`'s name may be long
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -44,50 +44,57 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove the temporary files that a killed process left under a folder."""
-    for file in folder.rglob(f".*{TEMPORARY}"):
+    """Remove the temporary files that a killed process left in a folder and its subfolders."""
+    for file in folder.rglob(f".*{TEMPORARY_SUFFIX}"):
         file.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically. Raises RunError if it cannot be written."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, atomically. Raises RunError if it cannot be written."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Raises RunError if the file is missing or not JSON."""
+    """Read a JSON file. Raises RunError if it does not exist or is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RunError(f"{path} does not exist: is {path.parent} a tagmask folder?") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} is not JSON ({error}): remove it, then start the command again.") from error
+        raise RunError(f"{path} is not JSON ({error}): remove it, then run the command again.") from error
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write named arrays as one safetensors file."""
+    """Write named arrays to one safetensors file, atomically. Raises RunError if it cannot be written."""
     with atomic_write(path) as temporary:
         temporary.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read what `write_arrays` wrote. Raises RunError if the file is missing or damaged."""
+    """Read what `write_arrays` wrote. Raises RunError if the file does not exist or is damaged."""
     return read_safetensors(load_file, path)
 
 
 def read_safetensors(load: Callable[[Path], dict[str, Any]], path: Path) -> dict[str, Any]:
+    """Read a safetensors file with one of safetensors' functions.
+
+    Raises:
+        RunError: the file does not exist or is damaged.
+    """
     try:
         return load(path)
     except FileNotFoundError as error:
-        raise RunError(f"{path} does not exist: the stage that makes it has not finished; run it again.") from error
+        raise RunError(f"{path} does not exist: the stage that makes it is not finished; run it again.") from error
     except (OSError, SafetensorError) as error:
-        raise RunError(f"{path} is damaged ({error}): remove it, then start the command again.") from error
+        raise RunError(f"{path} is damaged ({error}): remove it, then run the command again.") from error
 
 
 def digest(value: Any) -> str:
-    """A short stable hash of any JSON-able value."""
+    """Return a short, stable hash of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -1,4 +1,7 @@
-"""Where the work is done: device, number format, data-loading workers, and this process's place among many."""
+"""Device, precision, data-loading workers and distributed rank.
+
+PyTorch and Lightning are imported where they are used, so that commands that compute nothing start quickly.
+"""
 
 from __future__ import annotations
 
@@ -7,35 +10,42 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Literal, TypeVar
-
-import torch
-import torch.distributed as dist
-from lightning.fabric.plugins.environments import (
-    ClusterEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
-from torch import nn
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from tagmask.errors import RecipeError
+
+if TYPE_CHECKING:
+    import torch
+    from lightning.fabric.plugins.environments import ClusterEnvironment
+    from torch import nn
 
 Precision = Literal["auto", "float32", "bfloat16"]
 T = TypeVar("T")
 
+COLLECTIVE_TIMEOUT = timedelta(hours=12)  # the other processes wait while rank 0 does what only one process can do
+CPU_BATCH_PIXELS = 2**17  # a batch should fit into the cache of a CPU (measured by benchmarks/maps.py)
+GPU_BATCH_PIXELS = 2**22
+
+
+def _cpu() -> torch.device:
+    import torch
+
+    return torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Compute:
-    """How and where to compute.
+    """Where and how to compute.
 
     Attributes:
-        device: "cpu", "cuda", "cuda:1", "mps".
-        precision: what networks compute in; "auto" is bfloat16 where it is measured to help, else float32.
-        workers: processes that load images (and, for the CRF, that compute).
-        rank, world: this process's number and how many there are (torchrun, SLURM).
+        device: the torch device, e.g. "cpu", "cuda:1" or "mps".
+        precision: the dtype of networks; "auto" is bfloat16 where it is faster, else float32.
+        workers: processes that load images and run CRFs.
+        rank: the distributed rank of this process (torchrun, SLURM).
+        world_size: the number of processes.
     """
 
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    device: torch.device = field(default_factory=_cpu)
     precision: Precision = "auto"
     workers: int = 0
     rank: int = 0
@@ -43,11 +53,20 @@ class Compute:
 
     @classmethod
     def detect(cls, device: str = "auto", precision: Precision = "auto", workers: int | None = None) -> Compute:
-        """Choose the device and join the other processes, if torchrun or SLURM started several.
+        """Choose the device, and initialize the process group if torchrun or SLURM started several processes.
 
-        Raises RecipeError for a device that this machine does not have.
+        Args:
+            device: "auto" (the GPU if there is one), "cpu", "cuda", "cuda:N" or "mps".
+            precision: see `Compute`.
+            workers: None: one worker per core, divided by the number of processes on this machine.
+
+        Raises:
+            RecipeError: this machine does not have the device.
         """
-        environment = _cluster()
+        import torch
+        import torch.distributed as dist
+
+        environment = _cluster_environment()
         world_size = environment.world_size() if environment else 1
         local_rank = environment.local_rank() if environment and world_size > 1 else 0
         if device == "auto":
@@ -64,66 +83,72 @@ class Compute:
                 "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
                 rank=environment.global_rank(),
                 world_size=world_size,
-                timeout=timedelta(hours=12),  # the others wait while rank 0 does what only one can do
+                timeout=COLLECTIVE_TIMEOUT,
             )
         if workers is None:
-            workers = max(1, _cores() // (_processes_here() if world_size > 1 else 1))
+            workers = default_workers(_local_world_size() if world_size > 1 else 1)
         rank = environment.global_rank() if environment and world_size > 1 else 0
         return cls(chosen, precision, workers, rank, world_size)
 
     @property
     def batch_pixels(self) -> int:
-        """Pixels of the images that go through a network together, at most.
-
-        A GPU's memory takes many; what a CPU works on is best kept in its cache (benchmarks/maps.py).
-        """
-        return 2**17 if self.device.type == "cpu" else 2**22
+        """The largest number of image pixels that go through a network in one batch."""
+        return CPU_BATCH_PIXELS if self.device.type == "cpu" else GPU_BATCH_PIXELS
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this is the process that speaks and writes what there is one of."""
+        """Whether this is rank 0, which prints messages and writes the files that exist once per run."""
         return self.rank == 0
 
     def shard(self, items: Sequence[T]) -> Sequence[T]:
-        """This process's part of the items; all parts together are the whole."""
+        """Return this process's part of the items; the parts of all processes together are all items."""
         return items[self.rank :: self.world_size]
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process has reached this point."""
         if self.world_size > 1:
+            import torch.distributed as dist
+
             dist.barrier()
 
     def autocast_dtype(self, network: nn.Module) -> torch.dtype:
-        """The dtype that `network` computes in: the one asked for, or for "auto" the faster one.
+        """Return the dtype in which a network computes.
 
-        bfloat16 is faster on GPUs, and on CPUs with bfloat16 instructions (AMX, AVX-512 BF16) for networks of
-        dense convolutions or attention; depthwise convolutions gain nothing from it there (benchmarks/maps.py).
+        With precision "auto" this is bfloat16 on GPUs that support it, and on CPUs with bfloat16 instructions (AMX,
+        AVX-512 BF16) for networks without depthwise convolutions, which gain nothing from it (benchmarks/maps.py).
         """
+        import torch
+        from torch import nn
+
         if self.precision != "auto":
             return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
         if self.device.type == "cuda":
             return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-        if self.device.type != "cpu" or not _cpu_has_bfloat16():
+        if self.device.type != "cpu" or not _cpu_supports_bfloat16():
             return torch.float32
-        depthwise = any(
+        has_depthwise = any(
             isinstance(m, nn.Conv2d) and m.groups > 1 and m.groups == m.in_channels for m in network.modules()
         )
-        return torch.float32 if depthwise else torch.bfloat16
+        return torch.float32 if has_depthwise else torch.bfloat16
 
     @contextmanager
     def autocast(self, network: nn.Module) -> Iterator[None]:
+        """Enable autocast with `autocast_dtype(network)`."""
+        import torch
+
         dtype = self.autocast_dtype(network)
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
             yield
 
     def trainer_arguments(self, network: nn.Module) -> dict[str, Any]:
-        """Lightning Trainer's arguments for this place."""
+        """Return the arguments of Lightning's Trainer for this device, precision and number of processes."""
+        import torch
+
         bfloat16 = self.autocast_dtype(network) == torch.bfloat16
         arguments: dict[str, Any] = {"precision": "bf16-mixed" if bfloat16 else "32-true"}
         arguments["accelerator"] = {"cuda": "gpu"}.get(self.device.type, self.device.type)
-        environment = _cluster()
-        if self.world_size > 1 and environment:
-            local = _processes_here()
+        if self.world_size > 1 and _cluster_environment():
+            local = _local_world_size()
             arguments |= {"strategy": "ddp", "devices": local, "num_nodes": self.world_size // local}
         else:
             index = self.device.index or 0
@@ -131,17 +156,26 @@ class Compute:
         return arguments
 
     def trainer_plugins(self) -> list[ClusterEnvironment]:
-        """Lightning Trainer's plugins for this place."""
-        environment = _cluster()
+        """Return the plugins of Lightning's Trainer: the cluster environment, if there are several processes."""
+        environment = _cluster_environment()
         return [environment] if self.world_size > 1 and environment else []
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that speaks, or the only one."""
-    return not dist.is_initialized() or dist.get_rank() == 0
+    """Whether this process has rank 0, or is the only one; known before the process group is initialized."""
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0
 
 
-def _cluster() -> ClusterEnvironment | None:
+def default_workers(processes: int = 1) -> int:
+    """Return the number of workers per process if the user gives none: one per core."""
+    return max(1, _available_cores() // processes)
+
+
+def _cluster_environment() -> ClusterEnvironment | None:
+    if not {"TORCHELASTIC_RUN_ID", "SLURM_NTASKS"} & set(os.environ):  # importing Lightning takes seconds
+        return None
+    from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
     if SLURMEnvironment.detect():
@@ -153,30 +187,34 @@ def _cluster() -> ClusterEnvironment | None:
 
 
 def _existing_device(name: str) -> torch.device:
-    """Raises RecipeError for a device that this machine does not have."""
+    """Return the device. Raises RecipeError if this machine does not have it."""
+    import torch
+
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise RecipeError(f"{name!r} is not a device: give cpu, cuda, cuda:N, mps or auto.") from error
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    number = {"cpu": 1, "cuda": gpus, "mps": int(torch.backends.mps.is_available())}
-    if device.type not in number:
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    num_devices = {"cpu": 1, "cuda": num_gpus, "mps": int(torch.backends.mps.is_available())}
+    if device.type not in num_devices:
         raise RecipeError(f"{name!r} is not a device: give cpu, cuda, cuda:N, mps or auto.")
-    if (device.index or 0) >= number[device.type]:
-        raise RecipeError(f"device {name!r} was asked for, but this machine has no such device: give --device cpu.")
+    if (device.index or 0) >= num_devices[device.type]:
+        raise RecipeError(f"device {name!r} does not exist on this machine: give --device cpu.")
     return device
 
 
-def _processes_here() -> int:
-    """How many of the processes of this job run on this machine."""
+def _local_world_size() -> int:
+    """The number of processes of this job on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or 1)
 
 
-def _cores() -> int:
-    """Cores that this process may use; a container or taskset may leave it fewer than there are."""
+def _available_cores() -> int:
+    """The cores that this process may use; a container or taskset may restrict them."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _cpu_has_bfloat16() -> bool:
+def _cpu_supports_bfloat16() -> bool:
+    import torch
+
     checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(getattr(torch.cpu, check, bool)() for check in checks)

@@ -1,17 +1,26 @@
-"""What tagmask says when it cannot go on: one sentence with what, where and what to do."""
+"""Errors that a user can fix: each is one sentence that says what is wrong, where, and what to do."""
 
 WORKER_KILLED = (
-    "a worker process was killed, most likely because the memory was full; use fewer (--workers), "
-    "and the same command goes on."
+    "a worker process was killed, most likely because the memory was full; use fewer workers (--workers) and run "
+    "the same command again to resume."
 )
 
 
 class TagmaskError(Exception):
-    """Base of every error that a user can mend; the command line prints it without a traceback."""
+    """Base class of every error that a user can fix; the command line prints it without a traceback.
+
+    Example:
+        >>> import tagmask
+        >>> try:
+        ...     tagmask.load("no-such-folder")
+        ... except tagmask.TagmaskError as error:
+        ...     print(error)
+        no-such-folder is not a tagmask run (it has no run.json): give the folder that `tagmask run --out` made.
+    """
 
 
 class DataError(TagmaskError):
-    """Something is wrong with the images, tags or masks that were given."""
+    """The images, tags or masks cannot be used."""
 
 
 class RecipeError(TagmaskError):
@@ -19,4 +28,4 @@ class RecipeError(TagmaskError):
 
 
 class RunError(TagmaskError):
-    """A run folder lacks what is asked of it, or holds something else."""
+    """A run folder lacks a file that is needed, or holds something else."""

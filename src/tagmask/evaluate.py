@@ -1,223 +1,315 @@
-"""Figures of a run where the truth is known: curves of its maps, scores of its masks and of its network."""
+"""Measure a run against ground truth: curves of its response maps, scores of its masks and of its network."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-import torch
+import numpy as np
 
+import tagmask
 from tagmask.artifacts import digest, read_json
 from tagmask.compute import Compute
 from tagmask.data.samples import Sample, TaggedImages
+from tagmask.data.verify import ground_truth_fingerprint
 from tagmask.errors import DataError, RunError
 from tagmask.label_map import read_label_map
 from tagmask.maps import ResponseMaps
-from tagmask.measure import (
-    ActivationFigures,
-    ActivationHistogram,
-    MeanActivationFigures,
-    SegmentationReport,
-    SegmentationScores,
-    ThresholdCurve,
-    ThresholdReport,
-)
-from tagmask.measure.validation import number
-from tagmask.methods._threshold import read_threshold
-from tagmask.pipeline import RECORD, claim, fingerprint, finish, is_done
-from tagmask.predict import Predictor
+from tagmask.measure import ActivationStats, SegmentationReport, ThresholdReport
+from tagmask.measure.reports import json_number, number_from_json
+from tagmask.pipeline import fingerprint
 from tagmask.progress import Reporter
-from tagmask.recipe import Recipe
-from tagmask.stage import StageContext, maps_path, mask_path
+from tagmask.run_folder import RunFolder, StageFolder
+from tagmask.stage import InferenceContext
 
-HELD_OUT = "held_out"
+if TYPE_CHECKING:
+    from tagmask.recipe import Recipe
 
 
 class MapScores(NamedTuple):
-    """Figures of a stage's response maps.
+    """The figures of one stage's response maps.
 
     Attributes:
-        curve: mIoU against the threshold.
-        auto: the threshold that Otsu's criterion chooses on these maps, without truth.
-        activation: how even the activation is inside an object, and how far above the background.
+        curve: mIoU as a function of the threshold.
+        auto_threshold: Otsu's threshold of these maps, chosen without ground truth; NaN if no pixel is active.
+        activation: how even the activation is inside objects, and how far it is above that of the background.
     """
 
     curve: ThresholdReport
-    auto: float
-    activation: ActivationFigures
+    auto_threshold: float
+    activation: ActivationStats
 
     def to_json(self, classes: Sequence[str]) -> dict[str, Any]:
-        single = {"auto_threshold": self.auto, **self.activation._asdict()}
-        return {**{name: number(value) for name, value in single.items()}, **self.curve.to_json(classes)}
+        """Return the figures as JSON values."""
+        auto = json_number(self.auto_threshold)
+        return {"auto_threshold": auto, **self.activation.to_json(), **self.curve.to_json(classes)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Return the figures that `to_json` gave."""
+        auto = number_from_json(data["auto_threshold"])
+        return cls(ThresholdReport.from_json(data), auto, ActivationStats.from_json(data))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured; empty where no truth is known.
+    """What was measured. Everything is empty if no ground truth is known.
 
     Attributes:
         classes: the class names.
-        maps: figures of each stage's response maps, by "stage (split)".
-        chosen: the threshold that the run cut those maps at, if it was one for all images.
-        scores: of each stage's masks, by "stage (split)".
+        maps: the figures of response maps, by "stage (images)".
+        scores: the scores of masks, by "stage (images)".
+        thresholds: for those of `maps` that were cut, the threshold; NaN if each image has its own.
+        keys: for every entry, a digest of what it was measured from.
     """
 
     classes: tuple[str, ...]
     maps: dict[str, MapScores] = field(default_factory=dict)
-    chosen: dict[str, float] = field(default_factory=dict)
     scores: dict[str, SegmentationReport] = field(default_factory=dict)
+    thresholds: dict[str, float] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
         return {
             "classes": list(self.classes),
             "maps": {name: scores.to_json(self.classes) for name, scores in self.maps.items()},
-            "chosen": self.chosen,
             "scores": {name: scores.to_json(self.classes) for name, scores in self.scores.items()},
+            "thresholds": {name: json_number(threshold) for name, threshold in self.thresholds.items()},
+            "keys": self.keys,
         }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Return the evaluation that `to_json` gave."""
+        return cls(
+            classes=tuple(data["classes"]),
+            maps={name: MapScores.from_json(scores) for name, scores in data["maps"].items()},
+            scores={name: SegmentationReport.from_json(scores) for name, scores in data["scores"].items()},
+            thresholds={name: number_from_json(threshold) for name, threshold in data["thresholds"].items()},
+            keys=dict(data["keys"]),
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read an evaluation. Raises RunError if the file does not exist or is damaged."""
+        try:
+            return cls.from_json(read_json(path))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RunError(f"{path} is damaged: remove it, then run the command again.") from error
 
 
 def evaluate_run(
     recipe: Recipe,
-    folder: Path,
+    folder: RunFolder,
     images: TaggedImages,
     held_out: TaggedImages | None,
     compute: Compute,
     reporter: Reporter,
+    *,
+    previous: Evaluation | None = None,
 ) -> Evaluation:
-    """Measure every stage's maps and masks on the training images, and the network on the held-out ones.
+    """Measure the maps and masks of every stage on the training images, and the last network on the held-out images.
 
-    Images without truth are left out; with none at all the evaluation is empty.
+    Images without ground truth are left out.
+
+    Args:
+        recipe: the stages, all done.
+        folder: the run folder; the network's masks of the held-out images are written to it.
+        images: the training images.
+        held_out: images that were not trained on, or None.
+        compute: device and processes.
+        reporter: prints messages and progress.
+        previous: an earlier evaluation of this run; what has not changed since is taken from it.
     """
-    found = Evaluation(images.classes)
-    known = images.select(lambda sample: sample.mask is not None)
+    evaluation = Evaluation(images.classes)
+    labeled = _with_ground_truth(images)
     for name, method in recipe.stages.items():
-        key = f"{name} ({images.name})"
-        if len(known) and "maps" in method.makes:
-            found.maps[key] = score_maps(known, folder / name, compute, reporter)
-        if len(known) and "masks" in method.makes:
-            found.scores[key] = score_masks(known, lambda s, at=folder / name: mask_path(at, s), compute, reporter)  # type: ignore[misc]
-            if found.maps and (threshold := read_threshold(folder / name)) is not None:
-                found.chosen[list(found.maps)[-1]] = threshold
-    if held_out is not None and (segmenter := latest(recipe, "segmenter")):
-        masks = segment_held_out(recipe, folder, segmenter, held_out, compute, reporter)
-        known = held_out.select(lambda sample: sample.mask is not None)
-        if len(known):
-            key = f"{segmenter} ({held_out.name})"
-            found.scores[key] = score_masks(known, lambda s: mask_path(masks, s), compute, reporter)
-    return found
+        stage, entry = folder.stage(name), f"{name} ({images.name})"
+        threshold = stage.read_threshold()
+        if threshold is not None and (maps_stage := method.inputs.get("maps")):
+            cut = f"{maps_stage} ({images.name})"
+            evaluation.thresholds[cut] = math.nan if threshold.per_image else threshold.threshold
+        if not len(labeled):
+            continue
+        key = _entry_key(stage, labeled)
+        if "maps" in method.makes:
+            key_of_maps = f"maps of {entry}"
+            evaluation.keys[key_of_maps] = key
+            reusable = previous is not None and previous.keys.get(key_of_maps) == key and entry in previous.maps
+            evaluation.maps[entry] = (
+                previous.maps[entry] if previous and reusable else score_maps(labeled, stage, compute, reporter)
+            )
+        if "masks" in method.makes:
+            _add_scores(evaluation, previous, entry, key, labeled, stage, compute, reporter)
+    if held_out is not None and (segmenter := recipe.latest("segmenter")):
+        masks = segment_held_out(folder, segmenter, held_out, compute, reporter)
+        labeled = _with_ground_truth(held_out)
+        if len(labeled):
+            entry = f"{segmenter} ({held_out.name})"
+            _add_scores(evaluation, previous, entry, _entry_key(masks, labeled), labeled, masks, compute, reporter)
+    return evaluation
+
+
+def _add_scores(
+    evaluation: Evaluation,
+    previous: Evaluation | None,
+    entry: str,
+    key: str,
+    images: TaggedImages,
+    stage: StageFolder,
+    compute: Compute,
+    reporter: Reporter,
+) -> None:
+    """Add the scores of a stage's masks to an evaluation, measured now or taken from an earlier one."""
+    evaluation.keys[f"masks of {entry}"] = key
+    if previous is not None and previous.keys.get(f"masks of {entry}") == key and entry in previous.scores:
+        evaluation.scores[entry] = previous.scores[entry]
+    else:
+        evaluation.scores[entry] = score_masks(images, stage.mask_path, compute, reporter)
+
+
+def _entry_key(stage: StageFolder, images: TaggedImages) -> str:
+    """Return a digest of everything that a measurement of a stage depends on."""
+    record = stage.read_record()
+    return digest([record and record.key, fingerprint(images), ground_truth_fingerprint(images), tagmask.__version__])
+
+
+def _with_ground_truth(images: TaggedImages) -> TaggedImages:
+    return images.select(lambda sample: sample.mask is not None)
 
 
 def evaluate_maps(
-    recipe: Recipe, folder: Path, images: TaggedImages, compute: Compute, reporter: Reporter
+    recipe: Recipe, folder: RunFolder, images: TaggedImages, compute: Compute, reporter: Reporter
 ) -> Evaluation:
-    """Measure the maps of every stage of a run on those of its images whose truth is known.
+    """Measure the response maps of every stage on those of its images that have ground truth.
 
-    Raises DataError if there is none, RunError if a stage has not finished.
+    Raises:
+        DataError: no image has both maps and ground truth.
+        RunError: a stage is not done.
     """
-    found = Evaluation(images.classes)
-    for name, method in recipe.stages.items():
-        if "maps" not in method.makes:
-            continue
-        if not is_done(folder / name / RECORD):
-            raise RunError(f"stage {name!r} of {folder} has not made all its maps yet: finish the run first.")
-        known = images.select(lambda s, at=folder / name: s.mask is not None and maps_path(at, s).exists())  # type: ignore[misc]
-        if not len(known):
+    evaluation = Evaluation(images.classes)
+    for name in recipe.stages_making("maps"):
+        stage = folder.stage(name)
+        if not stage.is_done:
+            raise RunError(f"stage {name!r} of {folder.path} has not made all its maps yet: finish the run first.")
+        labeled = _with_ground_truth(images).select(lambda sample, at=stage: at.maps_path(sample.id).exists())  # type: ignore[misc]
+        if not len(labeled):
             raise DataError(
-                f"no image of {images.name} has both a true mask and maps in {folder / name}: give --data, and --masks."
+                f"no image of {images.name} has both a ground-truth mask and maps in {stage.path}: give --data, and "
+                "--masks."
             )
-        found.maps[f"{name} ({images.name})"] = score_maps(known, folder / name, compute, reporter)
-    return found
+        evaluation.maps[f"{name} ({images.name})"] = score_maps(labeled, stage, compute, reporter)
+    return evaluation
 
 
-def latest(recipe: Recipe, kind: str) -> str | None:
-    """The last stage of a recipe that makes this kind of thing."""
-    return next((name for name, method in reversed(recipe.stages.items()) if kind in method.makes), None)
+def score_maps(images: TaggedImages, stage: StageFolder, compute: Compute, reporter: Reporter) -> MapScores:
+    """Measure the response maps of a stage against the ground truth of the images."""
+    from tagmask.measure.metrics import ActivationHistogram, ActivationStatsMetric, ThresholdCurveMetric
 
+    curve, stats, histogram = (
+        ThresholdCurveMetric(len(images.classes) + 1),
+        ActivationStatsMetric(),
+        ActivationHistogram(),
+    )
 
-def score_maps(images: TaggedImages, folder: Path, compute: Compute, reporter: Reporter) -> MapScores:
-    """The figures of a stage's response maps against the images' truth."""
-    curve, activations, figures = ThresholdCurve(len(images.classes)), ActivationHistogram(), MeanActivationFigures()
+    def update(sample: Sample) -> None:
+        maps = ResponseMaps.load(stage.maps_path(sample.id))
+        full_size, target = maps.full_size(), read_ground_truth(sample, maps.size)
+        curve.update(full_size, maps.classes, target)
+        stats.update(full_size, maps.classes, target)
+        histogram.update(maps.maps)
 
-    def add(sample: Sample) -> None:
-        maps = ResponseMaps.load(maps_path(folder, sample))
-        full, ground_truth = maps.full_size(), read_ground_truth(sample, maps.size)
-        curve.update(full, maps.classes, ground_truth)
-        figures.update(full, maps.classes, ground_truth)
-        activations.update(maps.maps)
-
-    _over_images(add, images, f"measuring {folder.name}'s maps", compute, reporter)
-    auto = activations.otsu() if activations.compute().any() else math.nan
-    return MapScores(curve.compute(), auto, figures.compute())
+    _for_each_image(update, images, f"measuring the maps of {stage.name}", compute, reporter)
+    auto_threshold = histogram.otsu() if histogram.compute().any() else math.nan
+    return MapScores(curve.compute(), auto_threshold, stats.compute())
 
 
 def score_masks(
-    images: TaggedImages, file: Callable[[Sample], Path], compute: Compute, reporter: Reporter
+    images: TaggedImages, mask_path: Callable[[str], Path], compute: Compute, reporter: Reporter
 ) -> SegmentationReport:
-    """Scores of label maps against the images' truth.
+    """Measure label maps against the ground truth of the images.
 
-    Raises DataError if a sample has no label map, or one of another size.
+    Args:
+        images: all with ground truth.
+        mask_path: maps an image id to the path of its label map.
+        compute: device and processes.
+        reporter: prints messages and progress.
+
+    Raises:
+        DataError: an image has no label map, or one of another size.
     """
+    from tagmask.measure.metrics import SegmentationMetric
 
-    scores = SegmentationScores(len(images.classes))
+    metric = SegmentationMetric(len(images.classes) + 1)
 
-    def add(sample: Sample) -> None:
-        path = file(sample)
+    def update(sample: Sample) -> None:
+        path = mask_path(sample.id)
         if not path.exists():
-            raise DataError(f"there is no mask {path} for image {sample.id}; make it, or evaluate another set.")
-        labels = read_label_map(path)
-        ground_truth = read_ground_truth(sample, (labels.shape[0], labels.shape[1]))
+            raise DataError(f"there is no mask {path} for image {sample.id}; make it, or evaluate other images.")
+        preds = read_label_map(path)
+        target = read_ground_truth(sample, (preds.shape[0], preds.shape[1]))
         try:
-            scores.update(ground_truth, labels)
+            metric.update(preds, target)
         except ValueError as error:
             raise DataError(f"{path} cannot be measured: {error}; are its classes those of the data?") from error
 
-    _over_images(add, images, "measuring masks", compute, reporter)
-    return scores.compute()
+    _for_each_image(update, images, "measuring masks", compute, reporter)
+    return metric.compute()
 
 
-def read_ground_truth(sample: Sample, size: tuple[int, int]) -> Any:
-    """A sample's ground truth [H, W] uint8. Raises DataError if it has not the size of what it is compared with."""
+def read_ground_truth(sample: Sample, size: tuple[int, int]) -> np.ndarray:
+    """Read the ground-truth mask of a sample, [H, W] uint8.
+
+    Raises:
+        DataError: there is none, or its size is not `size` (H, W).
+    """
     if sample.mask is None:
-        raise DataError(f"image {sample.id} has no ground truth mask.")
-    ground_truth = sample.mask.read()
-    if ground_truth.shape != size:
+        raise DataError(f"image {sample.id} has no ground-truth mask.")
+    target = sample.mask.read()
+    if target.shape != size:
         raise DataError(
-            f"the truth of {sample.id} is {ground_truth.shape[1]}×{ground_truth.shape[0]} pixels, its mask {size[1]}×{size[0]}; "
-            "they must be of one size."
+            f"the ground-truth mask of {sample.id} has {target.shape[1]}×{target.shape[0]} pixels, its prediction "
+            f"{size[1]}×{size[0]}; they must have the same size."
         )
-    return ground_truth
-
-
-def segment_held_out(
-    recipe: Recipe, folder: Path, stage: str, held_out: TaggedImages, compute: Compute, reporter: Reporter
-) -> Path:
-    """Segment held-out images with a stage's network, as if nothing were known of them; returns the folder."""
-    target = held_out_folder(folder, held_out)
-    key = {"stage": stage, "made": digest(read_json(folder / stage / RECORD)["key"]), "images": fingerprint(held_out)}
-    if not claim(target, key, compute, redo=True):
-        started = time.time()
-        untagged = replace(held_out, samples=tuple(replace(sample, tags=None) for sample in held_out.samples))
-        context = StageContext(target, untagged, {}, recipe.seed, compute, reporter.progress, reporter.info)
-        Predictor.load(folder / stage, compute).write_masks(context)
-        finish(target, compute, time.time() - started, len(held_out))
     return target
 
 
-def held_out_folder(folder: Path, held_out: TaggedImages) -> Path:
-    """Where a run keeps its network's masks of these images."""
-    return folder / HELD_OUT / fingerprint(held_out)[:8]
+def segment_held_out(
+    folder: RunFolder, segmenter: str, held_out: TaggedImages, compute: Compute, reporter: Reporter
+) -> StageFolder:
+    """Segment held-out images with the network of a stage, without their tags; returns the folder of the masks."""
+    from tagmask.predict import Predictor
+
+    target = held_out_folder(folder, held_out)
+    stage = folder.stage(segmenter)
+    record = stage.read_record()
+    key = {"stage": segmenter, "network": digest(record and record.key), "images": fingerprint(held_out)}
+    if target.begin(key, compute, redo=True):
+        start = time.time()
+        untagged = replace(held_out, samples=tuple(replace(sample, tags=None) for sample in held_out.samples))
+        Predictor.load(stage.path, compute).write_masks(InferenceContext(target, untagged, compute, reporter))
+        target.mark_done(compute, time.time() - start, len(held_out))
+    return target
 
 
-def _over_images(
-    add: Callable[[Sample], None], images: TaggedImages, what: str, compute: Compute, reporter: Reporter
+def held_out_folder(folder: RunFolder, held_out: TaggedImages) -> StageFolder:
+    """Return where a run keeps its network's masks of these images."""
+    return StageFolder(folder.held_out_path / fingerprint(held_out)[:8])
+
+
+def _for_each_image(
+    update: Callable[[Sample], None], images: TaggedImages, description: str, compute: Compute, reporter: Reporter
 ) -> None:
-    """Add this process's images to metrics, which are summed over the processes when they compute."""
+    """Update metrics with this process's images; the metrics sum over the processes when they compute."""
+    import torch
+
     samples = compute.shard(images.samples)
-    with reporter.progress(what, len(samples)) as advance, torch.inference_mode():
+    with reporter.progress(description, len(samples)) as advance, torch.inference_mode():
         for sample in samples:
-            add(sample)
+            update(sample)
             advance(1)

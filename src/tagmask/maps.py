@@ -1,31 +1,42 @@
-"""`ResponseMaps`: one image's class activations, the currency between the stages."""
+"""`ResponseMaps`: the class activations of one image, which the stages of a run pass on to each other."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from tagmask.artifacts import read_arrays, write_arrays
 
-STRIDE = 4  # maps are stored at a quarter of the image's size: IRN and AMN read them so
+STRIDE = 4
+"""The size of a cell of the maps in pixels. Maps have a quarter of the image's size, as in the code of IRN and AMN."""
 
 
 @dataclass(frozen=True)
 class ResponseMaps:
-    """Activations of an image's tagged classes.
+    """Activations of the tagged classes of one image.
 
     Attributes:
-        classes: [K] ids of the tagged classes, 1-based, ascending. K may be 0: an image of background only.
-        maps: [K, h, w] float, 0..1, with h = ceil(H / 4) and w = ceil(W / 4).
+        classes: [K] int, ids of the tagged classes, 1-based, ascending. K is 0 for an image without tags.
+        maps: [K, h, w] float in 0..1, with h = ceil(H / 4) and w = ceil(W / 4).
         size: (H, W) of the image in pixels.
-        background: [h, w] float, 0..1, where a method gives a map of the background too (AMN).
+        background: [h, w] float in 0..1, an activation of the background, or None. Only some methods compute it (AMN).
+
+    Raises:
+        ValueError: the shape of `maps` or `background` does not fit `classes` and `size`.
+
+    Example:
+        Two classes, 3 and 7, on an image of 4 × 8 pixels, which is 1 × 2 cells:
+
+        >>> import numpy as np
+        >>> maps = ResponseMaps(np.array([3, 7]), np.array([[[0.9, 0.1]], [[0.2, 0.6]]]), size=(4, 8))
+        >>> maps.label_map(threshold=0.3)[0]
+        array([3, 3, 3, 3, 7, 7, 7, 7], dtype=uint8)
     """
 
     classes: np.ndarray
@@ -44,7 +55,22 @@ class ResponseMaps:
             raise ValueError(f"background is {list(self.background.shape)}, not {list(grid)}")
 
     def save(self, path: Path) -> None:
-        """Write as safetensors, the maps as float16."""
+        """Write the maps to a safetensors file, as float16.
+
+        Args:
+            path: the file; missing folders are created.
+
+        Raises:
+            RunError: the file cannot be written.
+
+        Example:
+            >>> import tempfile
+            >>> maps = ResponseMaps(np.array([3]), np.ones((1, 1, 2)), size=(4, 8))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     maps.save(Path(folder) / "cat.safetensors")
+            ...     ResponseMaps.load(Path(folder) / "cat.safetensors").maps
+            array([[[1., 1.]]], dtype=float16)
+        """
         arrays: dict[str, np.ndarray] = {
             "maps": self.maps.astype(np.float16),
             "classes": np.asarray(self.classes, np.int32),
@@ -56,76 +82,154 @@ class ResponseMaps:
 
     @classmethod
     def load(cls, path: Path) -> ResponseMaps:
+        """Read the maps from a file that `save` wrote.
+
+        Raises:
+            RunError: the file is missing or damaged.
+        """
         arrays = read_arrays(path)
         height, width = arrays["size"].tolist()
         return cls(arrays["classes"], arrays["maps"], (height, width), arrays.get("background"))
 
     def full_size(self) -> np.ndarray:
-        """The maps at the image's size, [K, H, W] float32: bilinear ×4 (align_corners=False), cropped.
+        """Return the maps at the size of the image, upsampled bilinearly: [K, H, W] float32.
 
-        IRN's code makes full-size maps of the raw activations instead, on a grid of 16·ceil(H / 16): where H is no
-        multiple of 16, what is at the lower and right edge lies up to 12 pixels further out there.
+        IRN's code interpolates the raw activations on a grid of 16 · ceil(H / 16) pixels instead. Where H or W is not
+        a multiple of 16, activations near the lower and right border lie up to 12 pixels further out there.
+
+        Example:
+            >>> ResponseMaps(np.array([3]), np.array([[[0.0, 1.0]]]), size=(1, 8)).full_size().tolist()
+            [[[0.0, 0.0, 0.125, 0.375, 0.625, 0.875, 1.0, 1.0]]]
         """
         return upsample(self.maps, self.size)
 
     def label_map(self, threshold: float | None = None, *, alpha: float | None = None) -> np.ndarray:
-        """Each pixel's most active class, or background: [H, W] uint8 of 0 and class ids.
+        """Return the most active class of each pixel, or background where the background is as active or more.
 
-        The background's own activation is one of: `threshold`, the same everywhere (CAM's usual rule);
-        `(1 − max map) ** alpha` (psa's rule); the stored `background` map, if neither is given.
-        Where classes and background tie, background wins.
+        Give at most one of `threshold` and `alpha`. Without both, the stored `background` map is used.
+
+        Args:
+            threshold: the activation of the background, 0..1, the same everywhere (the usual rule for CAM).
+            alpha: above 0; the activation of the background is (1 − strongest activation) ** alpha (Ahn and Kwak,
+                "Learning Pixel-level Semantic Affinity with Image-level Supervision for Weakly Supervised Semantic
+                Segmentation", CVPR 2018, equation 2). The larger alpha, the less background.
+
+        Returns:
+            [H, W] uint8 of 0 and class ids. Of equally active classes, the lower id wins.
+
+        Raises:
+            ValueError: both rules are given, or none, and there is no background map.
+
+        Example:
+            >>> maps = ResponseMaps(np.array([3]), np.array([[[0.4, 0.4]]]), size=(1, 8))
+            >>> [maps.label_map(threshold=t).max().item() for t in (0.3, 0.4)]
+            [3, 0]
+            >>> [maps.label_map(alpha=a).max().item() for a in (1, 2)]
+            [0, 3]
         """
         if (threshold is None) == (alpha is None) and (threshold is not None or self.background is None):
             raise ValueError("give one of threshold and alpha (or neither, where there is a background map)")
-        highest, which = strongest(self.maps, self.size)
+        highest, index = strongest_activation(self.maps, self.size)
         background: Any = threshold
         if alpha is not None:
             background = (1 - highest) ** alpha
         elif threshold is None:
             background = upsample(self.background[None], self.size)[0]  # type: ignore[index]
-        return np.concatenate([[0], self.classes]).astype(np.uint8)[np.where(highest > background, which + 1, 0)]
+        return np.concatenate([[0], self.classes]).astype(np.uint8)[np.where(highest > background, index + 1, 0)]
 
     def figure(self, image: np.ndarray) -> Image.Image:
-        """The strongest activation as a heat overlay on the image [H, W, 3] uint8."""
-        heat = strongest(self.maps, self.size)[0][..., None]
-        steps = np.linspace(0, 1, len(_HEAT))
-        color = np.stack([np.interp(heat[..., 0], steps, _HEAT[:, c]) for c in range(3)], axis=-1)
-        opacity = 0.25 + 0.5 * heat
-        return Image.fromarray((image * (1 - opacity) + color * opacity).astype(np.uint8))
+        """Return the image with the strongest activation of each pixel drawn over it as a heat map.
+
+        Args:
+            image: [H, W, 3] uint8, RGB, of the size of these maps.
+
+        Example:
+            >>> maps = ResponseMaps(np.array([3]), np.ones((1, 2, 3)), size=(8, 12))
+            >>> maps.figure(np.zeros((8, 12, 3), np.uint8)).size
+            (12, 8)
+        """
+        heat = strongest_activation(self.maps, self.size)[0]
+        opacity = (0.25 + 0.5 * heat)[..., None]
+        return Image.fromarray((image * (1 - opacity) + _heat_colors(heat) * opacity).astype(np.uint8))
+
+    def _repr_png_(self) -> bytes:
+        """Draw one heat map per class side by side, for notebooks: the bytes of a PNG file."""
+        captions = [f"class {class_id}" for class_id in self.classes.tolist()] or ["no classes"]
+        grids = self.maps if len(self.classes) else np.zeros((1, *grid_size(self.size)))
+        height, width = (max(1, round(side * _PANEL / max(self.size))) for side in self.size)
+        cell = max(width, _CAPTION_WIDTH)
+        strip = Image.new("RGB", (len(captions) * (cell + _GAP) - _GAP, height + _CAPTION_HEIGHT), "white")
+        draw, font = ImageDraw.Draw(strip), ImageFont.load_default(_CAPTION_HEIGHT - 8)
+        for n, (caption, grid) in enumerate(zip(captions, grids, strict=True)):
+            colors = _heat_colors(upsample(grid[None], self.size)[0])
+            panel = Image.fromarray(np.rint(colors).astype(np.uint8)).resize((width, height))
+            left = n * (cell + _GAP)
+            strip.paste(panel, (left + (cell - width) // 2, _CAPTION_HEIGHT))
+            draw.text((left + cell // 2, _CAPTION_HEIGHT // 2), caption, fill="black", font=font, anchor="mm")
+        buffer = io.BytesIO()
+        strip.save(buffer, format="PNG")
+        return buffer.getvalue()
 
 
-# Dark blue → teal → yellow → red, even steps in lightness up to yellow.
+# Dark blue, teal, yellow, red: even steps in lightness up to yellow.
 _HEAT = np.array([[38, 20, 90], [45, 80, 150], [40, 150, 150], [120, 200, 110], [250, 220, 70], [230, 60, 40]])
+
+# Sizes in pixels in the notebook figure: the longer side of a heat map, and the space around it.
+_PANEL, _GAP, _CAPTION_HEIGHT, _CAPTION_WIDTH = 240, 8, 22, 80
+
+
+def _heat_colors(heat: np.ndarray) -> np.ndarray:
+    """Activations [H, W] in 0..1 as RGB colors [H, W, 3] float in 0..255."""
+    steps = np.linspace(0, 1, len(_HEAT))
+    return np.stack([np.interp(heat, steps, _HEAT[:, c]) for c in range(3)], axis=-1)
 
 
 def grid_size(size: tuple[int, int]) -> tuple[int, int]:
-    """The stride-4 grid of an image (H, W): (ceil(H / 4), ceil(W / 4))."""
+    """Return the size of the maps of an image of (H, W) pixels: (ceil(H / 4), ceil(W / 4)).
+
+    Example:
+        >>> grid_size((375, 500))
+        (94, 125)
+    """
     return -(-size[0] // STRIDE), -(-size[1] // STRIDE)
 
 
 def upsample(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bring maps [K, h, w] on the stride-4 grid of an image to its `size`: [K, H, W] float32."""
+    """Upsample maps to the size of their image: bilinear by a factor of 4 (align_corners=False), then cropped.
+
+    Args:
+        maps: [K, h, w] float with (h, w) = `grid_size(size)`.
+        size: (H, W) of the image in pixels.
+
+    Returns:
+        [K, H, W] float32.
+    """
     if not len(maps):
         return np.zeros((0, *size), np.float32)
+    import torch  # here, so that reading maps does not need torch, which takes seconds to import
+    import torch.nn.functional as F
+
     tensor = torch.from_numpy(np.asarray(maps, np.float32))[None]
     full = F.interpolate(tensor, scale_factor=STRIDE, mode="bilinear", align_corners=False)[0]
     return full[:, : size[0], : size[1]].numpy()
 
 
-def strongest(maps: Iterable[np.ndarray], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Each pixel's highest activation, at least 0, and whose it is (of equal ones the first), at the image's size.
+def strongest_activation(maps: Iterable[np.ndarray], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the highest activation of each pixel, at least 0, and the index of its map.
 
-    One map at a time is as large as the image: of many maps, or of a large image, all together fill the memory.
+    Only one map at a time is upsampled, because all maps of a large image would fill the memory.
 
     Args:
-        maps: any number of maps [h, w] on the stride-4 grid.
+        maps: any number of maps [h, w] float with (h, w) = `grid_size(size)`.
+        size: (H, W) of the image in pixels.
 
     Returns:
-        [H, W] float32, and [H, W] int64, the map's number; −1 where none is above 0.
+        [H, W] float32 activations, and [H, W] int64 indices: the first of equally active maps, −1 where no map is
+        above 0.
     """
-    highest, which = np.zeros(size, np.float32), np.full(size, -1)
+    highest, index = np.zeros(size, np.float32), np.full(size, -1)
     for n, grid in enumerate(maps):
         full = upsample(grid[None], size)[0]
-        which[full > highest] = n
+        index[full > highest] = n
         np.maximum(highest, full, out=highest)
-    return highest, which
+    return highest, index

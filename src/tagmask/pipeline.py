@@ -1,232 +1,143 @@
-"""Carries a recipe out in a run folder, stage by stage; knows no method by name."""
+"""Run the stages of a recipe in a run folder. This module knows no method by name."""
 
 from __future__ import annotations
 
-import shutil
 import time
+from collections.abc import Mapping
 from contextlib import suppress
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-import tagmask
-from tagmask.artifacts import digest, read_json, remove_unfinished, write_json, write_text
+from tagmask.artifacts import digest, write_text
 from tagmask.compute import Compute
 from tagmask.data.samples import TaggedImages
-from tagmask.errors import DataError, RecipeError, RunError
+from tagmask.errors import DataError, RecipeError
 from tagmask.progress import Reporter
 from tagmask.recipe import Recipe, load_recipe
-from tagmask.stage import ArtifactKind, StageContext
-
-RECORD = "stage.json"
-RUN = "run.json"
-RECIPE = "recipe.yaml"
-WEIGHTS = ("pretrained", "classifier", "none")  # all that a setting `weights` may be, but a file
+from tagmask.run_folder import RunFolder
+from tagmask.stage import StageContext
 
 
 def run_stages(
     recipe: Recipe,
     images: TaggedImages,
-    folder: Path,
+    folder: RunFolder,
     *,
     compute: Compute,
     reporter: Reporter,
     redo: bool = False,
     max_steps: int | None = None,
-) -> dict[str, Path]:
-    """Run every stage that is not done yet; returns each stage's folder by name.
-
-    A stage whose record matches (same settings, same inputs) is skipped; one that was cut off goes on.
+    epoch_size: int | None = None,
+) -> None:
+    """Run every stage that is not done yet, and resume the one that was interrupted.
 
     Args:
-        images: the training images, verified; each with its tags known.
-        redo: make stages anew whose settings or inputs are no longer those of their record.
-        max_steps: of each training, for a rehearsal; None: all.
+        recipe: the stages.
+        images: the training images, verified, all with known tags.
+        folder: the run folder.
+        compute: device and processes.
+        reporter: prints messages and progress.
+        redo: remove and make again the stages whose settings or inputs have changed.
+        max_steps: ends every training early (dry runs); None: train completely.
+        epoch_size: the number of images of an epoch, if it is not that of `images` (dry runs).
 
     Raises:
-        RunError: a stage was made with other settings or data, and `redo` was not said.
+        RunError: a stage was made with other settings or data, and `redo` is False.
     """
-    inputs: dict[ArtifactKind, Path] = {}
-    folders = {}
-    keys = stage_keys(recipe, images)
-    for number, (name, method) in enumerate(recipe.stages.items(), 1):
-        stage = folders[name] = folder / name
-        context = StageContext(
-            stage,
-            images,
-            {kind: inputs[kind] for kind in method.needs},
-            recipe.seed,
-            compute,
-            reporter.progress,
-            reporter.info,
-            max_steps,
-        )
-        done = claim(stage, keys[name], compute, redo)
+    for number, (name, key) in enumerate(stage_keys(recipe, images).items(), 1):
+        method, stage = recipe.stages[name], folder.stage(name)
+        inputs = {kind: folder.stage(source) for kind, source in method.inputs.items()}
         title = f"[{number}/{len(recipe.stages)}] {name}"
-        reporter.info(f"{title}: done before" if done else title)
-        if not done:
-            started = time.time()
-            method.run(context)
-            finish(stage, compute, time.time() - started, len(images))
-        for kind in method.makes:
-            inputs[kind] = stage
-    return folders
+        if not stage.begin(key, compute, redo=redo):
+            reporter.info(f"{title}: already done")
+            continue
+        reporter.info(title)
+        start = time.time()
+        method.run(StageContext(stage, images, compute, reporter, inputs, recipe.seed, max_steps, epoch_size))
+        stage.mark_done(compute, time.time() - start, len(images))
 
 
 def stage_keys(recipe: Recipe, images: TaggedImages) -> dict[str, dict[str, Any]]:
-    """For each stage all that its results depend on: its settings, the images, and its inputs' own keys."""
+    """Return, for each stage, everything that its results depend on: settings, images and the keys of its inputs."""
     keys: dict[str, dict[str, Any]] = {}
-    made: dict[ArtifactKind, str] = {}
+    images_key = fingerprint(images)
     for name, method in recipe.stages.items():
         keys[name] = {
             "method": type(method).__module__,
-            "settings": method.model_dump(mode="json"),
+            "settings": method.model_dump(mode="json", exclude={"inputs"}),
             "seed": recipe.seed,
-            "images": fingerprint(images),
-            "inputs": {kind: made[kind] for kind in method.needs},
+            "images": images_key,
+            "inputs": {kind: digest(keys[source]) for kind, source in method.inputs.items()},
         }
-        if (besides := method.extra_fingerprint(images)) is not None:
-            keys[name]["besides"] = besides
-        made |= dict.fromkeys(method.makes, digest(keys[name]))
+        if (extra := method.extra_fingerprint(images)) is not None:
+            keys[name]["extra"] = extra
     return keys
 
 
 def fingerprint(images: TaggedImages) -> str:
-    """A hash of what all stages read of a data set: classes, ids, tags, sizes."""
+    """Return a hash of what every stage reads of a data set: classes, ids, tags and sizes."""
     return digest([images.classes, [(s.id, s.tags, s.size) for s in images.samples]])
 
 
-def finish(stage: Path, compute: Compute, seconds: float, num_images: int) -> None:
-    """Say in a stage's record that all processes are done with it."""
-    compute.barrier()
-    if compute.is_main_process:
-        record = read_json(stage / RECORD)
-        total = round(record.get("seconds", 0) + seconds, 1)
-        write_json(stage / RECORD, {**record, "status": "done", "seconds": total, "images": num_images})
-    compute.barrier()
-
-
-def is_done(record: Path) -> bool:
-    """Whether this is the record of a stage that is finished."""
-    return record.exists() and read_json(record)["status"] == "done"
-
-
-def claim(stage: Path, key: dict[str, Any], compute: Compute, redo: bool) -> bool:
-    """Whether the stage is done already; if not, its folder is made ready to begin or to go on in.
+def check_stages(recipe: Recipe, images: TaggedImages, folder: RunFolder, *, redo: bool = False) -> None:
+    """Check that all stages can run in a run folder, before any of them is changed.
 
     Raises:
-        RunError: the folder holds the same stage made from something else than `key`, and `redo` was not said.
+        DataError: the training images have no tags, or lack something that a stage needs.
+        RecipeError: a weights file of a stage that is not done does not exist.
+        RunError: a stage was made from something else, and `redo` is False.
     """
-    record = read_record(stage, key, redo)
-    compute.barrier()  # every process has read the record before the first one writes it
-    if record is None and compute.is_main_process:
-        _remove(stage)
-        versions = {name: version(name) for name in ("torch", "timm", "lightning", "numpy")}
-        record = {"status": "running", "key": key, "versions": {"tagmask": tagmask.__version__, **versions}}
-        write_json(stage / RECORD, record)
-    done = bool(record and record["status"] == "done")
-    if compute.is_main_process and not done:
-        remove_unfinished(stage)
-    compute.barrier()
-    return done
-
-
-def read_record(stage: Path, key: dict[str, Any], redo: bool) -> dict[str, Any] | None:
-    """The stage's record; None where there is none of this key. Raises RunError as `claim`."""
-    file = stage / RECORD
-    record = read_json(file) if file.exists() else None
-    if record is None or record.get("key") == key:
-        return record
-    if not redo and any(made.name != RECORD for made in stage.iterdir()):  # else it was begun, and nothing came of it
-        raise RunError(
-            f"{stage} was made with other settings ({_difference(record.get('key') or {}, key)}); "
-            "choose another --out, or say --redo to make it anew, and what follows from it."
-        )
-    return None
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder; whenever this is killed, what has its name is whole or gone."""
-    doomed = folder.with_name(f".{folder.name}.removed")
-    shutil.rmtree(doomed, ignore_errors=True)
-    if folder.exists():
-        folder.rename(doomed)
-        shutil.rmtree(doomed)
-
-
-def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    parts = {"method": "another method", "seed": "another seed", "images": "other images or tags"}
-    for part, words in (
-        parts | {"besides": "other saliency maps", "inputs": "another input", "network": "another network"}
-    ).items():
-        if old.get(part) != new.get(part):
-            return words
-    before, now = old.get("settings", {}), new.get("settings", {})
-    changed = [f"{k} {before.get(k)!r} → {now[k]!r}" for k in now if before.get(k) != now[k]]
-    return ", ".join(changed[:3]) or "a setting that no longer exists"
-
-
-def _check_tags(images: TaggedImages) -> None:
-    unknown = [sample.id for sample in images.samples if sample.tags is None]
-    if unknown:
-        raise DataError(
-            f"{len(unknown)} training images have no tags known (first: {unknown[0]}); add them to the table."
-        )
-    if not any(sample.tags for sample in images.samples):
-        raise DataError(f"no image of {images.name} has a tag: there is nothing to learn from.")
-
-
-def check_run_folder(folder: Path) -> None:
-    """Raises RunError if the folder holds something that is not a run."""
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder} is a file, not a folder: choose another --out.")
-    if folder.exists() and not (folder / RUN).exists() and any(not f.name.startswith(".") for f in folder.iterdir()):
-        raise RunError(f"{folder} is not empty and holds no tagmask run: choose another --out.")
-
-
-def check_stages(recipe: Recipe, images: TaggedImages, folder: Path, redo: bool = False) -> None:
-    """Whether all stages can be carried out in a run folder, before any of them is touched.
-
-    Raises:
-        DataError: the images lack what a stage needs.
-        RecipeError: a file of weights, of a stage that is not there yet, does not exist.
-        RunError: a stage there was made from something else, and `redo` was not said.
-    """
+    _check_tags(images)
     for method in recipe.stages.values():
-        method.check(images)
+        method.check_images(images)
     for name, key in stage_keys(recipe, images).items():
-        weights = Path(getattr(recipe.stages[name], "weights", "none"))
-        if read_record(folder / name, key, redo) is None and str(weights) not in WEIGHTS and not weights.is_file():
-            raise RecipeError(f"stage {name!r}: weights file {weights} does not exist; correct the path.")
+        weights = recipe.stages[name].initial_weights()
+        if folder.stage(name).matching_record(key, redo=redo) is None and weights and weights.file:
+            if not weights.file.is_file():
+                raise RecipeError(f"stage {name!r}: weights file {weights.file} does not exist; correct the path.")
 
 
-def with_added_stages(recipe: Recipe, images: TaggedImages, folder: Path) -> Recipe:
-    """The recipe and, after its own, the stages that were added to its run folder (`Run.add`) and still fit it."""
-    file = folder / RECIPE
-    if not file.exists():
+def with_added_stages(recipe: Recipe, images: TaggedImages, folder: RunFolder) -> Recipe:
+    """Return the recipe followed by the stages that `Run.run_stage` added to its run folder and that still match."""
+    if not folder.recipe_path.exists():
         return recipe
     with suppress(RecipeError):
-        added = {name: m for name, m in load_recipe(str(file)).stages.items() if name not in recipe.stages}
-        longer = recipe.model_copy(update={"stages": {**recipe.stages, **added}})
-        for name, key in stage_keys(longer, images).items():
-            if name in added and read_record(folder / name, key, redo=True) is None:
+        saved = load_recipe(str(folder.recipe_path))
+        added = {name: method for name, method in saved.stages.items() if name not in recipe.stages}
+        extended = Recipe(description=recipe.description, seed=recipe.seed, stages={**recipe.stages, **added})
+        for name, key in stage_keys(extended, images).items():
+            if name in added and folder.stage(name).matching_record(key, redo=True) is None:
                 return recipe
-        return longer
+        return extended
     return recipe
 
 
 def write_run_record(
-    folder: Path, recipe: Recipe, images: TaggedImages, sources: dict[str, Any], redo: bool = False
+    folder: RunFolder, recipe: Recipe, images: TaggedImages, sources: Mapping[str, Any], *, redo: bool = False
 ) -> None:
-    """Claim a run folder: `run.json` with where the data came from, and `recipe.yaml` with every setting.
+    """Write `run.json` and `recipe.yaml`, after every check has passed.
 
-    Raises, and leaves the folder as it was:
-        RunError: it holds something that is not a run, or stages made from something else and `redo` was not said.
-        DataError: there are no tags to learn from, or the images lack something else that a stage needs.
-        RecipeError: a file of weights does not exist.
+    Args:
+        folder: the run folder.
+        recipe: all stages of the run.
+        images: the training images.
+        sources: where the images and the held-out images come from.
+        redo: stages of other settings may be replaced.
+
+    Raises:
+        DataError, RecipeError: as `check_stages`; the folder is left as it was.
+        RunError: as `check_stages`, or the folder holds something that is not a run.
     """
-    check_run_folder(folder)
-    _check_tags(images)
-    check_stages(recipe, images, folder, redo)
-    write_json(folder / RUN, {"tagmask": tagmask.__version__, "sources": sources})
-    write_text(folder / RECIPE, recipe.to_yaml())
+    folder.check_usable()
+    check_stages(recipe, images, folder, redo=redo)
+    folder.write_record(dict(sources), images.classes)
+    write_text(folder.recipe_path, recipe.to_yaml())
+
+
+def _check_tags(images: TaggedImages) -> None:
+    untagged = [sample.id for sample in images.samples if sample.tags is None]
+    if untagged:
+        raise DataError(
+            f"the tags of {len(untagged)} training images are unknown (first: {untagged[0]}); add them to the table."
+        )
+    if not any(sample.tags for sample in images.samples):
+        raise DataError(f"no image of {images.name} has a tag, so there is nothing to learn: add tags.")

@@ -1,85 +1,106 @@
-"""How far a long loop has come, on a terminal or in a log."""
+"""Messages and progress bars, on a terminal or in a log file."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal, Protocol
 
-from joblib import Parallel
-from rich import progress as bars
 from rich.console import Console
 
 from tagmask.errors import WORKER_KILLED, RunError
 
-LOG_EVERY = 30.0  # seconds between lines where the output is a file
+LOG_INTERVAL = 30.0  # seconds between progress lines when the output is not a terminal
+
+LoopUnit = Literal["images", "steps"]
+"""What a loop counts. "images": the images that a stage has; a dry run has only a few, and extrapolates their number.
+"steps": mostly training steps; the total is that of a whole run also in a dry run, which ends the loop early."""
 
 
 class Progress(Protocol):
-    """`with progress("maps", total) as advance: ... advance(1)`; `unit` is what is counted."""
+    """A function that reports the progress of a loop: `with progress("maps", total) as advance: ... advance(1)`."""
 
     def __call__(
-        self, what: str, total: int, unit: str = "images"
+        self, description: str, total: int, unit: LoopUnit = "images"
     ) -> AbstractContextManager[Callable[[int], None]]: ...
 
 
 class Reporter:
-    """Progress on a rich console: a bar on a terminal, a line now and then in a log, nothing if quiet."""
+    """Print messages and progress on a Rich console.
 
-    def __init__(self, console: Console | None) -> None:
+    On a terminal a loop shows a progress bar; in a log file it prints a line every 30 seconds.
+
+    Args:
+        console: where to print; None: print nothing.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
         self.console = console
 
-    def info(self, line: str) -> None:
+    @classmethod
+    def to_stderr(cls, *, quiet: bool = False) -> Reporter:
+        """Return a reporter that prints to standard error, or one that prints nothing."""
+        return cls(None if quiet else Console(stderr=True))
+
+    def info(self, text: str) -> None:
+        """Print one line."""
         if self.console:
-            self.console.print(line, markup=False, highlight=False)
+            self.console.print(text, markup=False, highlight=False)
 
     @contextmanager
-    def progress(self, what: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
-        """A `Progress`."""
+    def progress(self, description: str, total: int, unit: LoopUnit = "images") -> Iterator[Callable[[int], None]]:
+        """Show the progress of a loop of `total` units. Yields a function that takes the number of new units done."""
         if not self.console or not total:
             yield lambda step: None
         elif self.console.is_terminal:
-            text = bars.TextColumn("  {task.description}")
-            columns = (text, bars.BarColumn(), bars.MofNCompleteColumn(), bars.TextColumn(unit))
-            times = (bars.TimeElapsedColumn(), bars.TimeRemainingColumn())
-            with bars.Progress(*columns, *times, console=self.console) as bar:
-                task = bar.add_task(what, total=total)
+            from rich import progress as rich_progress
+
+            text = rich_progress.TextColumn("  {task.description}")
+            count = (rich_progress.BarColumn(), rich_progress.MofNCompleteColumn(), rich_progress.TextColumn(unit))
+            times = (rich_progress.TimeElapsedColumn(), rich_progress.TimeRemainingColumn())
+            with rich_progress.Progress(text, *count, *times, console=self.console) as bar:
+                task = bar.add_task(description, total=total)
                 yield lambda step: bar.advance(task, step)
         else:
-            yield from self._log(what, total, unit)
+            yield from self._log_lines(description, total, unit)
 
-    def _log(self, what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-        done, started = 0, time.monotonic()
-        last = started
+    def _log_lines(self, description: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+        done, start = 0, time.monotonic()
+        last_line = start
 
         def advance(step: int) -> None:
-            nonlocal done, last
+            nonlocal done, last_line
             done += step
             now = time.monotonic()
-            if now - last >= LOG_EVERY:
-                last = now
-                left = (now - started) / done * (total - done)
-                self.info(f"  {what}: {done}/{total} {unit}, about {left:.0f} s left")
+            if now - last_line >= LOG_INTERVAL:
+                last_line = now
+                remaining = (now - start) / done * (total - done)
+                self.info(f"  {description}: {done}/{total} {unit}, about {remaining:.0f} s left")
 
         yield advance
-        self.info(f"  {what}: {done}/{total} {unit} in {time.monotonic() - started:.0f} s")
+        self.info(f"  {description}: {done}/{total} {unit} in {time.monotonic() - start:.0f} s")
 
 
-def no_progress(what: str, total: int, unit: str = "images") -> AbstractContextManager[Callable[[int], None]]:
-    """A `Progress` that shows nothing."""
-    return nullcontext(lambda step: None)
+def run_parallel(description: str, jobs: Iterable[Any], total: int, workers: int, progress: Progress) -> None:
+    """Run jobs in worker processes and report the progress.
 
+    Args:
+        description: text beside the progress bar.
+        jobs: joblib `delayed` calls.
+        total: the number of jobs.
+        workers: the number of processes; 0 and 1 run the jobs in this process.
+        progress: reports each finished job.
 
-def run_parallel(what: str, jobs: Iterable[Any], total: int, workers: int, progress: Progress) -> None:
-    """Do `total` jobs (each a joblib `delayed` call) in worker processes, showing how far it is.
-
-    Raises RunError if the system kills a worker.
+    Raises:
+        RunError: the operating system killed a worker.
     """
-    with progress(what, total) as advance:
+    from joblib import Parallel
+
+    with progress(description, total) as advance:
         try:
             for _ in Parallel(n_jobs=max(1, workers), return_as="generator_unordered")(jobs):
                 advance(1)
         except BrokenProcessPool as error:
-            raise RunError(f"{what}: {WORKER_KILLED}") from error
+            raise RunError(f"{description}: {WORKER_KILLED}") from error

@@ -1,4 +1,4 @@
-"""What a run is: stages in order, each a method with its settings; read from YAML."""
+"""Recipes: named stages in order, each a method with its settings, read from YAML."""
 
 from __future__ import annotations
 
@@ -17,67 +17,116 @@ from tagmask.errors import RecipeError
 from tagmask.stage import ARTIFACT_NAMES, ArtifactKind, Method
 from tagmask.text import did_you_mean
 
-_STAGE_NAME = re.compile(r"\w[\w-]*")  # it becomes a folder
-_TAKEN = ("held_out",)  # folders of a run that are no stages
+_STAGE_NAME = re.compile(r"\w[\w-]*")  # it becomes the name of a folder
+_RESERVED_NAMES = ("held_out",)  # folders of a run that are not stages
 
 
 class Recipe(BaseModel):
     """Named stages in the order in which they run.
 
-    In YAML a stage is `NAME: {method: METHOD, setting: value, ...}`; METHOD is a module of `tagmask.methods`, or
-    the name of any other module that defines a `Method`; left out, it is NAME itself.
+    In YAML a stage is `NAME: {method: METHOD, setting: value, ...}`. METHOD is a module of `tagmask.methods` or the
+    dotted name of any other module that defines a `Method`; it can be left out if it equals NAME. `inputs` says which
+    stages a stage reads from; by default it reads from the latest stage that makes what it needs.
+
+    Attributes:
+        description: one line for `tagmask recipes`.
+        seed: seeds all random numbers.
+        stages: the methods by stage name, with their `inputs` filled in.
+
+    Example:
+        >>> recipe = tagmask.load_recipe("small")
+        >>> list(recipe.stages)
+        ['cam', 'pseudo_masks', 'segment']
+        >>> recipe.stages["segment"].inputs
+        {'masks': 'pseudo_masks', 'classifier': 'cam'}
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     description: str = ""
-    seed: int = Field(0, ge=0, description="of everything random")
+    seed: int = Field(0, ge=0, description="seeds all random numbers")
     stages: dict[str, SerializeAsAny[Method]] = Field(min_length=1)
 
     @field_validator("stages", mode="before")
     @classmethod
-    def _methods(cls, stages: Any) -> Any:
+    def _build_methods(cls, stages: Any) -> Any:
         if not isinstance(stages, Mapping):
             raise ValueError("stages must be a mapping of names to settings")
         for name in stages:
-            if not _STAGE_NAME.fullmatch(str(name)) or name in _TAKEN:
-                raise ValueError(f"{name!r} is no name for a stage: use letters, digits, - and _")
-        return {str(name): _stage(str(name), settings) for name, settings in stages.items()}
+            if not _STAGE_NAME.fullmatch(str(name)) or name in _RESERVED_NAMES:
+                raise ValueError(f"{name!r} cannot be the name of a stage: use letters, digits, - and _")
+        return {str(name): _build_method(str(name), settings) for name, settings in stages.items()}
 
     @field_validator("stages")
     @classmethod
-    def _inputs(cls, stages: dict[str, Method]) -> dict[str, Method]:
-        made: set[str] = set()
+    def _fill_in_inputs(cls, stages: dict[str, Method]) -> dict[str, Method]:
+        earlier: dict[str, Method] = {}
         for name, method in stages.items():
-            for kind in method.needs:
-                if kind not in made:
-                    raise ValueError(
-                        f"stage {name!r} needs {ARTIFACT_NAMES[kind]}, which no stage before it makes; put one before it that "
-                        f"does: {', '.join(makers(kind))}"
-                    )
-            made |= set(method.makes)
-        return stages
+            earlier[name] = method.model_copy(update={"inputs": _resolve_inputs(name, method, earlier)})
+        return earlier
 
     def with_seed(self, seed: int) -> Recipe:
-        """The same recipe with another seed. Raises RecipeError for a negative one."""
+        """Return the same recipe with another seed. Raises RecipeError if it is negative."""
         if seed < 0:
             raise RecipeError(f"seed {seed} is negative: give 0 or more.")
         return self.model_copy(update={"seed": seed})
 
+    def stages_making(self, kind: ArtifactKind) -> list[str]:
+        """Return the names of the stages that make an artifact, in order."""
+        return [name for name, method in self.stages.items() if kind in method.makes]
+
+    def latest(self, kind: ArtifactKind) -> str | None:
+        """Return the name of the last stage that makes an artifact; None if no stage does."""
+        return next(reversed(self.stages_making(kind)), None)
+
+    def maps_behind(self, stage: str) -> str | None:
+        """Return the stage whose response maps the masks of a stage were cut from, directly or through other masks."""
+        inputs = self.stages[stage].inputs
+        if "maps" in inputs and "masks" not in inputs:
+            return inputs["maps"]
+        return self.maps_behind(inputs["masks"]) if "masks" in inputs else None
+
     def to_yaml(self) -> str:
-        """The recipe with every setting spelled out."""
-        stages = {
-            name: {"method": type(method).__module__.removeprefix("tagmask.methods."), **method.model_dump(mode="json")}
-            for name, method in self.stages.items()
-        }
+        """Return the recipe as YAML with every setting."""
+        stages = {}
+        for name, method in self.stages.items():
+            settings = method.model_dump(mode="json")
+            if not settings["inputs"]:
+                del settings["inputs"]
+            stages[name] = {"method": type(method).__module__.removeprefix("tagmask.methods."), **settings}
         head = {"description": self.description, "seed": self.seed}
         return yaml.safe_dump({**head, "stages": stages}, sort_keys=False, allow_unicode=True)
 
 
-def find_method(name: str) -> type[Method]:
-    """The method that a module defines: `tagmask.methods.<name>`, or one of your own by its (dotted) name.
+def _resolve_inputs(name: str, method: Method, earlier: Mapping[str, Method]) -> dict[ArtifactKind, str]:
+    """Return the stage that each kind of input comes from. Raises ValueError (for pydantic)."""
+    required = method.required_inputs()
+    if unused := [kind for kind in method.inputs if kind not in required]:
+        needs = ", ".join(required) or "no inputs"
+        raise ValueError(f"stage {name!r} names an input {unused[0]!r} that its method does not read; it reads {needs}")
+    inputs: dict[ArtifactKind, str] = {}
+    for kind in required:
+        makers = [stage for stage, other in earlier.items() if kind in other.makes]
+        source = method.inputs.get(kind)
+        if source is not None and source not in makers:
+            raise ValueError(
+                f"stage {name!r} takes {kind} from {source!r}, which is not an earlier stage that makes "
+                f"{ARTIFACT_NAMES[kind]}{did_you_mean(source, makers)}"
+            )
+        if not makers:
+            raise ValueError(
+                f"stage {name!r} needs {ARTIFACT_NAMES[kind]}, which no earlier stage makes; add an earlier stage "
+                f"with one of these methods: {', '.join(methods_making(kind))}"
+            )
+        inputs[kind] = source or makers[-1]
+    return inputs
 
-    Raises RecipeError if there is no such module, or no method in it.
+
+def find_method(name: str) -> type[Method]:
+    """Return the method that a module defines: `tagmask.methods.<name>`, or a module of your own by its dotted name.
+
+    Raises:
+        RecipeError: there is no such module, or it does not define exactly one method.
     """
     module_name = f"tagmask.methods.{name}" if name in method_names() else name
     try:
@@ -85,11 +134,11 @@ def find_method(name: str) -> type[Method]:
     except ModuleNotFoundError as error:
         if error.name and not f"{module_name}.".startswith(f"{error.name}."):
             raise RecipeError(f"method {name!r} needs the package {error.name!r}: install it.") from error
-        near = did_you_mean(name, method_names())
-        raise RecipeError(f"method {name!r} does not exist (or is not on PYTHONPATH){near}") from error
-    except Exception as error:  # whatever a module of the user's own may raise
+        hint = did_you_mean(name, method_names())
+        raise RecipeError(f"method {name!r} does not exist (or is not on PYTHONPATH){hint}") from error
+    except Exception as error:  # a module of the user's own can raise anything
         raise RecipeError(f"method {name!r} cannot be imported ({type(error).__name__}: {error}).") from error
-    found = [
+    methods = [
         value
         for value in vars(module).values()
         if inspect.isclass(value)
@@ -97,93 +146,113 @@ def find_method(name: str) -> type[Method]:
         and value.__module__ == module.__name__
         and not inspect.isabstract(value)
     ]
-    if len(found) != 1:
-        raise RecipeError(f"module {module_name} defines {len(found)} methods; a stage needs exactly one.")
-    return found[0]
+    if len(methods) != 1:
+        raise RecipeError(f"module {module_name} defines {len(methods)} methods; a stage needs exactly one.")
+    return methods[0]
 
 
 def method_names() -> list[str]:
-    return sorted(f.stem for f in _files("methods", ".py") if not f.stem.startswith("_"))
+    """Return the names of the shipped methods."""
+    folder = Path(str(resources.files("tagmask"))) / "methods"
+    return sorted(f.stem for f in folder.glob("*.py") if not f.stem.startswith("_"))
 
 
-def makers(kind: ArtifactKind) -> list[str]:
-    """The methods that make an artifact."""
+def methods_making(kind: ArtifactKind) -> list[str]:
+    """Return the names of the shipped methods that make an artifact."""
     return [name for name in method_names() if kind in find_method(name).makes]
 
 
 def recipe_names() -> list[str]:
-    """The shipped recipes, e.g. "cam" or "voc/cam"."""
+    """Return the names of the shipped recipes, e.g. "cam" or "voc/cam"."""
     root = Path(str(resources.files("tagmask"))) / "recipes"
-    return sorted(str(f.relative_to(root).with_suffix("")) for f in root.rglob("*.yaml"))
+    return sorted(f.relative_to(root).with_suffix("").as_posix() for f in root.rglob("*.yaml"))
 
 
 def recipe_text(name: str) -> str:
-    """A shipped recipe as it stands, with its comments. Raises RecipeError for another name."""
+    """Return the text of a shipped recipe, with its comments. Raises RecipeError if there is none of this name."""
     if name not in recipe_names():
         raise RecipeError(f"recipe {name!r} does not exist{did_you_mean(name, recipe_names())}")
     return (Path(str(resources.files("tagmask"))) / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def recipe_descriptions() -> dict[str, str]:
+    """Return the description of each shipped recipe, without importing any method."""
+    return {name: str(yaml.safe_load(recipe_text(name))["description"]) for name in recipe_names()}
+
+
+def read_recipe_text(name_or_file: str) -> str:
+    """Return the YAML of a shipped recipe, or of a file (a path that ends with .yaml or .yml).
+
+    Raises:
+        RecipeError: there is no such recipe or file, or the file cannot be read.
+    """
+    path = Path(name_or_file)
+    if path.suffix not in (".yaml", ".yml"):
+        return recipe_text(name_or_file)
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise RecipeError(f"recipe file {path} does not exist; `tagmask recipes` lists the shipped ones.") from error
+    except OSError as error:
+        raise RecipeError(f"recipe file {path} cannot be read ({error.strerror}): correct the path.") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"recipe {path} is not YAML: {error}.") from error
 
 
 def load_recipe(name_or_file: str, settings: Iterable[str] = ()) -> Recipe:
     """Read a shipped recipe by name, or a YAML file by path, and change single settings.
 
     Args:
-        settings: "stage.setting=value" (the value is YAML), e.g. "cam.epochs=3"; "seed=1" is the recipe's own.
+        name_or_file: e.g. "small", "voc/amn" or "my_recipe.yaml".
+        settings: "stage.setting=value" with a YAML value, e.g. "cam.epochs=3"; "seed=1" changes the recipe's seed.
 
     Raises:
-        RecipeError: no such recipe; not YAML; an unknown stage, method or setting (the nearest is named); a bad value.
+        RecipeError: there is no such recipe, stage, method or setting (the message names the nearest one), the file
+            is not YAML, or a value is not valid.
+
+    Example:
+        >>> recipe = tagmask.load_recipe("small", ["cam.epochs=3", "pseudo_masks.threshold=0.4"])
+        >>> recipe.stages["cam"].epochs
+        3
     """
-    path = Path(name_or_file)
-    is_file = path.suffix in (".yaml", ".yml")
-    if is_file and not path.exists():
-        raise RecipeError(f"recipe file {path} does not exist; `tagmask recipes` lists the shipped ones.")
     try:
-        text = path.read_text(encoding="utf-8") if is_file else recipe_text(name_or_file)
-        raw = yaml.safe_load(text)
-    except OSError as error:
-        raise RecipeError(f"recipe file {path} cannot be read ({error.strerror}): correct the path.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raw = yaml.safe_load(read_recipe_text(name_or_file))
+    except yaml.YAMLError as error:
         raise RecipeError(f"recipe {name_or_file} is not YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("stages"), dict):
-        raise RecipeError(f"recipe {name_or_file} has no 'stages' mapping; `tagmask recipes cam` shows what one is.")
+        raise RecipeError(f"recipe {name_or_file} has no 'stages' mapping; `tagmask recipes cam` shows an example.")
     for setting in settings:
-        _change(raw, setting)
+        _apply_setting(raw, setting)
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        raise RecipeError(f"recipe {name_or_file}: {_sentence(error, Recipe)}") from error
-
-
-def ready_classifier(name: str, settings: Iterable[str] = ()) -> Recipe:
-    """The recipe that makes maps with a timm classifier as it is; `settings` ("setting=value") are of this stage."""
-    raw: dict[str, Any] = {"stages": {"pretrained": {"backbone": name}}}
-    for setting in settings:
-        _change(raw, f"pretrained.{setting}")
-    return Recipe(description=f"{name} as it is", seed=0, stages=raw["stages"])
+        raise RecipeError(f"recipe {name_or_file}: {_first_error(error, Recipe)}") from error
 
 
 def recipe_with_stage(recipe: Recipe, method: str, settings: Iterable[str] = (), name: str | None = None) -> Recipe:
-    """The recipe with one more stage at its end; where there is one of this name, with that in its place.
+    """Return the recipe with one more stage at its end; a stage of the same name is replaced where it stands.
 
     Args:
+        recipe: the recipe to extend.
+        method: the name of the method.
         settings: "setting=value" of the stage.
-        name: of the stage; None: the last part of the method's.
+        name: the name of the stage; None: the last part of the method's name.
 
     Raises:
-        RecipeError: as `load_recipe`, or the stages before it do not make what it needs.
+        RecipeError: as `load_recipe`, or if the earlier stages do not make what the method needs.
     """
     name = name or method.rpartition(".")[2]
     raw: dict[str, Any] = {"stages": {name: {"method": method}}}
     for setting in settings:
-        _change(raw, f"{name}.{setting}")
+        _apply_setting(raw, f"{name}.{setting}")
     try:
-        stages = {**recipe.stages, name: _stage(name, raw["stages"][name])}
+        stages = {**recipe.stages, name: _build_method(name, raw["stages"][name])}
         return Recipe(description=recipe.description, seed=recipe.seed, stages=stages)
     except ValidationError as error:
-        raise RecipeError(_sentence(error, Recipe)) from error
+        raise RecipeError(_first_error(error, Recipe)) from error
 
 
-def _stage(name: str, settings: Any) -> Method:
+def _build_method(name: str, settings: Any) -> Method:
     if isinstance(settings, Method):
         return settings
     if not isinstance(settings, Mapping | None):
@@ -193,10 +262,11 @@ def _stage(name: str, settings: Any) -> Method:
     try:
         return method.model_validate(settings)
     except ValidationError as error:
-        raise RecipeError(f"stage {name!r}: {_sentence(error, method)}") from error
+        raise RecipeError(f"stage {name!r}: {_first_error(error, method)}") from error
 
 
-def _change(raw: dict[str, Any], setting: str) -> None:
+def _apply_setting(raw: dict[str, Any], setting: str) -> None:
+    """Change one "stage.setting=value" in the mapping that a recipe's YAML holds."""
     key, equals, text = setting.partition("=")
     if not equals:
         raise RecipeError(f"--set {setting}: write it as stage.setting=value.")
@@ -204,45 +274,43 @@ def _change(raw: dict[str, Any], setting: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"--set {setting}: the value is not YAML.") from error
-    *path, last = key.split(".")
+    *parents, last = key.split(".")
     target = raw
-    if not path:
+    if not parents:
         for name, given in raw["stages"].items():
             if last in find_method(str((given or {}).get("method", name))).model_fields:
-                raise RecipeError(f"--set {setting}: say of which stage, e.g. {name}.{setting}.")
+                raise RecipeError(f"--set {setting}: name the stage, e.g. {name}.{setting}.")
     else:
-        if path[0] not in raw["stages"]:
-            raise RecipeError(f"--set {setting}: there is no stage {path[0]!r}{did_you_mean(path[0], raw['stages'])}")
+        if parents[0] not in raw["stages"]:
+            hint = did_you_mean(parents[0], raw["stages"])
+            raise RecipeError(f"--set {setting}: there is no stage {parents[0]!r}{hint}")
         target = raw["stages"]
-    for part in path:
-        if target.get(part) is None:
-            target[part] = {}
-        target = target[part]
+    for parent in parents:
+        if target.get(parent) is None:
+            target[parent] = {}
+        target = target[parent]
         if not isinstance(target, dict):
-            raise RecipeError(f"--set {setting}: {part!r} has no settings of its own.")
+            raise RecipeError(f"--set {setting}: {parent!r} has no settings of its own.")
     target[last] = value
 
 
-def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first thing that pydantic found wrong, in one sentence."""
+def _first_error(error: ValidationError, model: type[BaseModel]) -> str:
+    """Return the first error that pydantic found, as one sentence."""
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
+    location = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = _model_at(model, first["loc"][:-1]).model_fields
-        return f"{place!r} is not a setting{did_you_mean(str(first['loc'][-1]), known)}"
+        return f"{location!r} is not a setting{did_you_mean(str(first['loc'][-1]), known)}"
     reason = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":  # ours: those of the stages, and of a method as a whole, say where themselves
-        return f"{reason}." if place in ("", "stages") else f"{place}: {reason}."
-    return f"{place}: {reason} (given: {first['input']!r})."
+    if first["type"] == "value_error":  # our own errors about stages and whole methods name the place themselves
+        return f"{reason}." if location in ("", "stages") else f"{location}: {reason}."
+    return f"{location}: {reason} (given: {first['input']!r})."
 
 
 def _model_at(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
+    """Return the settings class at a location of nested settings."""
     for part in location:
         field = model.model_fields.get(str(part))
         options = [field.annotation, *get_args(field.annotation)] if field else []
         model = next((o for o in options if inspect.isclass(o) and issubclass(o, BaseModel)), model)
     return model
-
-
-def _files(folder: str, suffix: str) -> list[Path]:
-    return sorted((Path(str(resources.files("tagmask"))) / folder).glob(f"*{suffix}"))

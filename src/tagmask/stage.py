@@ -1,4 +1,4 @@
-"""What a method is: a set of settings that does one stage of a run."""
+"""What a method is, and the context that it runs in."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from tagmask.compute import Compute
 from tagmask.data.samples import Sample, TaggedImages
-from tagmask.progress import Progress, run_parallel
+from tagmask.progress import Reporter, run_parallel
+from tagmask.run_folder import StageFolder
 
 ArtifactKind = Literal["classifier", "maps", "masks", "segmenter"]
-"""What a stage makes, and the next ones may need:
-`classifier`  classifier.safetensors + config.json
-`maps`        maps/<id>.safetensors, one `ResponseMaps` an image
-`masks`       masks/<id>.png, one label map an image
-`segmenter`   segmenter.safetensors + config.json
+"""What a stage makes, and what later stages may need:
+
+classifier: classifier.safetensors and config.json.
+maps: maps/<id>.safetensors, the `ResponseMaps` of each image.
+masks: masks/<id>.png, the label map of each image.
+segmenter: segmenter.safetensors and config.json.
 """
 ARTIFACT_NAMES: dict[ArtifactKind, str] = {
     "classifier": "a classifier", "maps": "response maps", "masks": "masks", "segmenter": "a segmentation network",
@@ -27,57 +29,96 @@ ARTIFACT_NAMES: dict[ArtifactKind, str] = {
 
 
 @dataclass(frozen=True)
-class StageContext:
-    """What a method is given to work with.
+class InferenceContext:
+    """What is needed to run a network on a set of images and to write a file for each.
 
     Attributes:
-        folder: this stage's own folder; everything it makes goes here.
-        images: the training images with their tags.
-        inputs: for each kind in the method's `needs`, the folder of the latest stage that made it.
-        seed: of everything random.
+        folder: where the files are written.
+        images: the images, verified (their sizes are known).
         compute: device and processes.
-        progress: shows how far a long loop has come.
-        say: prints one line for the user.
-        max_steps: a training ends after so many; None: when it is done.
+        reporter: prints messages and progress.
     """
 
-    folder: Path
+    folder: StageFolder
     images: TaggedImages
-    inputs: Mapping[ArtifactKind, Path]
-    seed: int
     compute: Compute
-    progress: Progress
-    info: Callable[[str], None]
-    max_steps: int | None = None
-
-    def maps_path(self, sample: Sample) -> Path:
-        """Where this stage writes a sample's response maps."""
-        return maps_path(self.folder, sample)
-
-    def mask_path(self, sample: Sample) -> Path:
-        """Where this stage writes a sample's label map."""
-        return mask_path(self.folder, sample)
+    reporter: Reporter
 
     def pending_shard(
-        self, groups: Sequence[Sequence[Sample]], file: Callable[[Sample], Path]
+        self, groups: Sequence[Sequence[Sample]], path: Callable[[str], Path]
     ) -> Sequence[Sequence[Sample]]:
-        """This process's groups in which some sample has no file yet.
+        """Return this process's groups that hold at least one image whose file does not exist yet.
 
-        Groups are never regrouped after an interruption, so that a network sees the same batches, bit by bit.
+        A resumed run keeps the groups, so that a network sees the same batches and gives the same bits.
+
+        Args:
+            groups: the samples of each batch.
+            path: maps an image id to the file that is to be written.
         """
-        return [g for g in self.compute.shard(groups) if not all(file(sample).exists() for sample in g)]
+        return [g for g in self.compute.shard(groups) if not all(path(sample.id).exists() for sample in g)]
 
-    def run_parallel(self, what: str, jobs: Iterable[Any], total: int) -> None:
-        """Do this process's `total` jobs (each a joblib `delayed` call) in worker processes, showing how far it is."""
-        run_parallel(what, jobs, total, self.compute.workers, self.progress)
+    def batches(self, batch_size: int) -> list[list[Sample]]:
+        """Return batches of images of equal size, at most `batch_size` images each and small enough for the device."""
+        return group_by_size(self.images.samples, batch_size, self.compute.batch_pixels)
+
+    def run_parallel(self, description: str, jobs: Iterable[Any], total: int) -> None:
+        """Run this process's `total` jobs (joblib `delayed` calls) in worker processes and report the progress."""
+        run_parallel(description, jobs, total, self.compute.workers, self.reporter.progress)
+
+
+@dataclass(frozen=True)
+class StageContext(InferenceContext):
+    """What a method gets to run its stage.
+
+    Attributes:
+        folder: this stage's own folder; everything that the stage makes goes here.
+        images: the training images with their tags.
+        inputs: for each kind of artifact that the method needs, the folder of the stage that made it.
+        seed: seeds all random numbers of the stage.
+        max_steps: the number of steps after which a training ends early (dry runs); None: when it is complete.
+        epoch_size: the number of images of an epoch, if it is not that of `images` (dry runs, which process a few of
+            them).
+    """
+
+    inputs: Mapping[ArtifactKind, StageFolder]
+    seed: int
+    max_steps: int | None = None
+    epoch_size: int | None = None
+
+    @property
+    def images_per_epoch(self) -> int:
+        """The number of images of an epoch."""
+        return len(self.images) if self.epoch_size is None else self.epoch_size
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """Where a method's network takes its initial weights from.
+
+    Attributes:
+        backbone: a timm model name; None: the backbone of the run's classifier.
+        source: "pretrained" (timm's hub), "classifier" (the run's), "none" (random) or the path of a file.
+    """
+
+    backbone: str | None
+    source: str
+
+    @property
+    def file(self) -> Path | None:
+        """The weights file, if the source is one."""
+        return None if self.source in ("pretrained", "classifier", "none") else Path(self.source)
 
 
 class Method(BaseModel):
-    """One stage of a run: its fields are its settings, `run` does the work.
+    """One stage of a run: the fields are its settings, `run` does the work.
 
-    A module in `tagmask.methods` (or anywhere: recipes take a dotted name) defines one subclass; the fields'
-    defaults are its paper's. `run` reads `work.inputs`, writes under `work.folder`, skips what exists there
-    already, and in a run of many processes does its share (`work.missing`, `work.compute`).
+    A module in `tagmask.methods`, or any module of your own, defines one subclass; the defaults of its fields are
+    those of its paper. `run` reads the folders in `context.inputs`, writes to `context.folder`, skips files that
+    exist already, and, if there are several processes, does its share (`context.pending_shard`, `context.compute`).
+
+    Attributes:
+        needs: the kinds of artifacts that the method reads.
+        makes: the kinds of artifacts that it writes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -85,35 +126,47 @@ class Method(BaseModel):
     needs: ClassVar[tuple[ArtifactKind, ...]] = ()
     makes: ClassVar[tuple[ArtifactKind, ...]] = ()
 
-    def check(self, images: TaggedImages) -> None:
-        """Raise a DataError if the images lack what the method needs; called before the run begins."""
+    inputs: dict[ArtifactKind, str] = Field(
+        {}, description="stages to read from, e.g. {maps: cam}; by default the latest stage that makes what is needed"
+    )
+
+    def required_inputs(self) -> tuple[ArtifactKind, ...]:
+        """Return the kinds of artifacts that the method reads with these settings; by default `needs`."""
+        return self.needs
+
+    def check_images(self, images: TaggedImages) -> None:
+        """Raise a DataError if the images lack something that the method needs; called before the run begins."""
 
     def extra_fingerprint(self, images: TaggedImages) -> str | None:
-        """A hash of what else of the images the result depends on (saliency), so that a change of it is noticed."""
+        """Return a hash of further inputs of the method, e.g. saliency maps, so that a change of them is noticed."""
         return None
 
+    def initial_weights(self) -> InitialWeights | None:
+        """Return where the initial weights come from; None if the method has no network of its own."""
+        return None
+
+    def for_dry_run(self) -> Self:
+        """Return the same method for a dry run: random weights instead of downloads, almost no learning."""
+        return self
+
     @abstractmethod
-    def run(self, context: StageContext) -> None: ...
+    def run(self, context: StageContext) -> None:
+        """Do the work of the stage, or what is left of it after an interruption."""
 
 
-def maps_path(folder: Path, sample: Sample) -> Path:
-    return folder / "maps" / f"{sample.id}.safetensors"
-
-
-def mask_path(folder: Path, sample: Sample) -> Path:
-    return folder / "masks" / f"{sample.id}.png"
-
-
-def group_by_size(samples: Sequence[Sample], batch_size: int, pixels: int) -> list[list[Sample]]:
+def group_by_size(samples: Sequence[Sample], batch_size: int, max_pixels: int) -> list[list[Sample]]:
     """Group samples of equal image size into batches, in a fixed order.
 
-    A batch holds at most `batch_size` images, and at most so many `pixels` unless it is a single image.
+    Args:
+        samples: with known sizes.
+        batch_size: the largest number of images in a batch.
+        max_pixels: the largest number of pixels in a batch of more than one image.
     """
     by_size: dict[tuple[int, int], list[Sample]] = {}
     for sample in samples:
         by_size.setdefault(sample.size or (1, 1), []).append(sample)
-    groups = []
+    batches = []
     for (height, width), group in by_size.items():
-        n = min(batch_size, max(1, pixels // (height * width)))
-        groups += [group[i : i + n] for i in range(0, len(group), n)]
-    return groups
+        n = min(batch_size, max(1, max_pixels // (height * width)))
+        batches += [group[i : i + n] for i in range(0, len(group), n)]
+    return batches

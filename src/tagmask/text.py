@@ -1,4 +1,4 @@
-"""Small helpers for messages to the user."""
+"""Helpers for the wording of messages."""
 
 from __future__ import annotations
 
@@ -7,15 +7,25 @@ from collections.abc import Iterable, Sequence
 
 
 def join_names(names: Sequence[str], limit: int) -> str:
-    """The first names, "a, b, ..."."""
+    """Return the first `limit` names as "a, b, ..."."""
     return ", ".join(names[:limit]) + ", ..." * (len(names) > limit)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The ending ": did you mean 'cat'?" or, where nothing is near, ": known are cat, cow, ..."."""
+    """Return the end of an error message about an unknown name.
+
+    It is ": did you mean 'cat'?" if a known name is similar, else ": choose from cat, cow, ...". It is empty if there
+    are no known names.
+    """
     names = list(known)
-    lowered = {n.lower(): n for n in reversed(names)}
-    near = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)
-    if near:
-        return f": did you mean {lowered[near[0]]!r}?"
-    return f": known are {join_names(names, 20)}" if names else ""
+    by_lower_case = {known_name.lower(): known_name for known_name in reversed(names)}
+    similar = difflib.get_close_matches(name.lower(), list(by_lower_case), n=1, cutoff=0.6)
+    if similar:
+        return f": did you mean {by_lower_case[similar[0]]!r}?"
+    return f": choose from {join_names(names, 20)}" if names else ""
+
+
+def pluralize(count: int, noun: str) -> str:
+    """Return a count with its noun: "1 image", "2 images", "3 classes"."""
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{ending}"

@@ -1,4 +1,4 @@
-"""Training a network in a stage: Lightning's loop, one checkpoint an epoch, and going on from it."""
+"""The training loop of a stage: Lightning's Trainer, training curves, checkpoints and exact resume."""
 
 from __future__ import annotations
 
@@ -12,56 +12,82 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import lightning as L
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from pydantic import Field
 from torch import Tensor, nn
 
 from tagmask.artifacts import atomic_write, read_json, write_json
 from tagmask.data.loading import TrainingSet, training_loader
 from tagmask.errors import RunError
-from tagmask.stage import StageContext
+from tagmask.run_folder import StageFolder
+from tagmask.stage import Method, StageContext
 
 Optimizer = Literal["sgd", "adam", "adamw"]
 
+DRY_RUN_LR = 1e-9  # randomly initialized networks would diverge at rates that are meant for pretrained ones
+
+
+class TrainingSettings(Method):
+    """The settings that all methods share that train a network.
+
+    The learning rate at step t of T is lr · (1 − t / T) ** poly_power.
+
+    Attributes:
+        learning_rates: the names of the fields that are learning rates.
+    """
+
+    learning_rates: ClassVar[tuple[str, ...]] = ("lr", "head_lr")
+
+    epochs: int = Field(5, ge=0, description="passes over the training images")
+    batch_size: int = Field(16, ge=1, description="images per step, over all processes")
+    crop_size: int = Field(512, ge=16, description="side of the random crops in pixels")
+    optimizer: Optimizer = Field("sgd", description="sgd, adam or adamw")
+    lr: float = Field(0.1, gt=0, description="learning rate of the backbone")
+    momentum: float = Field(0.0, ge=0, lt=1, description="momentum of SGD")
+    weight_decay: float = Field(1e-4, ge=0, description="weight decay")
+    poly_power: float = Field(
+        0.9, ge=0, description="power of the polynomial decay of the learning rate; 0: constant learning rate"
+    )
+
+    def for_dry_run(self) -> Self:
+        rates = dict.fromkeys(self.learning_rates, DRY_RUN_LR)
+        return super().for_dry_run().model_copy(update=rates)
+
 
 class Training(L.LightningModule):
-    """A network and its loss. Subclasses give `network` and `loss(batch)`.
+    """A network, its optimizer and its loss. Subclasses define `loss(batch)`.
 
     Args:
-        network: what learns.
-        groups: (parameters, learning rate) pairs, as each paper splits backbone and new layers.
-        optimizer, momentum, weight_decay: as usual; the learning rates fall as (1 − step / steps) ** power.
+        network: the network to train.
+        parameter_groups: (parameters, learning rate) pairs; parameters that need no gradient are left out.
+        settings: optimizer, momentum, weight decay and polynomial decay.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        groups: Iterable[tuple[Iterable[nn.Parameter], float]],
-        *,
-        optimizer: Optimizer = "sgd",
-        momentum: float = 0.0,
-        weight_decay: float = 1e-4,
-        power: float = 0.9,
+        parameter_groups: Iterable[tuple[Iterable[nn.Parameter], float]],
+        settings: TrainingSettings,
     ) -> None:
         super().__init__()
         self.network = network
-        learning = [([p for p in parameters if p.requires_grad], rate) for parameters, rate in groups]
-        self._groups: list[dict[str, Any]] = [{"params": p, "lr": rate} for p, rate in learning if p]
-        self._optimizer, self._momentum = optimizer, momentum
-        self._weight_decay, self._power = weight_decay, power
+        self._settings = settings
+        trainable = [([p for p in parameters if p.requires_grad], lr) for parameters, lr in parameter_groups]
+        self._parameter_groups: list[dict[str, Any]] = [{"params": p, "lr": lr} for p, lr in trainable if p]
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The loss ("loss") and whatever else should be in the training curves; scalars."""
+        """Compute the scalar losses of a batch: "loss", which is minimized, and others for the training curves."""
         raise NotImplementedError
 
-    def all_mean(self, count: Tensor) -> Tensor:
-        """A number's mean over the processes, as float."""
-        own = count.detach().clone().float()  # what is reduced is overwritten
+    def mean_over_processes(self, count: Tensor) -> Tensor:
+        """Return the mean of a number over all processes, as float."""
+        own = count.detach().clone().float()  # the reduction overwrites its argument
         mean = self._trainer.strategy.reduce(own) if self._trainer else own
         return cast(Tensor, mean)
 
@@ -73,33 +99,49 @@ class Training(L.LightningModule):
         return self.loss(batch)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        chosen: torch.optim.Optimizer
-        if self._optimizer == "sgd":
-            chosen = torch.optim.SGD(self._groups, momentum=self._momentum, weight_decay=self._weight_decay)
+        settings = self._settings
+        optimizer: torch.optim.Optimizer
+        if settings.optimizer == "sgd":
+            optimizer = torch.optim.SGD(
+                self._parameter_groups, momentum=settings.momentum, weight_decay=settings.weight_decay
+            )
         else:
-            kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self._optimizer]
-            chosen = kind(self._groups, weight_decay=self._weight_decay)
-        steps = max(1, int(self.trainer.estimated_stepping_batches))
-        schedule = torch.optim.lr_scheduler.LambdaLR(chosen, lambda step: max(0.0, 1 - step / steps) ** self._power)
-        return {"optimizer": chosen, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+            optimizer_class = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
+            optimizer = optimizer_class(self._parameter_groups, weight_decay=settings.weight_decay)
+        total = max(1, int(self.trainer.estimated_stepping_batches))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: max(0.0, 1 - step / total) ** settings.poly_power
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def fit(module: Training, data: TrainingSet, context: StageContext, *, epochs: int, batch_size: int) -> None:
-    """Train, or go on with a training that was cut off; `history.json` gets a line an epoch.
+    """Train a network, or resume a training that was interrupted.
 
-    An epoch is the unit that survives: one that was cut off is begun again with the same random numbers,
-    so the result is that of an undisturbed training.
+    `history.json` in the stage folder gets one entry per epoch, and a checkpoint is written after each epoch. An
+    interrupted epoch starts again with the same random numbers, so that the result is that of an undisturbed training.
+
+    Args:
+        module: the network and its loss.
+        data: the augmented training images.
+        context: of the stage.
+        epochs: the number of passes over the images.
+        batch_size: the number of images per step, over all processes.
 
     Raises:
-        RunError: the loss is no longer a number.
+        RunError: the loss is NaN or infinite.
     """
-    checkpoint = context.folder / "training" / "last.ckpt"
+    checkpoint = context.folder.path / "training" / "last.ckpt"
     done = _epochs_done(checkpoint)
-    loader = training_loader(data, batch_size, context.compute, done)
+    loader = training_loader(data, batch_size, context.compute, done, epoch_size=context.images_per_epoch)
     module.network.to(memory_format=torch.channels_last)
-    what = f"training epochs {done + 1} to {epochs}" if done else f"training {epochs} epochs"
-    with context.progress(what, (epochs - done) * len(loader), "steps") as advance, _quiet(), _stoppable():
-        keep = ModelCheckpoint(
+    description = f"training epochs {done + 1} to {epochs}" if done else f"training {epochs} epochs"
+    with (
+        context.reporter.progress(description, (epochs - done) * len(loader), "steps") as advance,
+        _silence_lightning(),
+        _stop_on_signals(),
+    ):
+        save_checkpoints = ModelCheckpoint(
             dirpath=checkpoint.parent,
             filename=checkpoint.stem,
             save_on_train_epoch_end=True,
@@ -108,14 +150,14 @@ def fit(module: Training, data: TrainingSet, context: StageContext, *, epochs: i
         trainer = L.Trainer(
             max_epochs=epochs,
             max_steps=-1 if context.max_steps is None else context.max_steps,
-            callbacks=[_EpochSeeds(data.seed), _Curves(context, advance, len(loader)), keep],
+            callbacks=[_EpochSeeds(data.seed), _TrainingCurves(context, advance, len(loader)), save_checkpoints],
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            use_distributed_sampler=False,  # ours splits each batch, so that many processes equal one
+            use_distributed_sampler=False,  # ours divides each batch among the processes, so that N processes equal one
             deterministic="warn",
-            default_root_dir=context.folder,
-            plugins=[_Checkpoints(), *context.compute.trainer_plugins()],
+            default_root_dir=context.folder.path,
+            plugins=[_AtomicCheckpoints(), *context.compute.trainer_plugins()],
             **context.compute.trainer_arguments(module.network),
         )
         trainer.fit(module, loader, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
@@ -128,26 +170,26 @@ def _epochs_done(checkpoint: Path) -> int:
     return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"]) + 1
 
 
-def train_once(context: StageContext, weights: str, train: Callable[[], None]) -> None:
-    """Call `train`, which writes the file `weights` of the stage, unless it is there; then drop the checkpoint."""
-    if not (context.folder / weights).exists():
+def train_once(context: StageContext, weights: Path, train: Callable[[], None]) -> None:
+    """Call `train`, which writes the file `weights`, unless the file exists; then remove the checkpoint."""
+    if not weights.exists():
         train()
     context.compute.barrier()
-    shutil.rmtree(context.folder / "training", ignore_errors=True)
+    shutil.rmtree(context.folder.path / "training", ignore_errors=True)
 
 
-class _Checkpoints(TorchCheckpointIO):
-    """Written beside their final place: Lightning goes by way of /tmp, whence a file is copied, not renamed."""
+class _AtomicCheckpoints(TorchCheckpointIO):
+    """Write checkpoints atomically. Lightning writes to /tmp first, from where a file is copied, not renamed."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        whole = io.BytesIO()  # torch's own writer turns a full disk into an error of its own
-        torch.save(checkpoint, whole)
+        buffer = io.BytesIO()  # torch's own file writer hides a full disk behind an error of its own
+        torch.save(checkpoint, buffer)
         with atomic_write(Path(path)) as temporary:
-            temporary.write_bytes(whole.getbuffer())
+            temporary.write_bytes(buffer.getbuffer())
 
 
 class _EpochSeeds(Callback):
-    """What is random in the network (dropout) depends on seed, epoch and process alone."""
+    """Seed the random numbers of the network (dropout) by seed, epoch and rank alone."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -156,23 +198,22 @@ class _EpochSeeds(Callback):
         torch.manual_seed((self.seed * 1_000_003 + trainer.current_epoch) * 1009 + trainer.global_rank)
 
 
-class _Curves(Callback):
-    """Means of the losses of each epoch, into `history.json`."""
+class _TrainingCurves(Callback):
+    """Write the mean losses of each epoch to `history.json`."""
 
     def __init__(self, context: StageContext, advance: Callable[[int], None], steps: int) -> None:
         self.context, self.advance, self.steps = context, advance, steps
-        self.file = context.folder / "history.json"
         self.sums: dict[str, Tensor] = {}
-        self.waited = 0.0
+        self.wait_seconds = 0.0
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.sums, self.waited = {}, 0.0
-        self.started = self.idle_since = time.perf_counter()
+        self.sums, self.wait_seconds = {}, 0.0
+        self.start = self.idle_since = time.perf_counter()
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self.waited += time.perf_counter() - self.idle_since
+        self.wait_seconds += time.perf_counter() - self.idle_since
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -186,29 +227,35 @@ class _Curves(Callback):
         means = {name: float(trainer.strategy.reduce(total / self.steps)) for name, total in self.sums.items()}
         if not all(torch.isfinite(torch.tensor(list(means.values())))):
             raise RunError(
-                f"the training loss is no longer a number in epoch {trainer.current_epoch + 1}: "
+                f"the training loss is not a number in epoch {trainer.current_epoch + 1}: "
                 "lower the learning rate, or set --precision float32."
             )
         if not self.context.compute.is_main_process:
             return
-        seconds = time.perf_counter() - self.started
-        history = [e for e in read_history(self.context.folder) if e["epoch"] <= trainer.current_epoch]
-        rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
-        entry = {"epoch": trainer.current_epoch + 1, **means, "lr": rates[0], "seconds": round(seconds, 2)}
-        write_json(self.file, [*history, {**entry, "data_wait": round(self.waited / seconds, 4)}])
+        seconds = time.perf_counter() - self.start
+        folder = self.context.folder
+        earlier = [e for e in read_history(folder) if e["epoch"] <= trainer.current_epoch]
+        lrs = [group["lr"] for group in trainer.optimizers[0].param_groups]
+        entry = {"epoch": trainer.current_epoch + 1, **means, "lr": lrs[0], "seconds": round(seconds, 2)}
+        wait_share = round(self.wait_seconds / seconds, 4)
+        write_json(_history_path(folder), [*earlier, {**entry, "data_wait": wait_share}])
 
 
-def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The training curves that `fit` wrote: one dict an epoch."""
-    file = folder / "history.json"
-    return read_json(file) if file.exists() else []
+def read_history(folder: StageFolder) -> list[dict[str, Any]]:
+    """Read the training curves that `fit` wrote: one dict per epoch; empty if the stage trained nothing."""
+    path = _history_path(folder)
+    return read_json(path) if path.exists() else []
+
+
+def _history_path(folder: StageFolder) -> Path:
+    return folder.path / "history.json"
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
-    """Ctrl-C and SIGTERM stop a training as they stop anything else.
+def _stop_on_signals() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end a training like any other loop, by KeyboardInterrupt.
 
-    Lightning ends Python (at SIGTERM with the status of success), and is deaf to Ctrl-C from then on.
+    Lightning ends Python instead (at SIGTERM with the exit status of success), and replaces the handler of Ctrl-C.
     """
     handler = signal.getsignal(signal.SIGINT)
     try:
@@ -221,8 +268,8 @@ def _stoppable() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Lightning's remarks on our own choices, kept from the user."""
+def _silence_lightning() -> Iterator[None]:
+    """Hide Lightning's warnings about settings that are deliberate here."""
     log = logging.getLogger("lightning.pytorch")
     level = log.level
     log.setLevel(logging.ERROR)

@@ -1,3 +1,5 @@
+"""Reading COCO's format, and drawing its masks."""
+
 import json
 import pickle
 from pathlib import Path
@@ -12,8 +14,8 @@ from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
-from tagmask.data.coco_mask import CocoObject, run_lengths
-from tagmask.data.coco_reader import CocoMask, read_coco
+from tagmask.data.coco_mask import CocoMask, CocoObject, decode_run_lengths
+from tagmask.data.coco_reader import read_coco
 from tagmask.data.samples import TaggedImages
 from tagmask.errors import DataError
 
@@ -26,7 +28,7 @@ def box(x: float, y: float, w: float, h: float) -> list[list[float]]:
 
 
 def uncompressed(mask: np.ndarray) -> dict[str, Any]:
-    """Run lengths by hand: down the columns, zeros first."""
+    """Compute run lengths down the columns, zeros first, with NumPy."""
     flat = mask.ravel(order="F").astype(bool)
     edges = np.flatnonzero(np.diff(np.r_[False, flat])) if flat.size else []
     return {"size": list(mask.shape), "counts": np.diff(np.r_[0, edges, flat.size]).tolist()}
@@ -58,11 +60,11 @@ def test_classes_tags_and_order(tmp_path: Path) -> None:
     assert [(s.id, s.tags) for s in images.samples] == [("b", ()), ("sub/a", (1, 3))]
     empty = images.samples[0].mask
     assert empty is not None
-    assert empty.read().shape == (H, W)  # its size is not in the file: looked up
+    assert empty.read().shape == (H, W)  # its size is not in the file, but read from the image
     assert not empty.read().any()
 
 
-def test_a_polygon_drawn_by_hand(tmp_path: Path) -> None:
+def test_a_box(tmp_path: Path) -> None:
     images = read(tmp_path, [annotation(1, 17, box(1, 2, 3, 4))])
     expected = np.zeros((H, W), np.uint8)
     expected[2:6, 1:4] = 2  # dog
@@ -71,7 +73,7 @@ def test_a_polygon_drawn_by_hand(tmp_path: Path) -> None:
     np.testing.assert_array_equal(mask.read(), expected)
 
 
-def test_small_over_large_and_crowds_under_all(tmp_path: Path) -> None:
+def test_small_objects_cover_large_ones_and_crowds(tmp_path: Path) -> None:
     crowd = np.zeros((H, W), np.uint8)
     crowd[:, 20:] = 1
     annotations = [
@@ -90,7 +92,7 @@ def test_small_over_large_and_crowds_under_all(tmp_path: Path) -> None:
     assert (labels == 1).sum() == 16
     assert (labels == 3).sum() == 200 - 16
     assert (labels == 255).sum() == H * 20 - 100
-    kept = mask.keep({3: 1}).read()  # only the yak: the cat on it is background now, and so is the dogs' crowd
+    kept = mask.remap({3: 1}).read()  # keep only the yak: the cat on it and the crowd of dogs become background
     assert kept[13, 13] == kept[5, 25] == 0
     assert (kept == 1).sum() == 200 - 16
 
@@ -119,22 +121,22 @@ def test_all_shapes_as_pycocotools_decodes_them(tmp_path: Path) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, max_side=30)))
-def test_run_lengths_are_those_that_pycocotools_wrote(mask: np.ndarray) -> None:
+def test_run_lengths_of_pycocotools_are_decoded(mask: np.ndarray) -> None:
     counts = rle.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]
-    assert run_lengths(counts).tolist() == uncompressed(mask)["counts"]
+    assert decode_run_lengths(counts).tolist() == uncompressed(mask)["counts"]
 
 
 def test_long_runs() -> None:
     counts = rle.frPyObjects({"size": [2000, 3000], "counts": [0, 3_000_000, 5, 2_000_000, 999_995]}, 2000, 3000)[
         "counts"
     ]
-    assert run_lengths(counts).tolist() == [0, 3_000_000, 5, 2_000_000, 999_995]
+    assert decode_run_lengths(counts).tolist() == [0, 3_000_000, 5, 2_000_000, 999_995]
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=12) | st.text("0123abPQ`no~", max_size=12).map(str.encode))
-@example(b"3aP")  # 3, 17, and a number that does not end
-def test_any_run_lengths_are_a_mask_or_a_data_error(counts: bytes) -> None:
+@example(b"3aP")  # 3, 17, and a number without its last group
+def test_every_text_of_run_lengths_is_a_mask_or_a_data_error(counts: bytes) -> None:
     mask = CocoMask((4, 5), (CocoObject(1, False, counts or b"0"),))
     message = ""
     try:
@@ -147,14 +149,14 @@ def test_any_run_lengths_are_a_mask_or_a_data_error(counts: bytes) -> None:
 @pytest.mark.parametrize(
     ("segmentation", "message"),
     [
-        ({"size": [W, H], "counts": [H * W]}, r"run-length mask of size \[40, 30\] in an image of \[30, 40\]"),
+        ({"size": [W, H], "counts": [H * W]}, r"run-length mask of size \[40, 30\] in an image of size \[30, 40\]"),
         ({"size": [H, W], "counts": [3, 4]}, "does not fill the image"),
         ({"size": [H, W], "counts": [H * W + 1, -1]}, "does not fill the image"),
         ({"size": [H, W]}, "does not fill the image"),
-        ([[1, 2, 3, 4, 5, "x"]], "polygon that is no list of x, y, x, y"),
-        ([[1, 2, 3, 4, 5, 6, 7]], "polygon that is no list of x, y, x, y"),
-        ([[1, 2, 3, 4, 5, float("nan")]], "polygon that is no list of x, y, x, y"),
-        ([[1, 2, 3, 4, 5, 1e12]], "polygon that is no list of x, y, x, y"),
+        ([[1, 2, 3, 4, 5, "x"]], "polygon that is not a list x, y, x, y"),
+        ([[1, 2, 3, 4, 5, 6, 7]], "polygon that is not a list x, y, x, y"),
+        ([[1, 2, 3, 4, 5, float("nan")]], "polygon that is not a list x, y, x, y"),
+        ([[1, 2, 3, 4, 5, 1e12]], "polygon that is not a list x, y, x, y"),
         ([1, 2, 3, 4, 5, 6], "neither polygons nor run lengths"),
         ("x", "neither polygons nor run lengths"),
     ],
@@ -184,7 +186,7 @@ def test_bad_items(tmp_path: Path) -> None:
     messages = [f"{p.severity}: {p}".replace(str(tmp_path) + "/", "") for p in images.problems]
     assert [s.id for s in images.samples] == ["b"]
     assert messages == [
-        "error: instances.json, image 1: has the id of another image; number it anew.",
+        "error: instances.json, image 1: has the id of another image; give it a unique id.",
         "error: instances.json, image 5 of the list: has no 'id' or no text 'file_name'; correct or remove it.",
         "error: instances.json, image 6 of the list: has no 'id' or no text 'file_name'; correct or remove it.",
         "warning: instances.json: has 3 annotations of images that it does not list; remove them, or add the images.",
@@ -192,7 +194,7 @@ def test_bad_items(tmp_path: Path) -> None:
         "error: instances.json, image 3: there is no image 'nowhere.jpg' in images; "
         "correct the name or remove the line.",
         "error: instances.json, image 5: has 1000000000×1000000000 pixels, more than 100 million; make it smaller.",
-        "error: instances.json, image 6: has annotation 1 of the unknown category 44; correct it.",
+        "error: instances.json, image 6: has annotation 1 with the unknown category 44; correct it.",
     ]
 
 
@@ -207,7 +209,7 @@ def test_bad_items(tmp_path: Path) -> None:
         ('{"images": [1], "annotations": [], "categories": [{"id": 1}]}', "a category without a number 'id'"),
         (
             '{"images": [1], "annotations": [], "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a "}]}',
-            "two categories of the name or id 'a'",
+            "two categories with the name or id 'a'",
         ),
     ],
 )
@@ -218,15 +220,15 @@ def test_unreadable_files(tmp_path: Path, content: str, message: str) -> None:
         read_coco(tmp_path / "images", path)
 
 
-def test_boxes_only_make_tags_without_masks(tmp_path: Path) -> None:
+def test_annotations_without_segmentation_give_tags_but_no_masks(tmp_path: Path) -> None:
     images = read(tmp_path, [annotation(1, 3, None)])
     assert [(s.tags, s.mask) for s in images.samples] == [((), None), ((1,), None)]
     mixed = read(tmp_path, [annotation(1, 3, None), annotation(2, 17, box(1, 1, 3, 3), image=2)])
     assert [(s.tags, s.mask is None) for s in mixed.samples] == [((2,), False), ((1,), True)]
-    assert "annotations without segmentation in 1 images" in str(mixed.problems[0])
+    assert "annotations without segmentation, which leaves 1 image without a mask" in str(mixed.problems[0])
 
 
-def test_a_category_named_background_is_no_class(tmp_path: Path) -> None:
+def test_a_category_named_background_is_not_a_class(tmp_path: Path) -> None:
     images = read(
         tmp_path,
         [annotation(1, 0, box(1, 1, 3, 3))],
@@ -236,16 +238,16 @@ def test_a_category_named_background_is_no_class(tmp_path: Path) -> None:
     assert images.samples[1].tags == ()
 
 
-def test_masks_are_light_and_travel(tmp_path: Path) -> None:
+def test_masks_are_small_and_can_be_pickled(tmp_path: Path) -> None:
     triangle = [[3.25, 4.5, 30.1, 2.2, 25.7, 28.9]]
     images = read(tmp_path, [annotation(i, 3, triangle, image=2 if i else 7) for i in range(500)])
     one = images.samples[1]
-    assert len(pickle.dumps(one)) < 700  # not the 499 objects of the other image
+    assert len(pickle.dumps(one)) < 700  # it does not hold the 499 objects of the other image
     assert pickle.loads(pickle.dumps(one)) == one
     assert len(pickle.dumps(images.samples[0])) < 500 * 150
 
 
-def test_restricted(tmp_path: Path) -> None:
+def test_restrict(tmp_path: Path) -> None:
     images = read(tmp_path, [annotation(1, 90, box(1, 1, 5, 5)), annotation(2, 3, box(20, 2, 3, 3))]).restrict(["yak"])
     assert images.samples[1].tags == (1,)
     assert images.samples[1].mask is not None

@@ -1,5 +1,9 @@
+"""Reading images of any format, and refusing those that cannot be used."""
+
 import io
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from tagmask.data.images import check_shape, image_size, read_grey, read_image, read_mask_image
+from tagmask.data.images import check_aspect_ratio, image_size, read_grey, read_image, read_mask_image
 from tagmask.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning")
@@ -16,60 +20,60 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::PIL.
 RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
 
 
-def saved(path: Path, image: Image.Image, **options: object) -> Path:
+def save(path: Path, image: Image.Image, **options: object) -> Path:
     image.save(path, **options)
     return path
 
 
-def test_rgb_png_is_read_exactly(tmp_path: Path) -> None:
-    np.testing.assert_array_equal(read_image(saved(tmp_path / "a.png", Image.fromarray(RGB))), RGB)
+def test_rgb_png_is_read_without_loss(tmp_path: Path) -> None:
+    np.testing.assert_array_equal(read_image(save(tmp_path / "a.png", Image.fromarray(RGB))), RGB)
 
 
 @pytest.mark.parametrize("suffix", [".bmp", ".ppm", ".tif", ".webp", ".png"])
 def test_other_lossless_formats(tmp_path: Path, suffix: str) -> None:
     options = {"lossless": True} if suffix == ".webp" else {}
-    np.testing.assert_array_equal(read_image(saved(tmp_path / f"a{suffix}", Image.fromarray(RGB), **options)), RGB)
+    np.testing.assert_array_equal(read_image(save(tmp_path / f"a{suffix}", Image.fromarray(RGB), **options)), RGB)
 
 
 @pytest.mark.parametrize("name", ["a::b.png", "~a.png", "a b.png", "猫 🐈.png", "<script>.png", "a*[1].png", "#1?.png"])
-def test_odd_file_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_unusual_file_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
-    saved(Path(name), Image.fromarray(RGB))
+    save(Path(name), Image.fromarray(RGB))
     np.testing.assert_array_equal(read_image(name), RGB)
 
 
 def test_cmyk_is_converted(tmp_path: Path) -> None:
     red = Image.new("CMYK", (4, 3), (0, 255, 255, 0))
-    pixels = read_image(saved(tmp_path / "a.jpg", red, quality=100)).astype(int)
+    pixels = read_image(save(tmp_path / "a.jpg", red, quality=100)).astype(int)
     assert pixels.shape == (3, 4, 3)
     assert np.abs(pixels - [255, 0, 0]).max() <= 3
 
 
-def test_sixteen_bits_are_stretched_to_their_range(tmp_path: Path) -> None:
+def test_sixteen_bit_values_are_stretched_to_the_full_range(tmp_path: Path) -> None:
     values = np.array([[1000, 2000, 3000]], np.uint16)
-    pixels = read_image(saved(tmp_path / "a.png", Image.fromarray(values)))
+    pixels = read_image(save(tmp_path / "a.png", Image.fromarray(values)))
     assert pixels[0].tolist() == [[0, 0, 0], [127, 127, 127], [255, 255, 255]]
 
 
-def test_floats_with_no_number_among_them(tmp_path: Path) -> None:
+def test_float_images_with_nan_and_infinity(tmp_path: Path) -> None:
     values = np.array([[np.nan, 0.0, 1.0, np.inf]], np.float32)
-    assert read_image(saved(tmp_path / "a.tif", Image.fromarray(values)))[0, :, 0].tolist() == [0, 0, 255, 0]
+    assert read_image(save(tmp_path / "a.tif", Image.fromarray(values)))[0, :, 0].tolist() == [0, 0, 255, 0]
 
 
-def test_palette_shows_its_colours(tmp_path: Path) -> None:
+def test_palette_images_have_their_colors(tmp_path: Path) -> None:
     image = Image.fromarray(np.array([[0, 1]], np.uint8))
     image.putpalette([10, 20, 30, 200, 100, 50])
-    assert read_image(saved(tmp_path / "a.png", image))[0].tolist() == [[10, 20, 30], [200, 100, 50]]
+    assert read_image(save(tmp_path / "a.png", image))[0].tolist() == [[10, 20, 30], [200, 100, 50]]
 
 
-def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
+def test_transparent_pixels_are_blended_with_white(tmp_path: Path) -> None:
     rgba = np.array([[[10, 20, 30, 0], [10, 20, 30, 255]]], np.uint8)
-    assert read_image(saved(tmp_path / "a.png", Image.fromarray(rgba)))[0].tolist() == [[255] * 3, [10, 20, 30]]
+    assert read_image(save(tmp_path / "a.png", Image.fromarray(rgba)))[0].tolist() == [[255] * 3, [10, 20, 30]]
 
 
 def test_bilevel_and_grey(tmp_path: Path) -> None:
-    assert read_image(saved(tmp_path / "a.png", Image.new("1", (2, 1), 1))).tolist() == [[[255] * 3] * 2]
-    assert read_image(saved(tmp_path / "b.png", Image.new("L", (1, 1), 7))).tolist() == [[[7] * 3]]
+    assert read_image(save(tmp_path / "a.png", Image.new("1", (2, 1), 1))).tolist() == [[[255] * 3] * 2]
+    assert read_image(save(tmp_path / "b.png", Image.new("L", (1, 1), 7))).tolist() == [[[7] * 3]]
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".webp"])
@@ -91,21 +95,21 @@ def test_exif_rotation_is_applied(tmp_path: Path, orientation: int, suffix: str)
         upright = np.array(ImageOps.exif_transpose(image).convert("RGB"))
     np.testing.assert_array_equal(read_image(path), upright)
     assert image_size(path) == upright.shape[:2]
-    if orientation == 6:  # by hand: the first row of the file is the right-most column
+    if orientation == 6:  # known by hand: the first row of the file is the last column
         np.testing.assert_array_equal(read_image(path)[:, -1], RGB[0])
 
 
-def test_one_pixel(tmp_path: Path) -> None:
-    path = saved(tmp_path / "a.png", Image.new("RGB", (1, 1), (1, 2, 3)))
+def test_image_of_one_pixel(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", Image.new("RGB", (1, 1), (1, 2, 3)))
     assert read_image(path).tolist() == [[[1, 2, 3]]]
     assert image_size(path) == (1, 1)
 
 
 def test_huge_image_is_refused_without_decoding(tmp_path: Path) -> None:
-    path = saved(tmp_path / "a.png", Image.new("1", (20_000, 20_000)))
+    path = save(tmp_path / "a.png", Image.new("1", (20_000, 20_000)))
     with pytest.raises(DataError, match=r"a\.png has more than 100 million pixels; make it smaller"):
         read_image(path)
-    near = saved(tmp_path / "b.png", Image.new("1", (11_000, 10_000)))
+    near = save(tmp_path / "b.png", Image.new("1", (11_000, 10_000)))
     with pytest.raises(DataError, match=r"b\.png has 11000×10000 pixels, more than 100 million; make it smaller"):
         read_image(near)
 
@@ -118,13 +122,13 @@ def test_huge_image_is_refused_without_decoding(tmp_path: Path) -> None:
         (b"\xff\xd8\xff\xe0" + bytes(50), "; replace or remove it"),
     ],
 )
-def test_not_an_image(tmp_path: Path, content: bytes, message: str) -> None:
+def test_files_that_are_not_images(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(DataError, match=rf"a\.jpg .*{message}"):
         read_image(tmp_path / "a.jpg")
 
 
-def test_missing_and_folder(tmp_path: Path) -> None:
+def test_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.jpg does not exist"):
         read_image(tmp_path / "a.jpg")
     with pytest.raises(DataError, match="cannot be read"):
@@ -132,20 +136,38 @@ def test_missing_and_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp", ".tif"])
-def test_truncated(tmp_path: Path, suffix: str) -> None:
-    path = saved(tmp_path / f"a{suffix}", Image.fromarray(RGB))
+def test_truncated_files(tmp_path: Path, suffix: str) -> None:
+    path = save(tmp_path / f"a{suffix}", Image.fromarray(RGB))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(DataError, match=r"is damaged|is not an image"):
         read_image(path)
 
 
-def test_damaged_exif_does_not_cost_the_picture(tmp_path: Path) -> None:
+def test_damaged_exif_data_does_not_matter(tmp_path: Path) -> None:
     path = tmp_path / "a.webp"
     Image.fromarray(RGB).save(path, lossless=True, exif=b"Exif\0\0MM\0\2garbage")
     np.testing.assert_array_equal(read_image(path), RGB)
 
 
-def seeds() -> list[bytes]:
+def test_unreadable_exif_data_does_not_undo_the_rotation(tmp_path: Path) -> None:
+    """The orientation is intact, but the EXIF data ends too early."""
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x03\x01\x12\0\x03\0\0\0\x01\0\x06\0\0"
+    path = save(tmp_path / "a.png", Image.fromarray(RGB), exif=exif)
+    np.testing.assert_array_equal(read_image(path), np.rot90(RGB, -1))
+    assert image_size(path) == (30, 20)
+
+
+def test_importing_and_reading_change_no_warning_filters(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.jpg", Image.fromarray(RGB))
+    code = (
+        "import warnings, numpy, PIL.Image; before = list(warnings.filters); "
+        f"from tagmask.data.images import read_image; read_image({str(path)!r}); assert warnings.filters == before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def small_files() -> list[bytes]:
+    """Return the bytes of small image files in several formats, with EXIF data."""
     exif = Image.Exif()
     exif[0x0112] = 6
     files = []
@@ -158,15 +180,17 @@ def seeds() -> list[bytes]:
     return [*files, buffer.getvalue()]
 
 
-SEEDS = seeds()
+SMALL_FILES = small_files()
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from(SEEDS), st.data())
-def test_any_damage_is_a_data_error(tmp_path_factory: pytest.TempPathFactory, file: bytes, data: st.DataObject) -> None:
+@given(st.sampled_from(SMALL_FILES), st.data())
+def test_every_damage_is_a_data_error(
+    tmp_path_factory: pytest.TempPathFactory, file: bytes, data: st.DataObject
+) -> None:
     damaged = bytearray(file[: data.draw(st.integers(1, len(file)))] if data.draw(st.booleans()) else file)
-    for place in data.draw(st.lists(st.integers(0, len(damaged) - 1), max_size=4)):
-        damaged[place] = data.draw(st.integers(0, 255))
+    for position in data.draw(st.lists(st.integers(0, len(damaged) - 1), max_size=4)):
+        damaged[position] = data.draw(st.integers(0, 255))
     path = tmp_path_factory.getbasetemp() / "damaged"
     path.write_bytes(damaged)
     messages = []
@@ -178,25 +202,25 @@ def test_any_damage_is_a_data_error(tmp_path_factory: pytest.TempPathFactory, fi
     assert all(str(path) in message and ";" in message for message in messages)
 
 
-def test_mask_ids_are_read_from_palette_and_grey(tmp_path: Path) -> None:
+def test_mask_ids_of_indexed_and_grey_images(tmp_path: Path) -> None:
     ids = np.array([[0, 1, 255]], np.uint8)
     image = Image.fromarray(ids)
-    np.testing.assert_array_equal(read_mask_image(saved(tmp_path / "grey.png", image)), ids)
+    np.testing.assert_array_equal(read_mask_image(save(tmp_path / "grey.png", image)), ids)
     image.putpalette(list(range(256)) * 3)
-    np.testing.assert_array_equal(read_mask_image(saved(tmp_path / "palette.png", image)), ids)
+    np.testing.assert_array_equal(read_mask_image(save(tmp_path / "palette.png", image)), ids)
 
 
-def test_colour_picture_is_no_mask(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"a\.png is a RGB picture, not a mask; save it as indexed"):
-        read_mask_image(saved(tmp_path / "a.png", Image.fromarray(RGB)))
+def test_a_color_image_is_not_a_mask(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.png has the color mode RGB, so it is not a mask; save it as an indexed"):
+        read_mask_image(save(tmp_path / "a.png", Image.fromarray(RGB)))
 
 
-def test_grey_is_zero_to_one(tmp_path: Path) -> None:
-    path = saved(tmp_path / "a.png", Image.fromarray(np.array([[0, 51, 255]], np.uint8)))
+def test_grey_values_are_between_0_and_1(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", Image.fromarray(np.array([[0, 51, 255]], np.uint8)))
     np.testing.assert_allclose(read_grey(path), [[0, 0.2, 1]], atol=1e-7)
 
 
-def test_png_header_with_impossible_size(tmp_path: Path) -> None:
+def test_png_header_with_an_impossible_size(tmp_path: Path) -> None:
     header = struct.pack(">IIBBBBB", 2**31 - 1, 2**31 - 1, 8, 2, 0, 0, 0)
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + header + bytes(4))
     with pytest.raises(DataError):
@@ -207,11 +231,11 @@ def test_png_header_with_impossible_size(tmp_path: Path) -> None:
     ("size", "fits"),
     [((100, 200), True), ((50, 102), True), ((50, 103), False), ((3, 7), True), ((1, 2), True), ((200, 100), False)],
 )
-def test_a_map_has_its_image_s_aspect(size: tuple[int, int], fits: bool) -> None:
-    """To 2 %, or to a pixel of the map where that is more."""
+def test_a_map_must_have_the_aspect_ratio_of_its_image(size: tuple[int, int], fits: bool) -> None:
+    """The tolerance is 2 %, or one pixel of the map if that is more."""
     if fits:
-        check_shape("a.png", size, (400, 800))
+        check_aspect_ratio("a.png", size, (400, 800))
     else:
-        sentence = rf"^a\.png has {size[1]}×{size[0]} pixels, its image 800×400; give it the same shape\.$"
+        sentence = rf"^a\.png has {size[1]}×{size[0]} pixels and its image 800×400; give both the same aspect ratio\.$"
         with pytest.raises(DataError, match=sentence):
-            check_shape("a.png", size, (400, 800))
+            check_aspect_ratio("a.png", size, (400, 800))

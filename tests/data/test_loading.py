@@ -1,4 +1,4 @@
-"""Samples into batches: the same in whichever worker, process or resumed run."""
+"""Batches of samples, which are the same in every worker, process and resumed run."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from torchvision import tv_tensors
 
 from tagmask.compute import Compute
 from tagmask.data.images import read_image
-from tagmask.data.loading import ShuffledBatches, TrainingSet, multi_hot, training_loader, whole_images
+from tagmask.data.loading import ShuffledBatches, TrainingSet, load_image_batches, multi_hot, training_loader
 from tagmask.data.samples import Sample, TaggedImages
-from tagmask.data.transforms import RandomLongSide, RandomScale, Resize, normalize_images, training_transform
+from tagmask.data.transforms import RandomLongSide, RandomResize, RandomScale, normalize_images, training_transform
 from tagmask.errors import RecipeError
 from tagmask.stage import group_by_size
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
 
-def a_set(images: TaggedImages, seed: int = 0) -> TrainingSet:
+def make_training_set(images: TaggedImages, seed: int = 0) -> TrainingSet:
     transform = training_transform(RandomLongSide(30, 60), 32, MEAN, STD)
 
-    def layers(sample: Sample) -> dict[str, np.ndarray]:
+    def load_labels(sample: Sample) -> dict[str, np.ndarray]:
         assert sample.mask is not None
         return {"labels": sample.mask.read()}
 
-    return TrainingSet(images, transform, seed, layers)
+    return TrainingSet(images, transform, seed, load_labels)
 
 
-def all_batches(data: TrainingSet, epoch: int, compute: Compute, batch_size: int = 4) -> list[dict[str, torch.Tensor]]:
+def load_epoch(data: TrainingSet, epoch: int, compute: Compute, batch_size: int = 4) -> list[dict[str, torch.Tensor]]:
     loader = training_loader(data, batch_size, compute)
     loader.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
     return list(loader)
 
 
-def same(first: list[dict[str, torch.Tensor]], second: list[dict[str, torch.Tensor]]) -> bool:
+def are_equal(first: list[dict[str, torch.Tensor]], second: list[dict[str, torch.Tensor]]) -> bool:
     return all(torch.equal(a[name], b[name]) for a, b in zip(first, second, strict=True) for name in a)
 
 
-def test_an_item_depends_on_seed_epoch_and_index_alone(toy_images: TaggedImages) -> None:
-    data = a_set(toy_images)
+def test_an_item_depends_only_on_seed_epoch_and_index(toy_images: TaggedImages) -> None:
+    data = make_training_set(toy_images)
     item = data[3, 5]
     assert item["image"].shape == (3, 32, 32)
     assert item["image"].dtype == torch.float32
@@ -56,71 +56,71 @@ def test_an_item_depends_on_seed_epoch_and_index_alone(toy_images: TaggedImages)
     data[3, 4]
     again = data[3, 5]
     assert all(torch.equal(item[name], again[name]) for name in item)
-    others = [data[4, 5], data[3, 6], a_set(toy_images, seed=1)[3, 5]]
+    others = [data[4, 5], data[3, 6], make_training_set(toy_images, seed=1)[3, 5]]
     assert not any(torch.equal(item["image"], other["image"]) for other in others)
 
 
-def test_an_item_leaves_the_global_generator_alone(toy_images: TaggedImages) -> None:
+def test_an_item_does_not_change_the_global_generator(toy_images: TaggedImages) -> None:
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    a_set(toy_images)[0, 0]
+    make_training_set(toy_images)[0, 0]
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_batches_are_the_same_with_any_number_of_workers(toy_images: TaggedImages) -> None:
-    data = a_set(toy_images)
-    alone = all_batches(data, 1, Compute())
-    assert same(alone, all_batches(data, 1, Compute(workers=2)))
-    assert not same(alone, all_batches(data, 2, Compute()))
-    assert not same(alone, all_batches(a_set(toy_images, seed=1), 1, Compute()))
+def test_batches_do_not_depend_on_the_number_of_workers(toy_images: TaggedImages) -> None:
+    data = make_training_set(toy_images)
+    expected = load_epoch(data, 1, Compute())
+    assert are_equal(expected, load_epoch(data, 1, Compute(workers=2)))
+    assert not are_equal(expected, load_epoch(data, 2, Compute()))
+    assert not are_equal(expected, load_epoch(make_training_set(toy_images, seed=1), 1, Compute()))
 
 
-def test_loading_processes_stay_from_epoch_to_epoch(toy_images: TaggedImages) -> None:
-    """Else Ctrl-C would be lost on torch between two epochs, while it ends some and starts others."""
-    data, before = a_set(toy_images), multiprocessing.active_children()
+def test_workers_persist_from_epoch_to_epoch(toy_images: TaggedImages) -> None:
+    """Otherwise torch would ignore Ctrl-C between two epochs, while it stops and starts workers."""
+    data, before = make_training_set(toy_images), multiprocessing.active_children()
     loader = training_loader(data, 4, Compute(workers=2))
     workers = []
     for epoch in (1, 2):
         loader.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
-        assert same(list(loader), all_batches(data, epoch, Compute()))
+        assert are_equal(list(loader), load_epoch(data, epoch, Compute()))
         workers.append({process.pid for process in multiprocessing.active_children() if process not in before})
     assert len(workers[0]) == 2
     assert workers[0] == workers[1]
 
 
-@pytest.mark.parametrize("world", [2, 4])
-def test_the_parts_of_many_processes_are_one_process_s_batches(toy_images: TaggedImages, world_size: int) -> None:
-    data = a_set(toy_images)
-    alone = all_batches(data, 1, Compute())
-    parts = [all_batches(data, 1, Compute(rank=rank, world_size=world_size)) for rank in range(world_size)]
-    for i, batch in enumerate(alone):
-        pieces = [part[i]["image"] for part in parts]
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_the_shards_of_all_processes_form_the_batches_of_one_process(toy_images: TaggedImages, world_size: int) -> None:
+    data = make_training_set(toy_images)
+    expected = load_epoch(data, 1, Compute())
+    shards = [load_epoch(data, 1, Compute(rank=rank, world_size=world_size)) for rank in range(world_size)]
+    for i, batch in enumerate(expected):
+        pieces = [shard[i]["image"] for shard in shards]
         assert {len(piece) for piece in pieces} == {4 // world_size}
-        joined = torch.stack(pieces, 1).flatten(0, 1)  # rank r has every world-th item from r on
+        joined = torch.stack(pieces, 1).flatten(0, 1)  # rank r has the items r, r + world_size, ...
         assert torch.equal(joined, batch["image"])
 
 
-def test_an_epoch_shows_every_image_once() -> None:
+def test_an_epoch_holds_every_image_once() -> None:
     sampler = ShuffledBatches(103, 10, seed=0, compute=Compute())
     seen = [index for batch in sampler for _, index in batch]
     assert len(sampler) == 10
     assert len(set(seen)) == len(seen) == 100
-    few = ShuffledBatches(3, 10, seed=0, compute=Compute())
-    assert [sorted(index for _, index in batch) for batch in few] == [[0, 1, 2]]
+    small = ShuffledBatches(3, 10, seed=0, compute=Compute())
+    assert [sorted(index for _, index in batch) for batch in small] == [[0, 1, 2]]
 
 
-def test_a_batch_that_cannot_be_split_is_one_sentence() -> None:
+def test_a_batch_that_cannot_be_split_is_refused() -> None:
     with pytest.raises(RecipeError, match="batch_size 5 cannot be split over 2 processes"):
         ShuffledBatches(100, 5, seed=0, compute=Compute(world_size=2))
     with pytest.raises(RecipeError, match="3 images cannot be split over 4 processes"):
         ShuffledBatches(3, 8, seed=0, compute=Compute(world_size=4))
 
 
-def test_processes_get_equal_parts_also_of_few_images() -> None:
-    """Else they would wait for each other for ever."""
-    parts = [list(ShuffledBatches(5, 8, seed=0, compute=Compute(rank=rank, world_size=2))) for rank in range(2)]
-    assert [len(batch) for part in parts for batch in part] == [2, 2]
+def test_processes_get_equal_shards_of_few_images() -> None:
+    """Otherwise they would wait for each other forever."""
+    shards = [list(ShuffledBatches(5, 8, seed=0, compute=Compute(rank=rank, world_size=2))) for rank in range(2)]
+    assert [len(batch) for shard in shards for batch in shard] == [2, 2]
 
 
 def test_multi_hot() -> None:
@@ -128,28 +128,12 @@ def test_multi_hot() -> None:
     assert multi_hot((), 2).tolist() == [0, 0]
 
 
-def one_image(folder: Path, image: np.ndarray) -> TaggedImages:
+def write_one_image(folder: Path, image: np.ndarray) -> TaggedImages:
     Image.fromarray(image).save(folder / "a.png")
     return TaggedImages(("a",), (Sample("a", str(folder / "a.png"), (1,)),))
 
 
-def test_padding_is_the_mean_colour_and_unsure(tmp_path: Path) -> None:
-    images = one_image(tmp_path, np.full((8, 6, 3), 255, np.uint8))
-    transform = training_transform(None, 16, MEAN, STD)
-    layers = {"labels": np.ones((8, 6), np.uint8), "map": np.full((2, 8, 6), 0.5, np.float32)}
-    item = TrainingSet(images, transform, 0, lambda sample: layers)[0, 0]
-    inside = item["labels"] == 1
-    assert inside.sum() == 48
-    assert (item["labels"][~inside] == 255).all()
-    assert item["map"].shape == (2, 16, 16)
-    assert ((item["map"] == 0.5) == inside).all()
-    assert (item["map"][:, ~inside] == 255).all()
-    white = (1 - torch.tensor(MEAN)) / torch.tensor(STD)
-    torch.testing.assert_close(item["image"][:, inside], white[:, None].expand(3, 48))
-    assert item["image"][:, ~inside].abs().max() < 0.5 / 255 / min(STD) + 1e-6  # 0, but for 8 bits
-
-
-class To(Resize):
+class ResizeTo(RandomResize):
     def __init__(self, *size: int) -> None:
         super().__init__()
         self.size = size
@@ -158,17 +142,30 @@ class To(Resize):
         return self.size  # type: ignore[return-value]
 
 
+def test_padding_is_the_mean_color_and_ignored(tmp_path: Path) -> None:
+    images = write_one_image(tmp_path, np.full((8, 6, 3), 255, np.uint8))
+    transform = training_transform(ResizeTo(8, 6), 16, MEAN, STD)
+    targets = {"labels": np.ones((8, 6), np.uint8)}
+    item = TrainingSet(images, transform, 0, lambda sample: targets)[0, 0]
+    inside = item["labels"] == 1
+    assert inside.sum() == 48
+    assert (item["labels"][~inside] == 255).all()
+    white = (1 - torch.tensor(MEAN)) / torch.tensor(STD)
+    torch.testing.assert_close(item["image"][:, inside], white[:, None].expand(3, 48))
+    assert item["image"][:, ~inside].abs().max() < 0.5 / 255 / min(STD) + 1e-6  # 0, up to rounding to 8 bits
+
+
 @pytest.mark.parametrize("size", [(3, 9), (7, 2), (10, 14), (1, 1)])
-def test_labels_are_resized_by_their_pixels_centres(size: tuple[int, int]) -> None:
+def test_labels_are_resized_by_the_nearest_pixel_center(size: tuple[int, int]) -> None:
     labels = np.random.default_rng(0).integers(0, 256, (5, 7)).astype(np.uint8)
-    resized = To(*size)({"m": tv_tensors.Mask(torch.from_numpy(labels))})["m"].numpy()
-    pillow = np.array(Image.fromarray(labels).resize(size[::-1], Image.Resampling.NEAREST))  # by centres, too
+    resized = ResizeTo(*size)({"m": tv_tensors.Mask(torch.from_numpy(labels))})["m"].numpy()
+    pillow = np.array(Image.fromarray(labels).resize(size[::-1], Image.Resampling.NEAREST))  # uses pixel centers, too
     np.testing.assert_array_equal(resized, pillow)
 
 
 def test_image_and_labels_stay_together(toy_images: TaggedImages) -> None:
-    """The squares are where the labels say, whatever was done to both."""
-    data = a_set(toy_images)
+    """The squares are where the labels are, after any augmentation."""
+    data = make_training_set(toy_images)
     mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
     for epoch in range(5):
         for i in range(len(toy_images)):
@@ -192,17 +189,17 @@ def test_random_sizes() -> None:
     assert 1.45 < max(scales) <= 1.5
 
 
-def test_one_pixel_survives_every_augmentation(tmp_path: Path) -> None:
-    images = one_image(tmp_path, np.full((1, 1, 3), 9, np.uint8))
+def test_an_image_of_one_pixel_can_be_augmented(tmp_path: Path) -> None:
+    images = write_one_image(tmp_path, np.full((1, 1, 3), 9, np.uint8))
     for resize in (RandomLongSide(20, 40), RandomScale(0.1, 0.2)):
         item = TrainingSet(images, training_transform(resize, 16, MEAN, STD), 0)[0, 0]
         assert item["image"].shape == (3, 16, 16)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_whole_images_come_in_order(toy_images: TaggedImages, workers: int) -> None:
+def test_image_batches_are_in_order(toy_images: TaggedImages, workers: int) -> None:
     groups = group_by_size(toy_images.samples, 3, 2**20)
-    read = list(whole_images(groups, Compute(workers=workers)))
+    read = list(load_image_batches(groups, Compute(workers=workers)))
     assert [[s.id for s in samples] for samples, _ in read] == [[s.id for s in group] for group in groups]
     for samples, pixels in read:
         assert pixels.dtype == torch.uint8
@@ -210,32 +207,30 @@ def test_whole_images_come_in_order(toy_images: TaggedImages, workers: int) -> N
             np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), read_image(sample.image))
 
 
-def test_a_loading_process_that_is_stuck_ignores_ctrl_c_and_ends_at_sigterm(
-    toy_images: TaggedImages, tmp_path: Path
-) -> None:
-    os.mkfifo(tmp_path / "stuck.png")  # nobody will ever write into it
+def test_a_stuck_worker_ignores_ctrl_c_and_exits_on_sigterm(toy_images: TaggedImages, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "stuck.png")  # nothing is ever written to it
     stuck = replace(toy_images.samples[0], image=str(tmp_path / "stuck.png"))
     before = multiprocessing.active_children()
-    read = whole_images([[toy_images.samples[0]], [stuck]], Compute(workers=1))
+    read = load_image_batches([[toy_images.samples[0]], [stuck]], Compute(workers=1))
     [worker] = [process for process in multiprocessing.active_children() if process not in before]
-    next(read)  # it has begun
+    next(read)  # the worker has started
     os.kill(worker.pid or 0, signal.SIGINT)
     worker.join(1)
     assert worker.is_alive()
     worker.terminate()
     worker.join(10)
     ended = worker.exitcode
-    worker.kill()  # else the tests would not end
-    assert ended == 0  # of another the main process would say that it was killed
+    worker.kill()  # otherwise the tests would not end
+    assert ended == 0  # any other status would be reported as a killed worker
 
 
-def test_normalised() -> None:
+def test_normalize_images() -> None:
     pixel = torch.tensor([0, 51, 255], dtype=torch.uint8).reshape(1, 3, 1, 1)
     expected = [(0 - 0.5) / 0.2, (0.2 - 0.4) / 0.25, (1 - 0.3) / 0.3]
     torch.testing.assert_close(normalize_images(pixel, MEAN, STD).flatten(), torch.tensor(expected))
 
 
-def test_batches_hold_one_size_and_not_too_many_pixels(toy_images: TaggedImages) -> None:
+def test_groups_hold_one_size_and_not_too_many_pixels(toy_images: TaggedImages) -> None:
     small = [replace(s, id=f"s{s.id}") for s in toy_images.samples]
     large = [replace(s, id=f"l{s.id}", size=(3000, 4000)) for s in toy_images.samples[:3]]
     mixed = [*small[:2], large[0], *small[2:], *large[1:]]
@@ -243,5 +238,5 @@ def test_batches_hold_one_size_and_not_too_many_pixels(toy_images: TaggedImages)
     assert [len(group) for group in groups] == [5, 3, 1, 1, 1]
     assert sorted(s.id for group in groups for s in group) == sorted(s.id for s in mixed)
     assert all(len({s.size for s in group}) == 1 for group in groups)
-    few = group_by_size(small, 5, 3 * 40 * 48)
-    assert [len(group) for group in few] == [3, 3, 2]
+    limited = group_by_size(small, 5, 3 * 40 * 48)
+    assert [len(group) for group in limited] == [3, 3, 2]

@@ -1,3 +1,5 @@
+"""The generated demo set."""
+
 import csv
 import errno
 from pathlib import Path
@@ -16,50 +18,50 @@ SAMPLE = range(1000, 1300)
 
 
 @pytest.fixture(scope="module")
-def many() -> list[Scene]:
+def sample_scenes() -> list[Scene]:
     return [make_scene(index) for index in SAMPLE]
 
 
-def same(one: Scene, other: Scene) -> bool:
+def are_equal(one: Scene, other: Scene) -> bool:
     pixels = np.array_equal(one.image, other.image) and np.array_equal(one.mask, other.mask)
     return pixels and one.tags == other.tags
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_same_scene_whatever_else_is_made() -> None:
+def test_a_scene_does_not_depend_on_other_scenes() -> None:
     alone = make_scene(7, seed=3)
     for index in (9, 8):
         make_scene(index, seed=3)
-    assert same(alone, make_scene(7, seed=3))
-    assert not same(alone, make_scene(8, seed=3))
-    assert not same(alone, make_scene(7, seed=4))
+    assert are_equal(alone, make_scene(7, seed=3))
+    assert not are_equal(alone, make_scene(8, seed=3))
+    assert not are_equal(alone, make_scene(7, seed=4))
 
 
-def test_tags_are_the_classes_of_the_mask(many: list[Scene]) -> None:
-    for scene in many:
+def test_tags_are_the_classes_of_the_mask(sample_scenes: list[Scene]) -> None:
+    for scene in sample_scenes:
         assert scene.image.shape == (96, 96, 3)
         assert scene.image.dtype == scene.mask.dtype == np.uint8
         assert scene.mask.shape == (96, 96)
         assert set(scene.tags) == set(np.unique(scene.mask).tolist()) - {0}
         assert scene.tags == tuple(sorted(scene.tags))
-        assert min(np.count_nonzero(scene.mask == tag) for tag in scene.tags) >= 92  # 1 % of the picture
-    assert {tag for scene in many for tag in scene.tags} == set(range(1, len(CLASSES) + 1))
+        assert min(np.count_nonzero(scene.mask == tag) for tag in scene.tags) >= 92  # 1 % of the image
+    assert {tag for scene in sample_scenes for tag in scene.tags} == set(range(1, len(CLASSES) + 1))
 
 
 @pytest.mark.parametrize("pair", [("fish", "snail"), ("bee", "beetle")])
-def test_partners_appear_together_and_others_do_not(many: list[Scene], pair: tuple[str, str]) -> None:
+def test_partners_mostly_appear_together(sample_scenes: list[Scene], pair: tuple[str, str]) -> None:
     one, other = (CLASSES.index(name) + 1 for name in pair)
-    either = [scene for scene in many if one in scene.tags or other in scene.tags]
+    either = [scene for scene in sample_scenes if one in scene.tags or other in scene.tags]
     assert 0.6 < np.mean([one in scene.tags and other in scene.tags for scene in either]) < 0.9
-    owls = [scene for scene in many if CLASSES.index("owl") + 1 in scene.tags]
+    owls = [scene for scene in sample_scenes if CLASSES.index("owl") + 1 in scene.tags]
     assert np.mean([one in scene.tags for scene in owls]) < 0.4
 
 
 @pytest.mark.parametrize("size", [48, 97, 192])
-def test_another_size_is_the_same_scene(size: int) -> None:
+def test_another_size_shows_the_same_scene(size: int) -> None:
     for index in range(6):
         scene, usual = make_scene(index, size=size), make_scene(index)
         assert scene.image.shape == (size, size, 3)
@@ -81,10 +83,10 @@ def test_the_part_is_small_and_stands_out(monkeypatch: pytest.MonkeyPatch) -> No
     assert np.mean(contrasts) > 50
 
 
-def test_bodies_differ_in_colour_from_what_surrounds_them(many: list[Scene]) -> None:
-    """The mean colour in the mask against the mean in a ring around it: what a dense CRF goes by."""
+def test_bodies_differ_in_color_from_their_surroundings(sample_scenes: list[Scene]) -> None:
+    """Compare the mean color in the mask with the mean color in a ring around it, which a dense CRF uses."""
     distances = []
-    for scene in many[:100]:
+    for scene in sample_scenes[:100]:
         ring = ndimage.binary_dilation(scene.mask > 0, iterations=6) & (scene.mask == 0)
         for tag in scene.tags:
             inside, outside = scene.image[scene.mask == tag].mean(axis=0), scene.image[ring].mean(axis=0)
@@ -92,8 +94,8 @@ def test_bodies_differ_in_colour_from_what_surrounds_them(many: list[Scene]) -> 
     assert np.mean(np.array(distances) > 40) > 0.9
 
 
-def test_bodies_are_shared_between_the_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the parts, the mean colour of a body says next to nothing about its class."""
+def test_body_colors_do_not_identify_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the parts, the mean colors of the classes are nearly equal."""
     monkeypatch.setattr(scenes, "_paint_part", lambda *_: None)
     made = [make_scene(index) for index in range(600)]
     bodies = [(tag, scene.image[scene.mask == tag].mean(axis=0)) for scene in made for tag in scene.tags]
@@ -102,21 +104,21 @@ def test_bodies_are_shared_between_the_classes(monkeypatch: pytest.MonkeyPatch) 
     assert between / np.sqrt(6) < 0.25 * np.linalg.norm(colors.std(axis=0))
 
 
-def test_saliency_is_half_size_and_mostly_right(many: list[Scene]) -> None:
+def test_saliency_has_half_the_size_and_is_mostly_right(sample_scenes: list[Scene]) -> None:
     agreements = []
-    for index, scene in enumerate(many[:100]):
+    for index, scene in enumerate(sample_scenes[:100]):
         saliency = simulate_saliency(scene.mask, np.random.default_rng(index))
         assert saliency.shape == (48, 48)
         assert saliency.dtype == np.uint8
         agreements.append(np.mean((saliency > 127) == (scene.mask[::2, ::2] > 0)))
     assert 0.85 < np.mean(agreements) < 0.99
-    assert min(agreements) < 0.85  # at times it is wrong
-    assert simulate_saliency(many[0].mask[:95, :31], np.random.default_rng(0)).shape == (48, 16)
+    assert min(agreements) < 0.85  # some maps are wrong
+    assert simulate_saliency(sample_scenes[0].mask[:95, :31], np.random.default_rng(0)).shape == (48, 16)
 
 
 def test_folder_has_the_voc_layout(tmp_path: Path) -> None:
     done: list[int] = []
-    write_scenes(tmp_path, num_train=5, num_val=3, size=48, seed=2, progress=done.append)
+    write_scenes(tmp_path, num_train=5, num_val=3, size=48, seed=2, advance=done.append)
     assert done == [1] * 8
     assert (tmp_path / "classes.txt").read_text().split() == list(CLASSES)
     names = {
@@ -151,37 +153,39 @@ def test_the_voc_reader_reads_it(tmp_path: Path) -> None:
     assert [tuple(sample.tags) for sample in found.samples] == [make_scene(i, size=32).tags for i in (4, 5)]
 
 
-def test_a_call_that_was_cut_off_goes_on(tmp_path: Path) -> None:
-    class Cut(Exception):
+def test_an_interrupted_call_is_resumed(tmp_path: Path) -> None:
+    class Interrupted(Exception):
         pass
 
     calls = iter(range(1, 9))
 
-    def cut(step: int) -> None:
+    def interrupt(step: int) -> None:
         if next(calls) == 4:
-            raise Cut
+            raise Interrupted
 
     write_scenes(tmp_path / "whole", num_train=6, num_val=2, size=32)
-    with pytest.raises(Cut):
-        write_scenes(tmp_path / "cut", num_train=6, num_val=2, size=32, progress=cut)
-    assert not (tmp_path / "cut/classes.txt").exists()
-    (tmp_path / "cut/JPEGImages/scene_00002.png").unlink()  # killed before its image, which comes last
-    kept = tmp_path / "cut/JPEGImages/scene_00001.png"
+    with pytest.raises(Interrupted):
+        write_scenes(tmp_path / "interrupted", num_train=6, num_val=2, size=32, advance=interrupt)
+    assert not (tmp_path / "interrupted/classes.txt").exists()
+    (
+        tmp_path / "interrupted/JPEGImages/scene_00002.png"
+    ).unlink()  # as if it was killed before it wrote the image, which comes last
+    kept = tmp_path / "interrupted/JPEGImages/scene_00001.png"
     before = kept.stat().st_mtime_ns
-    write_scenes(tmp_path / "cut", num_train=6, num_val=2, size=32)
+    write_scenes(tmp_path / "interrupted", num_train=6, num_val=2, size=32)
     assert kept.stat().st_mtime_ns == before
-    assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
+    assert read_files(tmp_path / "interrupted") == read_files(tmp_path / "whole")
 
 
-def test_another_seed_is_not_mixed_in(tmp_path: Path) -> None:
+def test_another_seed_is_refused(tmp_path: Path) -> None:
     write_scenes(tmp_path, num_train=2, num_val=0, size=32)
     with pytest.raises(DataError, match="seed"):
         write_scenes(tmp_path, num_train=2, num_val=0, size=32, seed=1)
-    write_scenes(tmp_path, num_train=3, num_val=1, size=32)  # more of the same set
+    write_scenes(tmp_path, num_train=3, num_val=1, size=32)  # more scenes of the same set
     assert len(list((tmp_path / "JPEGImages").iterdir())) == 4
 
 
-def test_other_files_are_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tags.csv").write_text("image,tags\n")
     with pytest.raises(DataError, match="is not empty and holds no scenes: choose another folder"):
         write_scenes(tmp_path, num_train=1, num_val=0, size=32)
@@ -189,16 +193,16 @@ def test_other_files_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Image.Image, "save", full)
+    monkeypatch.setattr(Image.Image, "save", fail)
     with pytest.raises(RunError, match=r"scene_00000\.png.*No space left"):
         write_scenes(tmp_path, num_train=1, num_val=0, size=32)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["scenes.json"]
 
 
-@pytest.mark.parametrize("wrong", [{"index": -1}, {"index": 0, "seed": -1}, {"index": 0, "size": 8}])
-def test_wrong_arguments(wrong: dict[str, int]) -> None:
+@pytest.mark.parametrize("arguments", [{"index": -1}, {"index": 0, "seed": -1}, {"index": 0, "size": 8}])
+def test_invalid_arguments(arguments: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="0 or more"):
-        make_scene(**wrong)
+        make_scene(**arguments)

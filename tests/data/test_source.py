@@ -1,3 +1,5 @@
+"""Finding out the format of a data source, and its paths."""
+
 import json
 from pathlib import Path
 
@@ -9,44 +11,44 @@ from tagmask.data.source import DataSource
 from tagmask.errors import DataError
 
 
-def picture(path: Path) -> None:
+def save_image(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (2, 2)).save(path)
 
 
 @pytest.fixture
 def folders(tmp_path: Path) -> Path:
-    picture(tmp_path / "cat" / "1.jpg")
-    picture(tmp_path / "dog" / "1.jpg")
+    save_image(tmp_path / "cat" / "1.jpg")
+    save_image(tmp_path / "dog" / "1.jpg")
     return tmp_path
 
 
 def test_folders(folders: Path) -> None:
     source = DataSource(root=str(folders))
-    assert source.layout() == "folders"
+    assert source.detect_format() == "folders"
     assert source.read().classes == ("cat", "dog")
 
 
-def test_table_named_or_in_place(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_table_in_the_root_or_named(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folders / "tags.csv").write_text("image,tags\ncat/1,zebra\ndog/1,\n")
-    other = tmp_path / "elsewhere"
-    other.mkdir()
-    (other / "tags.csv").write_text("image,tags\ncat/1,wrong\n")
-    monkeypatch.chdir(other)
-    in_place = DataSource(root=str(folders))
-    assert in_place.layout() == "table"
-    assert in_place.read().classes == ("zebra",)  # not the table of the folder the command is typed in
-    assert DataSource(root=str(folders), tags="tags.csv").read().classes == ("wrong",)  # which can be named
+    current = tmp_path / "elsewhere"
+    current.mkdir()
+    (current / "tags.csv").write_text("image,tags\ncat/1,wrong\n")
+    monkeypatch.chdir(current)
+    source = DataSource(root=str(folders))
+    assert source.detect_format() == "table"
+    assert source.read().classes == ("zebra",)  # not the table in the current directory
+    assert DataSource(root=str(folders), tags="tags.csv").read().classes == ("wrong",)  # unless it is named
 
 
 def test_voc(folders: Path) -> None:
-    picture(folders / "JPEGImages" / "1.jpg")
+    save_image(folders / "JPEGImages" / "1.jpg")
     (folders / "ImageSets" / "Segmentation").mkdir(parents=True)
     (folders / "ImageSets" / "Segmentation" / "val.txt").write_text("1\n")
     (folders / "Annotations").mkdir()
     (folders / "Annotations" / "1.xml").write_text("<annotation><object><name>cow</name></object></annotation>")
     source = DataSource(root=str(folders), split="val", classes=("horse", "cow"))
-    assert source.layout() == "voc"
+    assert source.detect_format() == "voc"
     assert source.read().samples[0].tags == (2,)
     (folders / "own.csv").write_text("image,tags\n1,horse\n")
     for tags, expected in (("xml", (2,)), ("own.csv", (1,)), (str(folders / "own.csv"), (1,))):
@@ -57,15 +59,15 @@ def test_coco(folders: Path) -> None:
     content = {"images": [{"id": 1, "file_name": "cat/1.jpg", "height": 2, "width": 2}], "annotations": []}
     (folders / "instances.json").write_text(json.dumps(content | {"categories": [{"id": 5, "name": "cat"}]}))
     source = DataSource(root=str(folders), annotations="instances.json")
-    assert source.layout() == "coco"
+    assert source.detect_format() == "coco"
     assert source.read().classes == ("cat",)
-    with pytest.raises(DataError, match=r"'split' means nothing for .*, read as coco; leave it out"):
+    with pytest.raises(DataError, match=r"'split' has no effect on .*, which is read as coco; leave it out"):
         DataSource(root=str(folders), annotations="instances.json", split="train").read()
     with pytest.raises(DataError, match="no JSON file is named"):
         DataSource(root=str(folders), format="coco").read()
 
 
-def test_nothing_fits(tmp_path: Path) -> None:
+def test_no_format_fits(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no tags.*image,tags.*cat/1\.jpg.*JPEGImages.*COCO"):
         DataSource(root=str(tmp_path)).read()
     with pytest.raises(DataError, match=r"the folder .*nowhere does not exist"):
@@ -77,7 +79,7 @@ def test_nothing_fits(tmp_path: Path) -> None:
         DataSource(root="s3://bucket").read()
 
 
-def test_unknown_setting_and_class(folders: Path) -> None:
+def test_unknown_settings_and_classes(folders: Path) -> None:
     with pytest.raises(ValidationError):
         DataSource(root="x", tag="y")  # type: ignore[call-arg]
     with pytest.raises(DataError, match="'dgo' is not one of the classes: did you mean 'dog'"):
@@ -93,13 +95,13 @@ def test_too_many_classes_unless_restricted(folders: Path) -> None:
     write(254)
     assert DataSource(root=str(folders)).read().samples[0].tags == tuple(range(1, 255))
     write(255)
-    with pytest.raises(DataError, match="has 255 classes, and a mask holds at most 254; name the ones to keep"):
+    with pytest.raises(DataError, match="has 255 classes, but a mask can hold only 254; select classes"):
         DataSource(root=str(folders)).read()
     assert DataSource(root=str(folders), classes=("c254", "c000")).read().samples[0].tags == (1, 2)
 
 
-def test_masks_relative_to_the_root(folders: Path) -> None:
-    picture(folders / "masks" / "cat" / "1.png")
+def test_masks_may_be_relative_to_the_root(folders: Path) -> None:
+    save_image(folders / "masks" / "cat" / "1.png")
     images = DataSource(root=str(folders), masks="masks").read()
     assert [s.mask is not None for s in images.samples] == [True, False]
     assert images.classes == ("cat", "dog")

@@ -1,3 +1,5 @@
+"""Reading tag tables, and images whose tags are in a table."""
+
 import json
 import unicodedata
 from pathlib import Path
@@ -17,11 +19,11 @@ from tagmask.errors import DataError
 def photos(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
     for name in ("a.jpg", "b.png", "c.JPG", "deep/er/d.jpg"):
-        picture(folder / name)
+        save_image(folder / name)
     return folder
 
 
-def picture(path: Path) -> None:
+def save_image(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (4, 3)).save(path)
 
@@ -40,7 +42,7 @@ def errors(images: TaggedImages) -> list[str]:
     return [str(problem) for problem in images.problems if problem.severity == "error"]
 
 
-def doubts(images: TaggedImages) -> list[str]:
+def warnings(images: TaggedImages) -> list[str]:
     return [str(problem) for problem in images.problems if problem.severity == "warning"]
 
 
@@ -69,7 +71,7 @@ ALL = {"a": ["cat"], "b": ["cat", "dog"], "c": [], "deep/er/d": ["dog"]}
         ),
     ],
 )
-def test_all_ways_to_write_the_same_tags(photos: Path, name: str, text: str) -> None:
+def test_equivalent_tables(photos: Path, name: str, text: str) -> None:
     images = read(photos, text, name)
     assert images.problems == ()
     assert images.classes == ("cat", "dog")
@@ -77,29 +79,29 @@ def test_all_ways_to_write_the_same_tags(photos: Path, name: str, text: str) -> 
     assert images.samples[2].image == str(photos / "c.JPG")
 
 
-def test_order_is_the_tables(photos: Path) -> None:
+def test_the_order_is_that_of_the_table(photos: Path) -> None:
     assert [s.id for s in read(photos, "image,tags\nd,x\nc,x\na,x\nb,x\n").samples] == ["deep/er/d", "c", "a", "b"]
 
 
-def test_unicode_names_are_one_in_any_form(photos: Path) -> None:
-    picture(photos / "cafe\u0301.jpg")
+def test_names_are_equal_in_every_unicode_form(photos: Path) -> None:
+    save_image(photos / "cafe\u0301.jpg")
     images = read(photos, "image,tags\na,e\u0301te\u0301\nb,été\ncafé.jpg,été\n")
     assert images.classes == ("été",)
     assert errors(images) == []
     assert images.samples[2].id == "café"
 
 
-def test_names_are_data(photos: Path) -> None:
+def test_tags_may_contain_any_characters(photos: Path) -> None:
     names = ["<script>alert(1)</script>", "a/b", "two words", "🐈", "../up", "comma, too"]
     rows = "".join(f'{i},"{name}"\n' for i, name in zip("abcd", names, strict=False)) + 'e,"../up;comma, too"\n'
-    picture(photos / "e.jpg")
+    save_image(photos / "e.jpg")
     assert set(read(photos, "image,tags\n" + rows).classes) == set(names)
 
 
-def test_same_stem_twice(tmp_path: Path) -> None:
+def test_files_that_differ_only_in_their_suffix_or_folder(tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     for name in ("x/a.jpg", "y/a.jpg", "b.jpg", "b.png", "c.jpg", "c.jpg.png"):
-        picture(folder / name)
+        save_image(folder / name)
     images = read(folder, "image,tags\nx/a,cat\ny/a,cat\nb.jpg,cat\nb.png,cat\nc.jpg,cat\nc.jpg.png,cat\n")
     assert [s.id for s in images.samples] == ["x/a", "y/a", "b.jpg", "b.png", "c", "c.jpg"]
     ambiguous = read(folder, "image,tags\nb,cat\na.jpg,dog\nc.jpg,cow\n")
@@ -111,7 +113,7 @@ def test_same_stem_twice(tmp_path: Path) -> None:
     assert "'a.jpg' may be x/a.jpg or y/a.jpg" in errors(ambiguous)[1]
 
 
-def test_missing_image(photos: Path) -> None:
+def test_images_that_do_not_exist(photos: Path) -> None:
     images = read(photos, "image,tags\na,cat\nnowhere.jpg,dog\n../photos.jpg,dog\n")
     assert list(tags_of(images)) == ["a"]
     assert errors(images)[0].endswith(
@@ -120,8 +122,8 @@ def test_missing_image(photos: Path) -> None:
     assert len(errors(images)) == 2
 
 
-def test_images_outside_and_remote(photos: Path, tmp_path: Path) -> None:
-    picture(tmp_path / "other" / "x.jpg")
+def test_images_outside_the_folder_and_at_urls(photos: Path, tmp_path: Path) -> None:
+    save_image(tmp_path / "other" / "x.jpg")
     outside = str(tmp_path / "other" / "x.jpg")
     urls = ["s3://bucket/y/a.jpg", "https://host/z.jpg?key=1", "https://host/z.jpg?key=2", "https://host/../../z.png"]
     text = "image,tags\n" + "".join(f"{name},cat\n" for name in [outside, str(photos / "a.jpg"), *urls])
@@ -134,7 +136,7 @@ def test_images_outside_and_remote(photos: Path, tmp_path: Path) -> None:
     assert not any(i.startswith("/") or ".." in i for i in ids)
 
 
-def test_folder_of_a_store(tmp_path: Path) -> None:
+def test_folder_at_a_url(tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_text("image,tags\nx/a.jpg,cat\ngs://other/b.jpg,\n")
     images = read_table("s3://bucket/photos/", table)
@@ -145,7 +147,7 @@ def test_folder_of_a_store(tmp_path: Path) -> None:
 def test_duplicates(photos: Path) -> None:
     images = read(photos, "image,tags\na,cat;dog\na.jpg,dog;cat\nb,cat\nb,dog\nb,cat\nc,cat\n")
     assert list(tags_of(images)) == ["a", "c"]
-    assert next(d for d in doubts(images) if "line 3" in d).endswith(
+    assert next(d for d in warnings(images) if "line 3" in d).endswith(
         "lists 'a.jpg' again, after line 2; remove one of the lines."
     )
     assert errors(images)[0].endswith(
@@ -166,11 +168,14 @@ def test_duplicates(photos: Path) -> None:
         ("image,,tags\na,,cat\n", "has a column without a name"),
         ("image\na\n", "has no column for the tags"),
         ("image|tags\na|cat\n", "no column 'image'"),
-        ("image,tag\na,cat\nb,dog\n", "line 2: has 'cat' in the column 'tag', not 0 or 1; .*name the column 'tags'"),
-        ('image,tags\na,"cat\n', r"line 2 is not valid CSV \(unexpected end of data\); mind the quotes"),
+        (
+            "image,tag\na,cat\nb,dog\n",
+            "line 2: has 'cat' in the column 'tag', which is neither 0 nor 1; .*name the column 'tags'",
+        ),
+        ('image,tags\na,"cat\n', r"line 2 is not valid CSV \(unexpected end of data\); check the quotes"),
         (b"image,tags\na,cat\nb,\xe9t\xe9\n", "line 3 is not UTF-8; save the file as UTF-8"),
         ("image,tags\na,cat\n".encode("utf-16"), "line 1 is not UTF-8"),
-        ("image,tags\na,cat,dog\n", "has 3 columns, and the first line names 2; separate tags by ';'"),
+        ("image,tags\na,cat,dog\n", "has 3 columns, but the first line names 2; separate tags by ';'"),
     ],
 )
 def test_unreadable_tables(photos: Path, text: str | bytes, message: str) -> None:
@@ -181,7 +186,7 @@ def test_unreadable_tables(photos: Path, text: str | bytes, message: str) -> Non
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[{"image": "a"}]', "line 1 is not a JSON object; write one object a line"),
+        ('[{"image": "a"}]', "line 1 is not a JSON object; write one object per line"),
         ('{"image": "a", "tags": ""}\n{"image": \n', "line 2 is not JSON"),
         ('{"image": "a", "tags": "\\ud800"}', "line 1 is not JSON"),
         ("[" * 100_000, "line 1 is not JSON"),
@@ -195,16 +200,17 @@ def test_unreadable_json_lines(photos: Path, text: str, message: str) -> None:
         read(photos, text, "tags.jsonl")
 
 
-def test_a_bad_line_costs_its_image_alone(photos: Path) -> None:
+def test_a_bad_line_affects_only_its_image(photos: Path) -> None:
     images = read(photos, "image,tags\na,cat\nb,cat,dog\n,cat\nc,dog\n")
     assert tags_of(images) == {"a": ["cat"], "c": ["dog"]}
     assert [e.partition("tags.csv, ")[2] for e in errors(images)] == [
-        "line 4: names no image; write the image's name or remove the line.",
-        "line 3: has 3 columns, and the first line names 2; separate tags by ';', and quote what contains a comma.",
+        "line 4: names no image; write the name of the image or remove the line.",
+        "line 3: has 3 columns, but the first line names 2; separate tags by ';', and quote values that "
+        "contain a comma.",
     ]
     one_hot = read(photos, "image,cat,dog\na,1,0\nb,1,2\n")
     assert tags_of(one_hot) == {"a": ["cat"]}
-    assert "line 3: has '2' in the column 'dog', not 0 or 1" in errors(one_hot)[0]
+    assert "line 3: has '2' in the column 'dog', which is neither 0 nor 1" in errors(one_hot)[0]
 
 
 def test_missing_table_and_folder(photos: Path, tmp_path: Path) -> None:
@@ -218,7 +224,11 @@ def test_split(photos: Path) -> None:
     text = "image,tags,split\na,cat,train\nb,dog,val\nc,cow, train\nnowhere,cat,val\na,cat,val\n"
     train = read(photos, text, split="train")
     assert tags_of(train) == {"a": ["cat"], "c": ["cow"]}
-    assert train.classes == ("cat", "cow", "dog")  # of the whole table: class ids do not depend on the split
+    assert train.classes == (
+        "cat",
+        "cow",
+        "dog",
+    )  # those of the whole table, so that the class ids do not depend on the split
     assert errors(train) == []
     assert train.name == "photos (train)"
     assert len(errors(read(photos, text, split="val"))) == 1
@@ -240,7 +250,7 @@ def test_class_list(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="line 1 has an unknown column 'catt': did you mean 'cat'"):
         read(photos, "image,catt\na,1\n", class_list=listed)
     listed.write_text("cat\ndog\ncat\n")
-    with pytest.raises(DataError, match=r"names\.txt, line 3 names 'cat' again, after line 1"):
+    with pytest.raises(DataError, match=r"names\.txt, line 3 repeats 'cat' of line 1"):
         read(photos, "image,tags\na,cat\n", class_list=listed)
     listed.write_text("\n")
     with pytest.raises(DataError, match="names no class"):
@@ -251,10 +261,10 @@ def test_class_list(photos: Path, tmp_path: Path) -> None:
 
 def test_masks_and_saliency(photos: Path, tmp_path: Path) -> None:
     for name in ("masks/a.png", "masks/deep/er/d.png", "photos/saliency/a.png"):
-        picture(tmp_path / name)
+        save_image(tmp_path / name)
     text = "image,tags\na,cat\nb,cat\nc,\ndeep/er/d,cat\n"
     images = read(photos, text, masks=tmp_path / "masks", saliency=photos / "saliency")
-    assert errors(images) == doubts(images) == []  # saliency/a.png is not taken for an image
+    assert errors(images) == warnings(images) == []  # saliency/a.png is not read as an image
     assert [s.mask and s.mask.path.name for s in images.samples if isinstance(s.mask, PngMask | None)] == [
         "a.png",
         None,
@@ -264,26 +274,26 @@ def test_masks_and_saliency(photos: Path, tmp_path: Path) -> None:
     assert images.samples[0].saliency == photos / "saliency" / "a.png"
     (tmp_path / "empty").mkdir()
     other = read(photos, text, masks=tmp_path / "empty")
-    assert any("holds no PNG that belongs to any of the images" in d and "a.png" in d for d in doubts(other))
+    assert any("has no PNG that belongs to any of the images" in d and "a.png" in d for d in warnings(other))
     with pytest.raises(DataError, match="does not exist"):
         read(photos, text, masks=tmp_path / "nowhere")
 
 
-def test_images_that_are_not_listed_are_counted(photos: Path) -> None:
+def test_unlisted_images_are_counted(photos: Path) -> None:
     images = read(photos, "image,tags,split\na,cat,train\nb,cat,val\n", split="train")
-    assert [d.partition("tags.csv: ")[2] for d in doubts(images)] == [
+    assert [d.partition("tags.csv: ")[2] for d in warnings(images)] == [
         "does not list 2 images of the folder (c.JPG, deep/er/d.jpg); add lines for them if they are to be used."
     ]
 
 
 def test_hidden_and_unreadable_names(photos: Path) -> None:
-    picture(photos / ".hidden.jpg")
-    picture(photos / ".git" / "x.jpg")
+    save_image(photos / ".hidden.jpg")
+    save_image(photos / ".git" / "x.jpg")
     (photos / "loop").symlink_to(photos)
     with open(bytes(photos) + b"/\xff.jpg", "wb") as file:
         file.write(b"x")
     images = read(photos, "image,tags\na,cat\nb,\nc,\nd,\n")
-    assert doubts(images) == []
+    assert warnings(images) == []
     assert errors(images) == ["'\\udcff.jpg': has a file name that is not valid UTF-8; rename the file."]
 
 
@@ -292,14 +302,14 @@ def test_hidden_and_unreadable_names(photos: Path) -> None:
     st.one_of(st.text(), st.binary(), st.text(alphabet='image,tagsplt;\n"\t\r 01{}[]:\\ud8')),
     st.sampled_from(["csv", "tsv", "jsonl"]),
 )
-def test_any_text_is_a_table_or_a_data_error(
+def test_every_text_is_a_table_or_a_data_error(
     tmp_path_factory: pytest.TempPathFactory, text: str | bytes, suffix: str
 ) -> None:
     folder = tmp_path_factory.getbasetemp() / "fuzz"
-    picture(folder / "i" / "a.jpg")
-    head = '{"image": "a", "tags": "cat"}\n' if suffix == "jsonl" else "image,tags\na,cat\n"
+    save_image(folder / "i" / "a.jpg")
+    header = '{"image": "a", "tags": "cat"}\n' if suffix == "jsonl" else "image,tags\na,cat\n"
     raw = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
-    for content in (raw, head.encode() + raw):
+    for content in (raw, header.encode() + raw):
         message = str(folder)
         try:
             images = read(folder / "i", content, f"t.{suffix}")
@@ -317,27 +327,27 @@ WORDS = st.text(
 
 @settings(max_examples=100, deadline=None)
 @given(st.dictionaries(WORDS, st.booleans(), min_size=1, max_size=5))
-def test_tags_and_one_hot_say_the_same(tmp_path_factory: pytest.TempPathFactory, reporter: dict[str, bool]) -> None:
-    reporter = {unicodedata.normalize("NFC", name): yes for name, yes in reporter.items()}
-    if {name.casefold() for name in reporter} & {"image", "tags", "split", "background"}:
+def test_one_hot_columns_give_the_same_tags(tmp_path_factory: pytest.TempPathFactory, has_tag: dict[str, bool]) -> None:
+    has_tag = {unicodedata.normalize("NFC", name): value for name, value in has_tag.items()}
+    if {name.casefold() for name in has_tag} & {"image", "tags", "split", "background"}:
         return
     path = tmp_path_factory.getbasetemp() / "one.csv"
     path.write_text(
-        "image," + ",".join(reporter) + "\na," + ",".join("01"[yes] for yes in reporter.values()) + "\n", "utf-8"
+        "image," + ",".join(has_tag) + "\na," + ",".join("01"[yes] for yes in has_tag.values()) + "\n", "utf-8"
     )
     table = read_tag_table(path)
-    assert table.names == tuple(sorted(reporter))
-    assert set(table.rows[0].tags) == {name for name, yes in reporter.items() if yes}
+    assert table.names == tuple(sorted(has_tag))
+    assert set(table.rows[0].tags) == {name for name, yes in has_tag.items() if yes}
 
 
-def test_a_spreadsheet_is_to_be_saved_as_csv(photos: Path) -> None:
+def test_a_spreadsheet_is_refused(photos: Path) -> None:
     with pytest.raises(DataError, match=r"tags\.xlsx is a spreadsheet; save it as CSV in UTF-8"):
         read(photos, b"PK", "tags.xlsx")
 
 
-def test_pictures_of_a_kind_that_is_not_read(photos: Path) -> None:
+def test_images_of_an_unknown_format(photos: Path) -> None:
     (photos / "e.HEIC").write_bytes(b"")
     images = read(photos, "image,tags\na,cat\ne.heic,cat\n")
     assert [p.split(": ", 1)[1] for p in errors(images)] == [
-        f"e.heic in {photos} is of a kind that is not read; convert it to JPEG or PNG."
+        f"e.heic in {photos} has a format that cannot be read; convert it to JPEG or PNG."
     ]

@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tagmask.compute import Compute
 from tagmask.data.samples import TaggedImages
 from tagmask.label_map import read_label_map
 from tagmask.maps import ResponseMaps, grid_size
 from tagmask.methods.cam import Cam
-from tagmask.methods.crf import Crf
+from tagmask.methods.pseudo_masks import PseudoMasks
 from tagmask.models.classifier import Classifier
+from tagmask.progress import Reporter
+from tagmask.run_folder import StageFolder
 from tagmask.stage import Method, StageContext
 from tagmask.training import read_history
 
@@ -30,16 +33,13 @@ MakeContext = Callable[..., StageContext]
 
 @pytest.fixture(scope="session")
 def earlier(tmp_path_factory: pytest.TempPathFactory, toy_images: TaggedImages) -> dict[str, Path]:
-    """What the stages before a method made: a toy CAM and its pseudo-masks, by kind."""
-    from tagmask.compute import Compute
-    from tagmask.progress import no_progress
-
+    """Return the folders of earlier stages by kind of artifact: a toy CAM and its pseudo-masks."""
     folder = tmp_path_factory.mktemp("earlier")
-    context = StageContext(folder / "cam", toy_images, {}, 0, Compute(), no_progress, lambda line: None)
+    cam, masks = StageFolder(folder / "cam"), StageFolder(folder / "pseudo_masks")
+    context = StageContext(cam, toy_images, Compute(), Reporter(), {}, seed=0)
     Cam(**TOY_CAM).run(context)
-    masks = replace(context, folder=folder / "crf", inputs={"maps": folder / "cam"})
-    Crf(threshold=0.3).run(masks)
-    return {"classifier": folder / "cam", "maps": folder / "cam", "masks": folder / "crf"}
+    PseudoMasks(threshold=0.3).run(replace(context, folder=masks, inputs={"maps": cam}))
+    return {"classifier": cam.path, "maps": cam.path, "masks": masks.path}
 
 
 class MethodContract:
@@ -69,7 +69,7 @@ class MethodContract:
             pytest.skip("it makes no maps")
         context = self.run(make_context, earlier)
         for sample in context.images.samples:  # among them one without a tag, and one with all
-            maps = ResponseMaps.load(context.maps_path(sample))
+            maps = ResponseMaps.load(context.folder.maps_path(sample.id))
             assert tuple(maps.classes) == sample.tags
             assert maps.size == sample.size
             assert maps.maps.shape == (len(sample.tags or ()), *grid_size(maps.size))
@@ -81,7 +81,7 @@ class MethodContract:
             pytest.skip("it makes no masks")
         context = self.run(make_context, earlier)
         for sample in context.images.samples:
-            labels = read_label_map(context.mask_path(sample))
+            labels = read_label_map(context.folder.mask_path(sample.id))
             assert labels.shape == sample.size
             assert set(np.unique(labels)) <= {0, 255, *(sample.tags or ())}
 
@@ -89,13 +89,13 @@ class MethodContract:
         first = self.run(make_context, earlier, "first")
         again = self.run(make_context, earlier, "again")
         assert self.files(first) == self.files(again)
-        assert self.same(first.folder, again.folder)
+        assert self.same(first.folder.path, again.folder.path)
         if self.trains:
-            assert not self.same(first.folder, self.run(make_context, earlier, "other", seed=1).folder)
+            assert not self.same(first.folder.path, self.run(make_context, earlier, "other", seed=1).folder.path)
 
     def test_it_makes_again_only_what_is_missing(self, make_context: MakeContext, earlier: dict[str, Path]) -> None:
         context = self.run(make_context, earlier)
-        made = sorted(f for f in context.folder.rglob("*") if f.is_file() and f.suffix in (".safetensors", ".png"))
+        made = sorted(f for f in context.folder.path.rglob("*") if f.is_file() and f.suffix in (".safetensors", ".png"))
         victim, kept = made[-1], made[0]
         before, stamp = victim.read_bytes(), kept.stat().st_mtime_ns
         victim.unlink()
@@ -109,7 +109,7 @@ class MethodContract:
         """Whoever is killed when the weights are written leaves it."""
         if not self.trains:
             pytest.skip("nothing is trained")
-        checkpoint = self.run(make_context, earlier).folder / "training" / "last.ckpt"
+        checkpoint = self.run(make_context, earlier).folder.path / "training" / "last.ckpt"
         assert not checkpoint.parent.exists()
         checkpoint.parent.mkdir()
         checkpoint.touch()
@@ -130,7 +130,7 @@ class MethodContract:
         ):
             contexts.append(make_context(name, classifier=folder))
             self.method(**{**self.settings, **untrained, **change}).run(contexts[-1])
-        plain, changed, expected = (context.folder / "maps" for context in contexts)
+        plain, changed, expected = (context.folder.path / "maps" for context in contexts)
         assert self.same(changed, expected)
         assert not self.same(changed, plain)
 
@@ -144,7 +144,7 @@ class MethodContract:
 
     @staticmethod
     def files(context: StageContext) -> list[Path]:
-        return sorted(f.relative_to(context.folder) for f in context.folder.rglob("*") if f.is_file())
+        return sorted(f.relative_to(context.folder.path) for f in context.folder.path.rglob("*") if f.is_file())
 
     @staticmethod
     def same(first: Path, second: Path) -> bool:

@@ -121,7 +121,7 @@ def test_no_saliency_at_all_is_one_sentence_before_the_run_begins(context: Stage
     ("size", "sentence"),
     [
         (None, r"odd\.png is not an image that can be read; replace or remove it\.$"),
-        ((48, 30), r"odd\.png has 48×30 pixels, its image 48×40; give it the same shape\.$"),
+        ((48, 30), r"odd\.png has 48×30 pixels and its image 48×40; give both the same aspect ratio\.$"),
     ],
 )
 def test_bad_saliency_is_one_sentence_before_anything_is_trained(

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tagmask.data.samples import Sample, TaggedImages
-from tagmask.data.transforms import labels_on_grid
+from tagmask.data.transforms import downsample_labels
 from tagmask.errors import RecipeError
 from tagmask.label_map import IGNORE_INDEX, read_label_map
 from tagmask.maps import ResponseMaps
@@ -51,7 +51,7 @@ class TestAmn(MethodContract):
     ) -> None:
         context = self.run(make_context, earlier)
         for sample in context.images.samples:
-            maps = ResponseMaps.load(context.maps_path(sample))
+            maps = ResponseMaps.load(context.folder.maps_path(sample.id))
             assert maps.background is not None
             assert 0 <= maps.background.min() <= maps.background.max() <= 1
             for labels in (maps.label_map(), maps.label_map(0.3)):
@@ -61,7 +61,7 @@ class TestAmn(MethodContract):
         context = self.run(make_context, earlier)
         for sample in context.images.samples:
             cam = ResponseMaps.load(earlier["maps"] / "maps" / f"{sample.id}.safetensors")
-            seeds = read_label_map(context.folder / "seeds" / f"{sample.id}.png")
+            seeds = read_label_map(context.folder.path / "seeds" / f"{sample.id}.png")
             high, low = cam.label_map(0.3), cam.label_map(0.05)
             assert np.array_equal(seeds, np.where(high > 0, high, np.where(low == 0, 0, 255)))
 
@@ -74,9 +74,9 @@ class TestAmn(MethodContract):
         Amn(**{**TOY, "renormalize": "nowhere"}).run(raw)
         changed = 0
         for sample in context.images.samples:
-            seeds = read_label_map(context.folder / "seeds" / f"{sample.id}.png")
+            seeds = read_label_map(context.folder.path / "seeds" / f"{sample.id}.png")
             background = seeds[2::4, 2::4] == 0  # the centres of 40×48 pixels' 10×12 cells
-            ours, plain = ResponseMaps.load(context.maps_path(sample)), ResponseMaps.load(raw.maps_path(sample))
+            ours, plain = ResponseMaps.load(context.folder.maps_path(sample.id)), ResponseMaps.load(raw.maps_path(sample))
             assert np.array_equal(ours.maps[:, background], plain.maps[:, background])
             changed += int((ours.maps != plain.maps).sum())
         assert changed > 0
@@ -87,7 +87,7 @@ class TestAmn(MethodContract):
         context = make_context(maps=earlier["maps"], classifier=earlier["classifier"])
         Amn(**{**TOY, "renormalize": "nowhere"}).run(context)
         for sample in context.images.samples:
-            maps = ResponseMaps.load(context.maps_path(sample))
+            maps = ResponseMaps.load(context.folder.maps_path(sample.id))
             total = maps.maps.astype(np.float32).sum(0) + maps.background
             if len(sample.tags or ()) == 3:
                 assert total == pytest.approx(np.ones_like(total), abs=2e-3)
@@ -126,7 +126,7 @@ def test_goldens() -> None:
         logits = network(g["features"], g["tags"])
     torch.testing.assert_close(logits, g["logits"], rtol=1e-5, atol=1e-5)
 
-    labels = labels_on_grid(g["labels_full_size"], (13, 11))
+    labels = downsample_labels(g["labels_full_size"], (13, 11))
     assert torch.equal(labels, g["labels_on_grid"])
     loss = balanced_loss(logits, labels, float(g["label_smoothing"]))
     assert loss.item() == pytest.approx(float(g["balanced_loss"]), rel=1e-5)
@@ -199,7 +199,7 @@ def test_dropout_is_off_in_eval() -> None:
 def test_labels_are_resized_as_pillow_does_for_any_shape(size: tuple[int, int], grid: tuple[int, int]) -> None:
     labels = np.random.default_rng(0).choice(np.array([0, 1, 2, 3, IGNORE_INDEX], np.uint8), size)
     expected = Image.fromarray(labels).resize((grid[1], grid[0]), Image.Resampling.NEAREST)
-    assert np.array_equal(labels_on_grid(torch.from_numpy(labels)[None], grid)[0], np.asarray(expected))
+    assert np.array_equal(downsample_labels(torch.from_numpy(labels)[None], grid)[0], np.asarray(expected))
 
 
 def test_where_maps_are_stretched() -> None:

@@ -147,13 +147,13 @@ def test_learning_rates_of_backbone_and_head(make_context: Callable[..., StageCo
     assert [entry["epoch"] for entry in history] == [1, 2]
     steps = 4  # 8 images in batches of 4, twice; the rate after step s is lr · (1 − s / 4)^0.9
     assert [entry["lr"] for entry in history] == pytest.approx([0.02 * (1 - s / steps) ** 0.9 for s in (2, 4)])
-    assert not (context.folder / "training").exists()
+    assert not (context.folder.path / "training").exists()
 
 
 def test_no_epochs_are_a_random_network(make_context: Callable[..., StageContext]) -> None:
     context = make_context()
     Cam(**{**TOY_CAM, "epochs": 0}).run(context)
-    assert all(context.maps_path(sample).exists() for sample in context.images.samples)
+    assert all(context.folder.maps_path(sample.id).exists() for sample in context.images.samples)
 
 
 def test_weights_of_one_s_own(make_context: Callable[..., StageContext], tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_images_of_all_sizes(make_context: Callable[..., StageContext], tmp_path
     context = make_context(images=TaggedImages(("a", "b"), tuple(samples)))
     Cam(**TOY_CAM).run(context)
     for sample in samples:
-        assert ResponseMaps.load(context.maps_path(sample)).size == sample.size
+        assert ResponseMaps.load(context.folder.maps_path(sample.id)).size == sample.size
 
 
 def test_one_image_of_one_class(make_context: Callable[..., StageContext], toy_images: TaggedImages) -> None:

@@ -46,7 +46,7 @@ def test_without_the_crf_it_is_the_threshold(make_context: MakeContext, earlier:
     Crf(threshold=0.4, crf=None).run(context)
     for sample in context.images.samples:
         maps = ResponseMaps.load(earlier["maps"] / "maps" / f"{sample.id}.safetensors")
-        np.testing.assert_array_equal(read_label_map(context.mask_path(sample)), maps.label_map(0.4))
+        np.testing.assert_array_equal(read_label_map(context.folder.mask_path(sample.id)), maps.label_map(0.4))
 
 
 def test_the_crf_sees_the_classes_that_are_tagged() -> None:
@@ -97,7 +97,7 @@ def test_the_automatic_threshold_lies_between_object_and_background(make_context
 def test_the_threshold_is_kept(make_context: MakeContext, earlier: dict[str, Path]) -> None:
     context = make_context(maps=earlier["maps"])
     chosen = threshold_of_run(context, "auto")
-    assert json.loads((context.folder / THRESHOLD_FILE).read_text()) == {"threshold": chosen}
+    assert json.loads((context.folder.path / THRESHOLD_FILE).read_text()) == {"threshold": chosen}
     elsewhere = replace(context, inputs={"maps": Path("nowhere")})
     assert threshold_of_run(elsewhere, "auto") == chosen
 
@@ -112,7 +112,7 @@ def test_only_a_threshold_for_all_images_is_said_to_be_used(
     kept = threshold_of_run(replace(context, inputs={}), setting)
     assert 0 < kept < 1
     if setting == "per-image":
-        assert json.loads((context.folder / THRESHOLD_FILE).read_text()) == {"threshold": kept, "per_image": True}
+        assert json.loads((context.folder.path / THRESHOLD_FILE).read_text()) == {"threshold": kept, "per_image": True}
         assert read_threshold(context.folder) is None
     else:
         assert read_threshold(context.folder) == kept == (kept if setting == "auto" else setting)
@@ -127,7 +127,7 @@ def test_maps_that_are_the_same_everywhere_are_background(
         maps = maps_of(sample.size, *[value] * len(sample.tags), classes=sample.tags)
         maps.save(tmp_path / "maps-stage" / "maps" / f"{sample.id}.safetensors")
     Crf(crf=None).run(context)
-    assert not any(read_label_map(context.mask_path(sample)).any() for sample in context.images.samples)
+    assert not any(read_label_map(context.folder.mask_path(sample.id)).any() for sample in context.images.samples)
 
 
 def test_many_workers_make_the_same_masks(make_context: MakeContext, earlier: dict[str, Path]) -> None:
@@ -141,7 +141,7 @@ def test_the_mask_has_the_image_s_own_size(make_context: MakeContext, earlier: d
     context = make_context(maps=earlier["maps"])
     Crf(threshold=0.3).run(context)
     for sample in context.images.samples:
-        assert read_label_map(context.mask_path(sample)).shape == read_image(sample.image).shape[:2]
+        assert read_label_map(context.folder.mask_path(sample.id)).shape == read_image(sample.image).shape[:2]
 
 
 class TestPerImage(MethodContract):

@@ -55,7 +55,7 @@ def test_activations_of_one_s_own(
     context = make_context(classifier=earlier["classifier"])
     InferCam(of="all_ones", scales=(1.0,)).run(context)
     for sample in context.images.samples:
-        np.testing.assert_allclose(ResponseMaps.load(context.maps_path(sample)).maps, 1, atol=1e-3)
+        np.testing.assert_allclose(ResponseMaps.load(context.folder.maps_path(sample.id)).maps, 1, atol=1e-3)
 
 
 class Recorder:

@@ -42,10 +42,10 @@ class TestIrn(MethodContract):
     def test_its_files(self, make_context: MakeContext, earlier: dict[str, Path]) -> None:
         context = self.run(make_context, earlier)
         seeds = np.unique(
-            np.stack([read_label_map(context.folder / "seeds" / f"{s.id}.png") for s in context.images.samples])
+            np.stack([read_label_map(context.folder.path / "seeds" / f"{s.id}.png") for s in context.images.samples])
         )
         assert set(seeds) <= {0, 1, 2, 3, 255}
-        coco = COCO(context.folder / "instances.json")
+        coco = COCO(context.folder.path / "instances.json")
         assert len(coco.imgs) == len(context.images)
         assert sorted(coco.anns) == list(range(1, len(coco.anns) + 1))
         for annotation in coco.anns.values():
@@ -65,10 +65,10 @@ class TestIrn(MethodContract):
         network = prepare_for_inference(BoundaryNetwork.load(context.folder), context.compute)
         walked = list(method.walked(network, context, context.images.samples))
         activations = np.concatenate([each.maps.max(0).ravel() for each in walked if len(each.classes)])
-        kept = read_json(context.folder / "walk.json")["threshold"]
+        kept = read_json(context.folder.path / "walk.json")["threshold"]
         assert kept == pytest.approx(threshold_otsu(activations.astype(np.float64), nbins=256), abs=0.01)
         for sample, maps in zip(context.images.samples, walked, strict=True):
-            assert (read_label_map(context.mask_path(sample)) != maps.label_map(kept)).mean() < 0.01
+            assert (read_label_map(context.folder.mask_path(sample.id)) != maps.label_map(kept)).mean() < 0.01
 
 
 def golden() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -31,8 +31,8 @@ class TestLayerCam(MethodContract):
 
     def test_it_runs_on_a_vision_transformer(self, make_context: MakeContext) -> None:
         context = make_context()
-        classifier("test_vit", num_classes=3).save(context.folder / "vit")
-        context = make_context("layercam", classifier=context.folder / "vit")
+        classifier("test_vit", num_classes=3).save(context.folder.path / "vit")
+        context = make_context("layercam", classifier=context.folder.path / "vit")
         LayerCam(**self.settings).run(context)
         maps = ResponseMaps.load(context.maps_path(context.images.samples[6])).maps
         assert maps.shape == (3, 10, 12)
@@ -143,7 +143,7 @@ def test_a_run_s_maps_are_those_of_all_classes(make_context: MakeContext, earlie
     images = normalize_images(pixels, net.backbone.mean, net.backbone.std)
     with context.compute.autocast(net):
         [alone] = response_maps(activations(net), images, [sample.tags or ()], (1.0, 0.5))
-    ours = ResponseMaps.load(context.maps_path(sample)).maps
+    ours = ResponseMaps.load(context.folder.maps_path(sample.id)).maps
     np.testing.assert_allclose(ours, alone.maps, atol=0.05 if torch.cpu._is_avx512_bf16_supported() else 1e-3)
 
 

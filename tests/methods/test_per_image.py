@@ -88,7 +88,7 @@ def test_the_mask_ends_where_the_network_or_the_saliency_does(
     images = replace(toy_images, samples=(sample,))
     context = make_context(maps=tmp_path / "cam", segmenter=segmenter, images=images)
     PerImage(crf=None).run(context)
-    width = (read_label_map(context.mask_path(sample)) > 0).sum(1).mean()
+    width = (read_label_map(context.folder.mask_path(sample.id)) > 0).sum(1).mean()
     assert width == pytest.approx(saliency_end or end, abs=2)
-    assert (context.folder / THRESHOLD_FILE).exists()
+    assert (context.folder.path / THRESHOLD_FILE).exists()
     assert read_threshold(context.folder) is None  # each image has its own

@@ -124,4 +124,4 @@ def test_another_number_of_outputs(
     )
     context = make_context(images=replace(toy_images, samples=toy_images.samples[:2]))
     method.run(context)
-    assert all(context.maps_path(sample).exists() for sample in context.images.samples)
+    assert all(context.folder.maps_path(sample.id).exists() for sample in context.images.samples)

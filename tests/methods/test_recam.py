@@ -72,8 +72,8 @@ class TestReCam(MethodContract):
     def test_it_runs_on_a_vision_transformer(self, make_context: MakeContext) -> None:
         torch.manual_seed(0)
         context = make_context()
-        Classifier(Backbone("test_vit"), context.images.classes).save(context.folder / "vit")
-        context = make_context("recam", classifier=context.folder / "vit")
+        Classifier(Backbone("test_vit"), context.images.classes).save(context.folder.path / "vit")
+        context = make_context("recam", classifier=context.folder.path / "vit")
         ReCam(**{**TOY, "crop_size": 48}).run(context)
         assert ResponseMaps.load(context.maps_path(context.images.samples[6])).maps.shape == (3, 10, 12)
 

@@ -130,7 +130,7 @@ def test_it_learns_what_the_masks_say(make_context: MakeContext, earlier: dict[s
     settings = {**TOY, "backbone": "resnet10t", "weights": "none", "epochs": 20, "optimizer": "adamw", "head_factor": 1}
     Segment(**{**settings, "lr": 0.005}).run(context)
     ground_truth = np.stack([sample.mask.read() for sample in context.images.samples if sample.mask])
-    found = np.stack([read_label_map(context.mask_path(sample)) for sample in context.images.samples])
+    found = np.stack([read_label_map(context.folder.mask_path(sample.id)) for sample in context.images.samples])
     assert (ground_truth == found).mean() > 0.95
     assert (ground_truth == found)[ground_truth > 0].mean() > 0.8
 

@@ -1,8 +1,10 @@
-"""Any timm network as a map of features."""
+"""`Backbone`: features of any timm network, freezing and weights."""
 
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,36 +17,37 @@ import torch
 from tagmask.errors import RecipeError
 from tagmask.models.backbone import Backbone, check_backbone, load_weights
 
-# name → (channels, stride that was asked for, stride that it has)
+# name: (channels, requested stride, actual stride)
 NETWORKS = {
     "resnet18": (512, 8, 8),
     "resnet26d": (2048, 16, 16),
     "mobilenetv2_050": (1280, 16, 16),
     "convnext_atto": (320, 16, 16),
     "regnetx_002": (368, 32, 32),
-    "mobilenetv3_small_050": (288, 8, 32),  # cannot be dilated
+    "mobilenetv3_small_050": (288, 8, 32),  # timm cannot dilate it
     "vit_tiny_patch16_224": (192, 8, 16),
     "swin_tiny_patch4_window7_224": (768, 16, 32),
 }
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_features_of_any_network_at_any_size(name: str) -> None:
-    channels, stride, real = NETWORKS[name]
-    backbone = Backbone(name, output_stride=stride).eval()
+def test_any_network_computes_features_of_images_of_any_size(name: str) -> None:
+    channels, requested_stride, stride = NETWORKS[name]
+    backbone = Backbone(name, output_stride=requested_stride).eval()
     assert backbone.channels == channels
     assert len(backbone.mean) == len(backbone.std) == 3
     with torch.inference_mode():
-        assert backbone(torch.rand(2, 3, 64, 96)).shape == (2, channels, 64 // real, 96 // real)
+        assert backbone(torch.rand(2, 3, 64, 96)).shape == (2, channels, 64 // stride, 96 // stride)
         for size in ((1, 1), (50, 37), (33, 100)):
             features = backbone(torch.rand(1, 3, *size))
             assert features.shape[:2] == (1, channels)
-            assert all(abs(f - side / real) <= 1 or side < 32 for f, side in zip(features.shape[2:], size, strict=True))
+            for cells, side in zip(features.shape[2:], size, strict=True):
+                assert side < 32 or abs(cells - side / stride) <= 1
             assert torch.isfinite(features).all()
 
 
-def test_a_vit_s_patch_tokens_are_the_grid() -> None:
-    """Each cell is its own patch's token: a change in one corner is seen there first (one block alone)."""
+def test_the_patch_tokens_of_a_vit_are_arranged_on_the_grid() -> None:
+    """Without blocks, which mix the tokens, a change of one corner of the image changes only the token there."""
     backbone = Backbone("vit_tiny_patch16_224", options={"depth": 0}).eval()
     image = torch.zeros(1, 3, 48, 80)
     changed = image.clone()
@@ -55,53 +58,53 @@ def test_a_vit_s_patch_tokens_are_the_grid() -> None:
     assert torch.nonzero(difference > 1e-4).tolist() == [[2, 0]]
 
 
-def learning(backbone: Backbone) -> set[str]:
+def trainable(backbone: Backbone) -> set[str]:
     return {name for name, p in backbone.net.named_parameters() if p.requires_grad}
 
 
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
 @pytest.mark.parametrize(
-    ("until", "frozen"),
+    ("until_stride", "frozen"),
     [
         (0, ()),
         (2, ("conv1.", "bn1.")),
         (4, ("conv1.", "bn1.", "layer1.")),
-        (8, ("conv1.", "bn1.", "layer1.", "layer2.")),  # the papers'
+        (8, ("conv1.", "bn1.", "layer1.", "layer2.")),  # as in the code of IRN and ReCAM
     ],
 )
-def test_freezing_a_resnet_up_to_a_stride(until: int, frozen: tuple[str, ...], output_stride: int) -> None:
+def test_a_resnet_is_frozen_up_to_a_stride(until_stride: int, frozen: tuple[str, ...], output_stride: int) -> None:
     backbone = Backbone("resnet50", output_stride=output_stride)
-    backbone.freeze(until, norms=True)
-    every = {name for name, _ in backbone.net.named_parameters()}
-    assert learning(backbone) == {name for name in every if not name.startswith(frozen or ("none",))}
+    backbone.freeze(until_stride, freeze_norm=True)
+    names = {name for name, _ in backbone.net.named_parameters()}
+    assert trainable(backbone) == {name for name in names if not name.startswith(frozen or ("none",))}
 
 
-def test_freezing_other_networks() -> None:
-    mobile = Backbone("mobilenetv2_050")
-    mobile.freeze(8, norms=True)
-    frozen = {name.split(".")[0] + "." + name.split(".")[1] for name, p in mobile.net.named_parameters()} - {
-        name.split(".")[0] + "." + name.split(".")[1] for name in learning(mobile)
-    }
+def test_other_networks_are_frozen_up_to_a_stride() -> None:
+    mobilenet = Backbone("mobilenetv2_050")
+    mobilenet.freeze(8, freeze_norm=True)
+    names = {name for name, _ in mobilenet.net.named_parameters()}
+    frozen = {".".join(name.split(".")[:2]) for name in names - trainable(mobilenet)}
     assert frozen == {"conv_stem.weight", "bn1.weight", "bn1.bias", "blocks.0", "blocks.1", "blocks.2"}
+    assert not frozen & {".".join(name.split(".")[:2]) for name in trainable(mobilenet)}
     convnext = Backbone("convnext_atto")
-    convnext.freeze(8, norms=True)
-    assert {name[:8] for name in learning(convnext)} == {"stages.2", "stages.3", "head.nor"}
+    convnext.freeze(8, freeze_norm=True)
+    assert {name[:8] for name in trainable(convnext)} == {"stages.2", "stages.3", "head.nor"}
 
 
-@pytest.mark.parametrize("norms", [True, False])
-def test_frozen_norms_keep_their_statistics_in_training(norms: bool) -> None:
+@pytest.mark.parametrize("freeze_norm", [True, False])
+def test_frozen_norms_keep_their_statistics_in_training(freeze_norm: bool) -> None:
     backbone = Backbone("resnet18")
-    backbone.freeze(8, norms=norms)
+    backbone.freeze(8, freeze_norm)
     before = {name: value.clone() for name, value in backbone.net.named_buffers()}
     backbone.eval()
     backbone.train()
     backbone(torch.rand(2, 3, 40, 40))
     changed = {name for name, value in backbone.net.named_buffers() if not torch.equal(value, before[name])}
-    assert bool(changed) != norms
+    assert bool(changed) != freeze_norm
     assert backbone.training
 
 
-def saved(net: torch.nn.Module, file: Path, wrap: bool = False) -> Path:
+def write_state_dict(net: torch.nn.Module, file: Path, wrap: bool = False) -> Path:
     state: dict[str, Any] = net.state_dict()
     if file.suffix == ".safetensors":
         safetensors.torch.save_file(state, file)
@@ -111,19 +114,19 @@ def saved(net: torch.nn.Module, file: Path, wrap: bool = False) -> Path:
 
 
 @pytest.mark.parametrize(("suffix", "wrap"), [(".safetensors", False), (".pth", False), (".pth", True)])
-@pytest.mark.parametrize("n_classes", [0, 1000])  # without its head, and with
-def test_weights_from_a_file(tmp_path: Path, suffix: str, wrap: bool, num_classes: int) -> None:
+@pytest.mark.parametrize("num_classes", [0, 1000])  # without and with a head
+def test_weights_are_loaded_from_a_file(tmp_path: Path, suffix: str, wrap: bool, num_classes: int) -> None:
     torch.manual_seed(1)
     net = timm.create_model("resnet18", num_classes=num_classes).eval()
-    file = saved(net, tmp_path / f"w{suffix}", wrap)
+    file = write_state_dict(net, tmp_path / f"w{suffix}", wrap)
     backbone = Backbone("resnet18", str(file), output_stride=32).eval()
     image = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(backbone(image), net.forward_features(image))
 
 
-class Evil:
-    """What it unpickles to would write a file."""
+class MaliciousPickle:
+    """An object whose unpickling creates a file."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -132,31 +135,31 @@ class Evil:
         return Path.touch, (self.file,)
 
 
-def test_files_that_do_not_fit_are_one_sentence(tmp_path: Path) -> None:
+def test_files_that_do_not_fit_raise_an_error_of_one_sentence(tmp_path: Path) -> None:
     state = timm.create_model("resnet18", num_classes=0).state_dict()
     (tmp_path / "text.pth").write_text("no weights")
     (tmp_path / "text.safetensors").write_text("no weights")
     (tmp_path / "empty.pth").touch()
-    (tmp_path / "evil.pth").write_bytes(pickle.dumps(Evil(tmp_path / "owned")))
-    torch.save({"conv1.weight": Evil(tmp_path / "owned")}, tmp_path / "evil2.pth")
+    (tmp_path / "malicious.pth").write_bytes(pickle.dumps(MaliciousPickle(tmp_path / "created")))
+    torch.save({"conv1.weight": MaliciousPickle(tmp_path / "created")}, tmp_path / "malicious2.pth")
     torch.save(torch.rand(3), tmp_path / "tensor.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     torch.save({**state, "conv1.weight": 3}, tmp_path / "number.pth")
     torch.save({k: v for k, v in state.items() if "layer4" not in k}, tmp_path / "part.pth")
-    saved(timm.create_model("resnet18", num_classes=0, in_chans=1), tmp_path / "grey.safetensors")
-    saved(timm.create_model("vit_tiny_patch16_224", num_classes=0), tmp_path / "vit.safetensors")
+    write_state_dict(timm.create_model("resnet18", num_classes=0, in_chans=1), tmp_path / "gray.safetensors")
+    write_state_dict(timm.create_model("vit_tiny_patch16_224", num_classes=0), tmp_path / "vit.safetensors")
     expected = {
         "none.pth": "does not exist",
         "text.pth": "cannot be read",
         "text.safetensors": "cannot be read",
         "empty.pth": "cannot be read",
-        "evil.pth": "cannot be read",
-        "evil2.pth": "cannot be read",
+        "malicious.pth": "cannot be read",
+        "malicious2.pth": "cannot be read",
         "tensor.pth": "holds no layer of this backbone",
         "list.pth": "holds no layer of this backbone",
-        "number.pth": r"0 layers missing, 1 of another shape \(first: conv1.weight\)",
-        "part.pth": r"25 layers missing, 0 of another shape",
-        "grey.safetensors": r"0 layers missing, 1 of another shape \(first: conv1.weight\)",
+        "number.pth": r"0 layers are missing and 1 have another shape \(first: conv1.weight\)",
+        "part.pth": r"25 layers are missing and 0 have another shape",
+        "gray.safetensors": r"0 layers are missing and 1 have another shape \(first: conv1.weight\)",
         "vit.safetensors": "holds no layer of this backbone",
     }
     for name, reason in expected.items():
@@ -164,15 +167,17 @@ def test_files_that_do_not_fit_are_one_sentence(tmp_path: Path) -> None:
             Backbone("resnet18", str(tmp_path / name))
         assert "\n" not in str(error.value)
         assert name in str(error.value)
-    assert not (tmp_path / "owned").exists()
+    assert not (tmp_path / "created").exists()
 
 
-def test_load_weights_leaves_nothing_of_the_old_ones() -> None:
+def test_a_missing_weights_file_is_an_error() -> None:
     with pytest.raises(RecipeError, match="does not exist"):
         load_weights(timm.create_model("resnet18"), Path("none.pth"))
 
 
-def test_pretrained_without_a_network_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pretrained_weights_that_cannot_be_downloaded_are_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(RecipeError, match=r"pretrained weights of 'resnet18' could not be loaded .* or give a local"):
@@ -183,22 +188,33 @@ def test_pretrained_without_a_network_says_what_to_do(tmp_path: Path, monkeypatc
     ("name", "arguments", "sentence"),
     [
         ("resnet_18", {}, "backbone 'resnet_18' is not a timm model: did you mean 'resnet18'?"),
-        ("resnet18", {"output_stride": 4}, "output_stride 4 cannot be had: give one of"),
-        ("resnet18", {"options": {"colour": 3}}, "cannot be made with {'colour': 3}"),
+        ("resnet18", {"output_stride": 4}, "output_stride 4 is not possible: give one of (8, 16, 32)."),
+        ("resnet18", {"options": {"color": 3}}, "cannot be created with options {'color': 3}"),
         ("hiera_tiny_224", {}, "does not take images of any size"),
     ],
 )
-def test_networks_that_cannot_be_had(name: str, arguments: dict[str, Any], sentence: str) -> None:
+def test_networks_that_cannot_be_created_are_an_error_of_one_sentence(
+    name: str, arguments: dict[str, Any], sentence: str
+) -> None:
     with pytest.raises(RecipeError) as error:
         Backbone(name, **arguments)
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_names_of_the_hub_are_left_to_it() -> None:
-    assert check_backbone("hf-hub:someone/net") == "hf-hub:someone/net"
+def test_names_on_a_model_hub_are_not_checked() -> None:
+    assert check_backbone("hf-hub:user/net") == "hf-hub:user/net"
 
 
-def test_options_reach_timm() -> None:
-    same = Backbone("mobilenetv2_050", options={"pad_type": "same"})
-    assert type(same.net.conv_stem).__name__ == "Conv2dSame"
+def test_options_are_passed_to_timm() -> None:
+    backbone = Backbone("mobilenetv2_050", options={"pad_type": "same"})
+    assert type(backbone.net.conv_stem).__name__ == "Conv2dSame"
+
+
+def test_checking_a_name_does_not_import_lightning() -> None:
+    """A recipe is checked before anything is trained, and the import of Lightning takes seconds."""
+    code = (
+        "import sys; from tagmask.models.backbone import check_backbone; check_backbone('resnet18'); "
+        "assert not {'lightning', 'segmentation_models_pytorch'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,4 @@
-"""IRN's network: its layout, what is frozen, and that it follows the image when that is mirrored."""
+"""The boundary network of IRN: its layers, its frozen backbone, and its outputs for flipped images."""
 
 from __future__ import annotations
 
@@ -18,20 +18,18 @@ def network() -> BoundaryNetwork:
     return BoundaryNetwork(Backbone("resnet18", output_stride=16)).eval()
 
 
-def test_the_branches_are_the_reference_s() -> None:
+def test_the_branches_have_the_layers_of_the_authors_code() -> None:
     network = BoundaryNetwork(Backbone("resnet50", output_stride=16))
-    size = {branch: sum(p.numel() for p in network.parameters_of(branch)) for branch in ("boundary", "displacement")}
+    boundary, displacement = network.boundary_parameters(), network.displacement_parameters()
     channels = (64, 256, 512, 1024, 2048)
-    assert size["boundary"] == 32 * sum(channels) + 5 * 2 * 32 + 5 * 32 + 1
+    assert sum(p.numel() for p in boundary) == 32 * sum(channels) + 5 * 2 * 32 + 5 * 32 + 1
     reduced = 64 * 64 + 256 * 128 + (512 + 1024 + 2048) * 256 + 2 * (64 + 128 + 3 * 256)
     merged = (3 * 256) * 256 + (64 + 128 + 256) * 256 + 2 * (256 + 256) + 256 * 2
-    assert size["displacement"] == reduced + merged
-    assert len(network.parameters_of("boundary")) + len(network.parameters_of("displacement")) == sum(
-        p.requires_grad for p in network.parameters()
-    )
+    assert sum(p.numel() for p in displacement) == reduced + merged
+    assert len(boundary) + len(displacement) == sum(p.requires_grad for p in network.parameters())
 
 
-def test_the_first_level_is_that_after_the_stem_s_pooling(network: BoundaryNetwork) -> None:
+def test_the_first_level_is_the_output_of_the_max_pooling(network: BoundaryNetwork) -> None:
     image = torch.randn(1, 3, 64, 48)
     net = network.backbone.net
     with torch.inference_mode():
@@ -42,7 +40,7 @@ def test_the_first_level_is_that_after_the_stem_s_pooling(network: BoundaryNetwo
 @pytest.mark.parametrize(
     "name", ["resnet18", "mobilenetv2_050", "convnext_atto", "vgg11", "vit_tiny_patch16_224", "densenet121"]
 )
-def test_any_backbone_with_feature_levels(name: str) -> None:
+def test_any_backbone_with_feature_levels_is_supported(name: str) -> None:
     network = BoundaryNetwork(Backbone(name)).eval()
     boundary, displacement = predict_boundaries(network, torch.randn(1, 3, 45, 70))
     assert boundary.shape == (1, 12, 18)
@@ -50,21 +48,21 @@ def test_any_backbone_with_feature_levels(name: str) -> None:
     assert 0 <= boundary.min() <= boundary.max() <= 1
 
 
-def test_a_backbone_without_levels_is_refused() -> None:
+def test_a_backbone_without_feature_levels_is_an_error() -> None:
     backbone = Backbone("resnet18")
     backbone.net.feature_info = []
     with pytest.raises(RecipeError, match="feature levels"):
         BoundaryNetwork(backbone)
 
 
-def test_a_mirrored_image_has_the_mirrored_boundary(network: BoundaryNetwork) -> None:
+def test_the_boundary_of_a_flipped_image_is_flipped(network: BoundaryNetwork) -> None:
     image = torch.randn(2, 3, 32, 64)
-    straight, _ = predict_boundaries(network, image)
-    mirrored, _ = predict_boundaries(network, image.flip(3))
-    torch.testing.assert_close(mirrored.flip(2), straight, rtol=1e-4, atol=1e-5)
+    original, _ = predict_boundaries(network, image)
+    flipped, _ = predict_boundaries(network, image.flip(3))
+    torch.testing.assert_close(flipped.flip(2), original, rtol=1e-4, atol=1e-5)
 
 
-def test_the_mean_displacement_is_subtracted_in_eval_alone(network: BoundaryNetwork) -> None:
+def test_the_mean_displacement_is_subtracted_only_in_eval_mode(network: BoundaryNetwork) -> None:
     image = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         before = network(image)[1]
@@ -74,7 +72,7 @@ def test_the_mean_displacement_is_subtracted_in_eval_alone(network: BoundaryNetw
     torch.testing.assert_close(training, before)
 
 
-def test_the_backbone_stays_as_it_is(network: BoundaryNetwork) -> None:
+def test_training_does_not_change_the_backbone(network: BoundaryNetwork) -> None:
     network.train()
     before = {name: value.clone() for name, value in network.backbone.state_dict().items()}
     boundary, displacement = network(torch.randn(2, 3, 32, 32))
@@ -83,11 +81,10 @@ def test_the_backbone_stays_as_it_is(network: BoundaryNetwork) -> None:
     assert all(torch.equal(before[name], value) for name, value in network.backbone.state_dict().items())
 
 
-def test_saved_and_loaded(network: BoundaryNetwork, tmp_path: Path) -> None:
+def test_a_loaded_network_predicts_the_same(network: BoundaryNetwork, tmp_path: Path) -> None:
     network.mean_displacement = torch.tensor([0.5, 1.5])
     network.save(tmp_path)
     image = torch.randn(1, 3, 40, 30)
-    for a, b in zip(
-        predict_boundaries(network, image), predict_boundaries(BoundaryNetwork.load(tmp_path), image), strict=True
-    ):
-        torch.testing.assert_close(a, b)
+    loaded = BoundaryNetwork.load(tmp_path)
+    for expected, actual in zip(predict_boundaries(network, image), predict_boundaries(loaded, image), strict=True):
+        torch.testing.assert_close(actual, expected)

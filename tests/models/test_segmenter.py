@@ -1,4 +1,4 @@
-"""Segmentation networks."""
+"""`Segmenter`: DeepLab-v2 and the architectures of segmentation_models_pytorch on several backbones."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 
 from tagmask.errors import RecipeError, RunError
 from tagmask.models.backbone import Backbone
+from tagmask.models.classifier import Classifier
 from tagmask.models.saved_network import write_weights
-from tagmask.models.segmenter import FILE, SMP_NAMES, DilatedHead, Segmenter
+from tagmask.models.segmenter import SMP_ARCHITECTURES, DilatedHead, Segmenter, initial_segmenter
 
 CLASSES = ("a", "b")
 NETWORKS = [
@@ -21,46 +22,66 @@ NETWORKS = [
     ("FPN", "convnext_atto", 16),
     ("DeepLabV3Plus", "resnet18", 16),
 ]
+OVERLAY = {"pretrained_cfg_overlay": {"mean": [0.5] * 3, "std": [0.25] * 3}}
+TF_OPTIONS = {"pad_type": "same", "pretrained_cfg_overlay": {"mean": [0.5] * 3, "std": [0.5] * 3}}
 
 
-def a_segmenter(architecture: str = "Unet", backbone: str = "resnet18", stride: int = 16, **options: Any) -> Segmenter:
+def create_segmenter(
+    architecture: str = "Unet", backbone: str = "resnet18", stride: int = 16, **options: Any
+) -> Segmenter:
     torch.manual_seed(0)
     return Segmenter(architecture, backbone, CLASSES, stride, options or None).eval()
 
 
 @pytest.mark.parametrize(("architecture", "backbone", "stride"), NETWORKS)
 @torch.inference_mode()
-def test_any_size_of_image(architecture: str, backbone: str, stride: int) -> None:
-    network = a_segmenter(architecture, backbone, stride)
+def test_images_of_any_size_are_segmented(architecture: str, backbone: str, stride: int) -> None:
+    network = create_segmenter(architecture, backbone, stride)
     for size in ((64, 96), (37, 50), (33, 1), (1, 1)):
         logits = network(torch.rand(1, 3, *size))
         assert logits.shape[:2] == (1, 3)
         assert torch.isfinite(logits).all()
-        if architecture != "deeplabv2":  # it has a decoder up to the image's own size
+        if architecture != "deeplabv2":  # the decoders of the others upsample to the size of the image
             assert logits.shape[2:] == size
 
 
-@pytest.mark.parametrize("architecture", ["deeplabv2", *SMP_NAMES])
-def test_every_architecture_there_is(architecture: str) -> None:
-    network = a_segmenter(architecture)
+@pytest.mark.parametrize("architecture", ["deeplabv2", *SMP_ARCHITECTURES])
+def test_every_architecture_can_be_created_and_trained(architecture: str) -> None:
+    network = create_segmenter(architecture)
     with torch.inference_mode():
         for size in ((40, 64), (1, 1)):
             assert network(torch.rand(1, 3, *size)).shape[:2] == (1, 3)
+    network.train()(torch.rand(2, 3, 64, 64)).square().sum().backward()
+    assert all(p.grad is not None for p in network.head_parameters())
 
 
 @torch.inference_mode()
-def test_padding_does_not_move_the_image() -> None:
-    """An image of 40×40 is padded to 64×64 below and on the right; what comes back is of the image's own place."""
-    network = a_segmenter()
+def test_padding_does_not_move_the_logits() -> None:
+    """An image of 40×40 is padded to 64×64 at the bottom and on the right, and the logits are cropped."""
+    network = create_segmenter()
     image = torch.rand(1, 3, 40, 40)
     padded = torch.nn.functional.pad(image, (0, 24, 0, 24), mode="replicate")
     torch.testing.assert_close(network(image), network(padded)[:, :, :40, :40])
 
 
+@pytest.mark.parametrize("architecture", ["deeplabv2", *SMP_ARCHITECTURES])
+def test_images_are_normalized_as_for_the_backbone_alone(architecture: str) -> None:
+    for backbone, options in (
+        ("resnet18", {}),
+        ("resnet18", OVERLAY),
+        ("mobilenetv2_050", {}),
+        ("mobilenetv2_050", TF_OPTIONS),
+    ):
+        network = create_segmenter(architecture, backbone, **options)
+        expected = Backbone(backbone, options=options)
+        assert (network.mean, network.std) == (expected.mean, expected.std)
+    assert (network.mean, network.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
 @pytest.mark.parametrize(("architecture", "backbone", "stride"), NETWORKS)
 @torch.inference_mode()
-def test_it_comes_back_the_same(tmp_path: Path, architecture: str, backbone: str, stride: int) -> None:
-    network = a_segmenter(architecture, backbone, stride)
+def test_a_loaded_network_equals_the_saved_one(tmp_path: Path, architecture: str, backbone: str, stride: int) -> None:
+    network = create_segmenter(architecture, backbone, stride)
     network.save(tmp_path, test={"scales": [1.0]})
     loaded = Segmenter.load(tmp_path)
     images = torch.rand(1, 3, 45, 61)
@@ -70,36 +91,36 @@ def test_it_comes_back_the_same(tmp_path: Path, architecture: str, backbone: str
 
 
 @pytest.mark.parametrize(("architecture", "backbone", "stride"), NETWORKS)
-def test_the_encoder_starts_from_a_classifier_s(architecture: str, backbone: str, stride: int) -> None:
-    network = a_segmenter(architecture, backbone, stride)
+def test_the_encoder_loads_the_weights_of_a_backbone(architecture: str, backbone: str, stride: int) -> None:
+    network = create_segmenter(architecture, backbone, stride)
     torch.manual_seed(5)
     weights = Backbone(backbone).net.state_dict()
     network.load_encoder(weights)
     own = network.timm_network().state_dict()
-    given = {name.replace(".", "_"): value for name, value in weights.items()}  # as timm's feature nets name them
-    shared = [name for name in own if name.replace(".", "_") in given]
+    by_flat_name = {name.replace(".", "_"): value for name, value in weights.items()}  # as in timm's feature networks
+    shared = [name for name in own if name.replace(".", "_") in by_flat_name]
     assert len(shared) > 0.9 * len(own) > 30
-    assert all(torch.equal(own[name], given[name.replace(".", "_")]) for name in shared)
+    assert all(torch.equal(own[name], by_flat_name[name.replace(".", "_")]) for name in shared)
 
 
 @pytest.mark.parametrize(("architecture", "backbone", "stride"), NETWORKS)
-def test_every_parameter_is_the_encoder_s_or_new(architecture: str, backbone: str, stride: int) -> None:
-    network = a_segmenter(architecture, backbone, stride)
-    old, new = set(network.timm_network().parameters()), set(network.new_parameters())
-    assert old
-    assert new
-    assert not old & new
-    assert old | new == set(network.parameters())
+def test_every_parameter_belongs_to_the_encoder_or_the_head(architecture: str, backbone: str, stride: int) -> None:
+    network = create_segmenter(architecture, backbone, stride)
+    encoder, head = set(network.timm_network().parameters()), set(network.head_parameters())
+    assert encoder
+    assert head
+    assert not encoder & head
+    assert encoder | head == set(network.parameters())
 
 
-def test_weights_of_another_backbone_are_refused() -> None:
-    with pytest.raises(RecipeError, match=r"only \d+ of the \d+ layers of 'resnet18' are in the weights given"):
-        a_segmenter().load_encoder(Backbone("mobilenetv2_050").net.state_dict())
+def test_the_encoder_does_not_load_the_weights_of_another_backbone() -> None:
+    with pytest.raises(RecipeError, match=r"the weights contain only \d+ of the \d+ layers of 'resnet18'; give"):
+        create_segmenter().load_encoder(Backbone("mobilenetv2_050").net.state_dict())
 
 
 @torch.no_grad()
-def test_deeplab_v2_s_head() -> None:
-    """Four 3×3 convolutions, dilated by 6, 12, 18, 24, whose outputs are added (Chen et al. 2018, ASPP-L)."""
+def test_the_dilated_head_is_the_aspp_of_deeplab_v2() -> None:
+    """Its four 3×3 convolutions have dilations 6, 12, 18 and 24, and their outputs are added (Chen et al., 2018)."""
     torch.manual_seed(0)
     head = DilatedHead(5, 3)
     features = torch.rand(1, 5, 30, 30)
@@ -119,36 +140,91 @@ def test_deeplab_v2_s_head() -> None:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "backbone", "sentence"),
+    ("architecture", "backbone", "options", "sentence"),
     [
-        ("Unett", "resnet18", "architecture 'Unett' is not known: did you mean 'Unet'?"),
-        ("Unet", "resnet_18", "did you mean 'resnet18'?"),
-        ("UnetPlusPlus", "vit_tiny_patch16_224", "cannot stand on backbone 'vit_tiny_patch16_224'"),
+        ("Unett", "resnet18", {}, "architecture 'Unett' is not known: did you mean 'Unet'?"),
+        ("Unet", "resnet_18", {}, "did you mean 'resnet18'?"),
+        ("Unet", "hiera_tiny_224", {}, "backbone 'hiera_tiny_224' does not take images of any size"),
+        ("Unet", "swin_tiny_patch4_window7_224", {}, "does not take images of any size"),
+        ("Unet", "resnet18", {"color": 3}, "cannot use backbone 'resnet18' with options {'color': 3}"),
+        ("UnetPlusPlus", "vit_tiny_patch16_224", {}, "cannot use backbone 'vit_tiny_patch16_224'"),
     ],
 )
-def test_networks_that_cannot_be_had(architecture: str, backbone: str, sentence: str) -> None:
+def test_networks_that_cannot_be_created_are_an_error_of_one_sentence(
+    architecture: str, backbone: str, options: dict[str, Any], sentence: str
+) -> None:
     with pytest.raises(RecipeError) as error:
-        Segmenter(architecture, backbone, CLASSES)
+        Segmenter(architecture, backbone, CLASSES, options=options)
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_what_is_no_segmenter_is_one_sentence(tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", ["deeplabv2", "Unet"])
+def test_an_output_stride_that_timm_does_not_support_is_an_error(architecture: str) -> None:
+    with pytest.raises(RecipeError, match="output_stride 4 is not possible"):
+        Segmenter(architecture, "resnet18", CLASSES, output_stride=4)
+
+
+def test_a_folder_without_a_segmenter_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"segmenter\.safetensors does not exist"):
         Segmenter.load(tmp_path)
-    write_weights(tmp_path / FILE, {"a": torch.zeros(1)}, {"kind": "classifier"})
+    write_weights(Segmenter.weights_path(tmp_path), {"a": torch.zeros(1)}, {"kind": "classifier"})
     with pytest.raises(RunError, match="does not hold a segmentation network but a classifier"):
         Segmenter.load(tmp_path)
 
 
-@pytest.mark.parametrize("frozen", [True, False])
-def test_the_encoder_s_norms_may_keep_their_statistics(frozen: bool) -> None:
-    """The decoder's are new: with those they begin with it would hardly learn."""
-    network = a_segmenter()
-    network.freeze_norm = frozen
+@pytest.mark.parametrize("freeze_norm", [True, False])
+def test_only_the_norms_of_the_encoder_can_keep_their_statistics(freeze_norm: bool) -> None:
+    """The decoder is new. With its initial statistics it would hardly learn."""
+    network = create_segmenter()
+    network.freeze_norm = freeze_norm
     network.train()
     before = {name: value.clone() for name, value in network.named_buffers()}
     network(torch.rand(2, 3, 32, 32))
     changed = [name for name, value in network.named_buffers() if not torch.equal(value, before[name])]
-    assert any(name.startswith("net.encoder") for name in changed) != frozen
+    assert any(name.startswith("net.encoder") for name in changed) != freeze_norm
     assert any(name.startswith("net.decoder") for name in changed)
+
+
+@pytest.fixture
+def classifier(tmp_path: Path) -> Classifier:
+    """A classifier that is saved in `tmp_path`."""
+    classifier = Classifier(Backbone("mobilenetv2_050", options=TF_OPTIONS), CLASSES)
+    classifier.save(tmp_path)
+    return classifier
+
+
+def first_weight(network: Segmenter | Classifier) -> torch.Tensor:
+    timm_network = network.timm_network() if isinstance(network, Segmenter) else network.backbone.net
+    return timm_network.state_dict()["conv_stem.weight"]
+
+
+@pytest.mark.parametrize("architecture", ["deeplabv2", "Unet"])
+def test_the_initial_segmenter_has_the_classifier_s_backbone(
+    tmp_path: Path, classifier: Classifier, architecture: str
+) -> None:
+    network = initial_segmenter(tmp_path, architecture, CLASSES, None, "classifier", 8, None)
+    assert network.classes == CLASSES
+    assert network.config["network"] == {
+        "architecture": architecture,
+        "backbone": "mobilenetv2_050",
+        "output_stride": 8,
+        "options": TF_OPTIONS,
+    }
+    assert torch.equal(first_weight(network), first_weight(classifier))
+
+
+def test_the_initial_segmenter_can_have_other_weights(tmp_path: Path, classifier: Classifier) -> None:
+    random = initial_segmenter(tmp_path, "Unet", CLASSES, None, "none", 16, None)
+    assert not torch.equal(first_weight(random), first_weight(classifier))
+    torch.save(classifier.backbone.net.state_dict(), tmp_path / "weights.pth")
+    from_file = initial_segmenter(tmp_path, "Unet", CLASSES, None, str(tmp_path / "weights.pth"), 16, None)
+    assert torch.equal(first_weight(from_file), first_weight(classifier))
+
+
+def test_the_initial_segmenter_can_have_another_backbone(tmp_path: Path, classifier: Classifier) -> None:
+    network = initial_segmenter(tmp_path, "Unet", CLASSES, "resnet18", "none", 16, None)
+    assert network.config["network"]["backbone"] == "resnet18"
+    assert network.config["network"]["options"] == {}
+    with pytest.raises(RecipeError, match=r"only \d+ of the \d+ layers of 'resnet18'"):
+        initial_segmenter(tmp_path, "Unet", CLASSES, "resnet18", "classifier", 16, None)

@@ -1,4 +1,4 @@
-"""The dense CRF against the reference implementation, an exact mean field over all pairs, and its own promises."""
+"""Tests of the dense CRF against the reference implementation and an exact mean field over all pairs of pixels."""
 
 import os
 import subprocess
@@ -10,10 +10,17 @@ import numpy as np
 import pytest
 
 import tagmask.refine
-from tagmask.refine.dense_crf import dense_crf, needs_compiling, unary_from_labels, unary_from_probabilities
+from tagmask.refine.dense_crf import (
+    apply_crf,
+    compile_crf_kernels,
+    dense_crf,
+    needs_compiling,
+    unary_from_labels,
+    unary_from_probabilities,
+)
+from tagmask.refine.settings import NETWORK_CRF, CrfSettings
 
 GOLDENS = np.load(Path(__file__).parents[1] / "goldens" / "dense_crf.npz")
-NETWORK = {"gaussian_sxy": 1, "gaussian_weight": 3, "bilateral_sxy": 67, "bilateral_srgb": 3, "bilateral_weight": 4}
 
 
 def noise_image(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -27,13 +34,13 @@ def noise_unary(num_labels: int, height: int, width: int, seed: int = 0) -> np.n
 
 @pytest.mark.parametrize("photograph", ["cat", "cup"])
 @pytest.mark.parametrize("mode", ["label", "probability"])
-def test_agrees_with_the_reference(photograph: str, mode: str) -> None:
+def test_agrees_with_the_reference_implementation(photograph: str, mode: str) -> None:
     if mode == "label":
         unary = unary_from_labels(GOLDENS[f"{photograph}_labels"], 4)
-        marginals = dense_crf(GOLDENS[f"{photograph}_image"], unary)
+        marginals = apply_crf(GOLDENS[f"{photograph}_image"], unary, CrfSettings())
     else:
         unary = unary_from_probabilities(GOLDENS[f"{photograph}_probabilities"])
-        marginals = dense_crf(GOLDENS[f"{photograph}_image"], unary, **NETWORK)
+        marginals = apply_crf(GOLDENS[f"{photograph}_image"], unary, NETWORK_CRF)
     np.testing.assert_array_equal(marginals.argmax(0), GOLDENS[f"{photograph}_{mode}_mode_map"])
     difference = np.abs(marginals - GOLDENS[f"{photograph}_{mode}_mode_marginals"])
     assert difference.mean() < 1e-6
@@ -41,16 +48,16 @@ def test_agrees_with_the_reference(photograph: str, mode: str) -> None:
 
 
 def exact_mean_field(image: np.ndarray, unary: np.ndarray, steps: int, sxy: float, srgb: float) -> np.ndarray:
-    """Krähenbühl and Koltun, equations 3 and 4 and Algorithm 1, all pairs of pixels."""
+    """Krähenbühl and Koltun (2011), equations 3 and 4 and Algorithm 1, over all pairs of pixels."""
     num_labels, height, width = unary.shape
-    place = np.stack(np.indices((height, width)), -1).reshape(-1, 2).astype(float)
+    position = np.stack(np.indices((height, width)), -1).reshape(-1, 2).astype(float)
     color = image.reshape(-1, 3).astype(float)
 
     def kernel(features: np.ndarray) -> np.ndarray:
         k = np.exp(-0.5 * ((features[:, None] - features[None]) ** 2).sum(-1))
         return k / np.sqrt(np.outer(k.sum(0), k.sum(1)))
 
-    pairwise = 3 * kernel(place / 3) + 10 * kernel(np.concatenate([place / sxy, color / srgb], 1))
+    pairwise = 3 * kernel(position / 3) + 10 * kernel(np.concatenate([position / sxy, color / srgb], 1))
     energy = unary.reshape(num_labels, -1).astype(float)
     q = np.exp(-energy) / np.exp(-energy).sum(0)
     for _ in range(steps):
@@ -75,8 +82,8 @@ def test_approximates_the_exact_mean_field() -> None:
     assert np.corrcoef(one_step[1].ravel(), exact_mean_field(image, unary, 1, 20, 20)[1].ravel())[0, 1] > 0.99
 
 
-@pytest.mark.parametrize("n_labels", [2, 4, 5, 21])
-def test_a_distribution_that_follows_its_labels_names(num_labels: int) -> None:
+@pytest.mark.parametrize("num_labels", [2, 4, 5, 21])
+def test_marginals_are_a_distribution_that_permutes_with_the_labels(num_labels: int) -> None:
     image, unary = noise_image(23, 31), noise_unary(num_labels, 23, 31)
     marginals = dense_crf(image, unary, bilateral_srgb=40)
     assert marginals.dtype == np.float32
@@ -86,8 +93,8 @@ def test_a_distribution_that_follows_its_labels_names(num_labels: int) -> None:
     np.testing.assert_allclose(dense_crf(image, unary[order], bilateral_srgb=40), marginals[order], atol=1e-4)
 
 
-@pytest.mark.parametrize("n_labels", [3, 21])
-def test_same_bits_for_any_number_of_threads(num_labels: int) -> None:
+@pytest.mark.parametrize("num_labels", [3, 21])
+def test_the_number_of_threads_does_not_change_the_result(num_labels: int) -> None:
     image, unary = noise_image(37, 53), noise_unary(num_labels, 37, 53)
     alone = dense_crf(image, unary, threads=1)
     for threads in (2, 3, 7):
@@ -97,8 +104,8 @@ def test_same_bits_for_any_number_of_threads(num_labels: int) -> None:
             np.testing.assert_array_equal(together, alone)
 
 
-def test_many_labels_are_filtered_like_few() -> None:
-    """More than four labels take another loop: labels that nobody has change nothing."""
+def test_many_labels_are_filtered_like_four() -> None:
+    """More than four labels use another loop. Labels that no pixel has do not change the result."""
     image, unary = noise_image(20, 30), noise_unary(4, 20, 30)
     absent = np.full((7, 20, 30), 200, np.float32)
     marginals = dense_crf(image, np.concatenate([unary, absent]))
@@ -106,7 +113,7 @@ def test_many_labels_are_filtered_like_few() -> None:
     assert marginals[4:].max() == 0
 
 
-def test_kernels_can_be_left_out() -> None:
+def test_weight_0_leaves_a_kernel_out() -> None:
     image, unary = noise_image(9, 11), noise_unary(3, 9, 11)
     softmax = np.exp(-unary) / np.exp(-unary).sum(0)
     np.testing.assert_allclose(dense_crf(image, unary, gaussian_weight=0, bilateral_weight=0), softmax, atol=1e-6)
@@ -116,8 +123,8 @@ def test_kernels_can_be_left_out() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1), (2, 2), (30, 40)])
-@pytest.mark.parametrize("n_labels", [1, 2, 6])
-def test_any_shape(shape: tuple[int, int], num_labels: int) -> None:
+@pytest.mark.parametrize("num_labels", [1, 2, 6])
+def test_any_image_size(shape: tuple[int, int], num_labels: int) -> None:
     flat = np.full((*shape, 3), 255, np.uint8)
     for image in (flat, noise_image(*shape)):
         marginals = dense_crf(image, noise_unary(num_labels, *shape))
@@ -127,7 +134,7 @@ def test_any_shape(shape: tuple[int, int], num_labels: int) -> None:
             assert (marginals == 1).all()
 
 
-def test_unsure_everywhere_stays_unsure() -> None:
+def test_ignored_pixels_everywhere_stay_undecided() -> None:
     unary = unary_from_labels(np.full((12, 15), 255, np.uint8), 4)
     np.testing.assert_allclose(dense_crf(noise_image(12, 15), unary), 0.25, atol=1e-6)
 
@@ -136,7 +143,7 @@ def test_255_labels_and_a_lattice_of_single_pixels() -> None:
     labels = (np.arange(40 * 50, dtype=np.int64).reshape(40, 50) % 256).astype(np.uint8)
     marginals = dense_crf(noise_image(40, 50), unary_from_labels(labels, 255), bilateral_srgb=0.5, steps=2)
     assert np.isfinite(marginals).all()
-    np.testing.assert_allclose(marginals.sum(0), 1, atol=1e-4)  # 255 float32 roundings
+    np.testing.assert_allclose(marginals.sum(0), 1, atol=1e-4)  # rounding errors of 255 float32 values
 
 
 def test_unaries_by_hand() -> None:
@@ -162,13 +169,15 @@ def test_unaries_by_hand() -> None:
         (noise_image(4, 5), np.zeros((2, 4, 5)), {"bilateral_srgb": 1e-6}, "larger standard deviations"),
     ],
 )
-def test_refuses(image: np.ndarray, unary: np.ndarray, options: dict[str, float], message: str) -> None:
+def test_wrong_arguments_are_refused(
+    image: np.ndarray, unary: np.ndarray, options: dict[str, float], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         dense_crf(image, unary, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("labels", "n_labels", "gt_prob"),
+    ("labels", "num_labels", "gt_prob"),
     [
         (np.zeros((3, 3)), 2, 0.7),
         (np.zeros(3, np.uint8), 2, 0.7),
@@ -177,30 +186,33 @@ def test_refuses(image: np.ndarray, unary: np.ndarray, options: dict[str, float]
         (np.zeros((3, 3), np.uint8), 2, 1.0),
     ],
 )
-def test_refuses_labels(labels: np.ndarray, num_labels: int, gt_prob: float) -> None:
+def test_wrong_labels_are_refused(labels: np.ndarray, num_labels: int, gt_prob: float) -> None:
     with pytest.raises(ValueError, match=r"labels|gt_prob"):
         unary_from_labels(labels, num_labels, gt_prob)
 
 
-def test_refuses_probabilities() -> None:
+def test_wrong_probabilities_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\[3, 4\]"):
         unary_from_probabilities(np.zeros((3, 4)))
     with pytest.raises(ValueError, match="NaN"):
         unary_from_probabilities(np.full((1, 3, 4), np.nan))
 
 
-def test_importing_is_cheap() -> None:
+def test_importing_does_not_import_numba() -> None:
     code = "import sys, tagmask.refine.dense_crf; sys.exit('numba' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": _src()})
 
 
-def test_says_when_it_compiles(tmp_path: Path) -> None:
-    dense_crf(noise_image(4, 4), noise_unary(2, 4, 4))
+def test_needs_compiling_until_the_kernels_are_compiled(tmp_path: Path) -> None:
+    compile_crf_kernels(lambda text: None)
+    messages: list[str] = []
+    compile_crf_kernels(messages.append)
+    assert not messages
     assert not needs_compiling()
     code = "from tagmask.refine.dense_crf import needs_compiling; print(needs_compiling())"
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": _src()}
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
-    assert done.stdout.strip() == "True"
+    process = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
+    assert process.stdout.strip() == "True"
 
 
 def _src() -> str:

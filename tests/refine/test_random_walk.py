@@ -1,4 +1,4 @@
-"""The random walk against IRN's own code, an exact dense transition matrix in float64, and its promises."""
+"""Tests of the random walk against the code of IRN and an exact dense transition matrix in float64."""
 
 import subprocess
 import sys
@@ -7,20 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tagmask.maps import ResponseMaps
 from tagmask.refine import random_walk
-from tagmask.refine.random_walk import propagate
+from tagmask.refine.random_walk import propagate, walk_maps
+from tagmask.refine.settings import RandomWalkSettings
 
 GOLDENS = np.load(Path(__file__).parents[1] / "goldens" / "irn.npz")
 
 
-def example(n_maps: int, height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def example(num_maps: int, height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(seed)
-    maps = random.random((n_maps, height, width)).astype(np.float32)
+    maps = random.random((num_maps, height, width)).astype(np.float32)
     return maps, (random.random((height, width)) ** 2).astype(np.float32)
 
 
 def exact(maps: np.ndarray, boundary: np.ndarray, radius: int, beta: float, steps: int) -> np.ndarray:
-    """The definition in float64: T written out, x T^steps; a path is the cells less than 1 off the straight line."""
+    """The definition in float64, x T^steps with a dense T; a path is all cells less than 1 from the straight line."""
     height, width = boundary.shape
     cells = np.stack(np.indices((height, width)), -1).reshape(-1, 2)
     affinity = np.eye(len(cells))
@@ -39,10 +41,10 @@ def exact(maps: np.ndarray, boundary: np.ndarray, radius: int, beta: float, step
 
 
 @pytest.mark.parametrize(("beta", "steps"), [(10, 256), (8, 16)])
-def test_agrees_with_the_reference(beta: int, steps: int) -> None:
+def test_agrees_with_the_reference_code(beta: int, steps: int) -> None:
     ours = propagate(GOLDENS["maps"], GOLDENS["boundary"], beta=beta, steps=steps)
     theirs = GOLDENS[f"propagated_beta{beta}_steps{steps}"]
-    # the reference squares in float32: its own distance from the exact result is 1.45e-5 after 256 steps
+    # The reference code squares in float32; its own error is 1.45e-5 after 256 steps.
     np.testing.assert_allclose(ours, theirs, rtol=2e-5 if steps == 256 else 1e-5)
     np.testing.assert_allclose(ours, exact(GOLDENS["maps"], GOLDENS["boundary"], 5, beta, steps), rtol=2e-6)
 
@@ -55,7 +57,7 @@ def test_any_radius_and_shape(radius: int, shape: tuple[int, int]) -> None:
     np.testing.assert_allclose(ours, exact(maps, boundary, radius, 3, 20), rtol=2e-6)
 
 
-def test_closed_boundaries_hold_and_open_ground_evens_out() -> None:
+def test_the_walk_stops_at_closed_boundaries_and_levels_out_within_them() -> None:
     boundary = np.zeros((12, 21), np.float32)
     boundary[:, 10] = 1
     maps = np.zeros((1, 12, 21), np.float32)
@@ -70,7 +72,7 @@ def test_closed_boundaries_hold_and_open_ground_evens_out() -> None:
     assert walked[:, :10].std() < 1e-3
 
 
-def test_each_map_on_its_own() -> None:
+def test_maps_are_independent_of_each_other_and_of_the_threads() -> None:
     maps, boundary = example(5, 20, 30)
     together = propagate(maps, boundary, threads=1)
     for threads in (2, 3, 8):
@@ -95,7 +97,7 @@ def test_large_grids_are_coarsened(monkeypatch: pytest.MonkeyPatch) -> None:
     assert coarse[0, :, 54:].max() < 1e-3
 
 
-def test_few_steps_of_a_large_grid_are_at_least_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_coarsened_grid_takes_at_least_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
     maps, boundary = example(1, 20, 30)
     monkeypatch.setattr(random_walk, "MAX_CELLS", 60)
     for steps in (0, 1):
@@ -108,6 +110,7 @@ from tagmask.maps import ResponseMaps
 from tagmask.refine import random_walk
 from tagmask.refine.instances import find_instances
 from tagmask.refine.random_walk import propagate
+from tagmask.refine.settings import RandomWalkSettings
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # GB, on Linux
@@ -120,21 +123,22 @@ for radius in (5, 20):
     assert propagate(maps, boundary, radius=radius, steps=2).shape == maps.shape
 print(peak() - before)
 rows, columns = np.mgrid[:750, :1000]
-field = np.stack([75 - rows % 150, 100 - columns % 200]).astype(np.float32)  # to the centres of 25 parts
-found = find_instances(ResponseMaps(np.array([1, 2]), maps, (3000, 4000)), boundary, field, steps=2)
+field = np.stack([75 - rows % 150, 100 - columns % 200]).astype(np.float32)  # to the centers of 25 parts
+response_maps = ResponseMaps(np.array([1, 2]), maps, (3000, 4000))
+instances = find_instances(response_maps, boundary, field, RandomWalkSettings(steps=2), threshold=0.25)
 print(peak() - before)
-print(len(found))
+print(len(instances))
 """
 
 
 @pytest.mark.slow
 def test_an_image_of_twelve_million_pixels_fits_into_memory() -> None:
-    """With 25 objects and two classes; all fifty parts at full size would be 2.4 GB."""
-    made = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=True)
-    walk, instances, found = map(float, made.stdout.split())
-    assert walk < 0.8
-    assert instances < 1.2
-    assert found > 0
+    """The image has 25 objects and two classes; all fifty parts at full size would take 2.4 GB."""
+    process = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=True)
+    walk_memory, instances_memory, num_instances = map(float, process.stdout.split())
+    assert walk_memory < 0.8
+    assert instances_memory < 1.2
+    assert num_instances > 0
 
 
 @pytest.mark.parametrize(
@@ -149,6 +153,40 @@ def test_an_image_of_twelve_million_pixels_fits_into_memory() -> None:
         (np.zeros((2, 4, 5)), np.zeros((4, 5)), {"radius": 0}, "radius"),
     ],
 )
-def test_refuses(maps: np.ndarray, boundary: np.ndarray, options: dict[str, int], message: str) -> None:
+def test_wrong_arguments_are_refused(
+    maps: np.ndarray, boundary: np.ndarray, options: dict[str, int], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         propagate(maps, boundary, **options)
+
+
+def striped_maps(*heights: float) -> ResponseMaps:
+    """Maps of classes 1, 2, ... of 8×8 cells, each with one activation in its own stripe of columns."""
+    maps = np.zeros((len(heights), 8, 8), np.float16)
+    for k, height in enumerate(heights):
+        maps[k, :, 8 * k // len(heights) : 8 * (k + 1) // len(heights)] = height
+    return ResponseMaps(np.arange(1, len(heights) + 1), maps, (32, 30))
+
+
+def test_walk_maps_divides_by_the_highest_activation_of_all_classes() -> None:
+    no_steps, no_boundary = RandomWalkSettings(steps=0), np.zeros((8, 8), np.float32)
+    labels = walk_maps(striped_maps(0.5, 0.1), no_boundary, no_steps).label_map(0.25)
+    assert labels.shape == (32, 30)
+    assert labels[16, 4] == 1
+    assert labels[16, 28] == 0  # 0.1 / 0.5 is below 0.25
+    assert walk_maps(striped_maps(0.5, 0.2), no_boundary, no_steps).label_map(0.25)[16, 28] == 2
+    assert walk_maps(striped_maps(0.5, 0.15), no_boundary, no_steps).label_map(0.25)[16, 28] == 2
+
+
+def test_map_power_weakens_low_activations() -> None:
+    # AMN uses the power 1.3: 0.4 ** 1.3 = 0.304 is above 0.25, 0.3 ** 1.3 = 0.209 is not.
+    settings, no_boundary = RandomWalkSettings(steps=0, map_power=1.3), np.zeros((8, 8), np.float32)
+    assert walk_maps(striped_maps(0.5, 0.2), no_boundary, settings).label_map(0.25)[16, 28] == 2
+    assert walk_maps(striped_maps(0.5, 0.15), no_boundary, settings).label_map(0.25)[16, 28] == 0
+
+
+def test_walk_maps_of_images_without_tags_or_activation_are_background() -> None:
+    for maps in (striped_maps(), striped_maps(0.0, 0.0)):
+        assert walk_maps(maps, np.zeros((8, 8), np.float32), RandomWalkSettings()).label_map(0.25).max() == 0
+    pixel = ResponseMaps(np.array([3]), np.ones((1, 1, 1), np.float16), (1, 1))
+    assert walk_maps(pixel, np.zeros((1, 1), np.float32), RandomWalkSettings()).label_map(0.25).tolist() == [[3]]

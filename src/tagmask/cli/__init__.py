@@ -1,78 +1,75 @@
-"""The command line: one function a command; no logic."""
+"""The command line. Each command is one function that calls the Python API and prints the result."""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
-from typing import Annotated
+import warnings
 
-import typer
-
-from tagmask import __version__
-from tagmask.cli import data, maps, results, run
 from tagmask.errors import WORKER_KILLED, TagmaskError
 
-STOPPED = 130  # the shell's status of a command that Ctrl-C ended
+STOPPED_STATUS = 130  # the exit status that shells give to a command that Ctrl-C ended
 
-app = typer.Typer(
-    name="tagmask",
-    help="Tags in, masks out: pixel masks and a segmentation network from images with tags.",
-    epilog="Begin with `tagmask demo`, then `tagmask run photos/ --tags tags.csv --out run/`.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+_IGNORED_WARNINGS = (
+    "ignore:Image size",  # Pillow's warning of decompression bombs: tagmask checks the size itself
+    "ignore::UserWarning:PIL.TiffImagePlugin",  # damaged EXIF data does not matter
 )
-for _command in (
-    run.run, run.demo, data.check, run.recipes, maps.maps, maps.thresholds, results.predict, results.export,
-    results.evaluate, results.report, data.saliency, data.scenes,
-):  # fmt: skip
-    app.command()(_command)
-
-
-@app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
-    if version:
-        print(f"tagmask {__version__}")
-        raise typer.Exit
 
 
 def main() -> None:
-    """Entry point: an error that the user can mend is one sentence and exit status 1."""
-    stopping = threading.Event()
+    """Run the command line. An error that the user can fix is printed as one sentence; the exit status is then 1."""
+    _prepare_environment()
+    stopped = threading.Event()
 
     def stop(signum: int, frame: object) -> None:
-        stopping.set()
+        stopped.set()
         raise KeyboardInterrupt
 
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):  # clusters send the latter, and to the loading processes, too
+        for number in (signal.SIGINT, signal.SIGTERM):  # clusters send SIGTERM, also to the worker processes
             signal.signal(number, stop)
     try:
+        from tagmask.cli.commands import app  # Typer: late, so that an early Ctrl-C is handled, too
+
         app()
     except TagmaskError as error:
-        print(f"tagmask: {_sentence(error)}", file=sys.stderr)
-        sys.exit(1)
+        _exit_with(_message_of(error))
     except OSError as error:
         if error.strerror is None:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"tagmask: {where}{error.strerror}; see to it, then give the same command again.", file=sys.stderr)
-        sys.exit(1)
-    except (SystemExit, Exception) as end:
-        # Ctrl-C comes from typer as an exit; of a process that lost its helpers to the same signal it may be any error.
-        if stopping.is_set():
-            print("tagmask: stopped; the same command goes on from here.", file=sys.stderr)
-            raise SystemExit(STOPPED) from end
-        lost_worker = isinstance(end, RuntimeError) and str(end).startswith("DataLoader worker")  # it has no class
-        if not lost_worker:
-            raise
-        print(f"tagmask: loading images: {WORKER_KILLED}", file=sys.stderr)
-        sys.exit(1)
+        file = f"{error.filename}: " if error.filename else ""
+        _exit_with(f"{file}{error.strerror}; fix this, then run the same command again.")
+    except (SystemExit, KeyboardInterrupt, Exception) as error:
+        # Typer turns Ctrl-C into SystemExit. If the signal also ended worker processes, any error may arrive here.
+        if stopped.is_set():
+            _exit_with("stopped; run the same command again to resume.", STOPPED_STATUS)
+        if isinstance(error, RuntimeError) and str(error).startswith(
+            "DataLoader worker"
+        ):  # PyTorch has no class for it
+            _exit_with(f"loading images: {WORKER_KILLED}")
+        raise
 
 
-def _sentence(error: TagmaskError) -> str:
-    """What the error says; of one from a loading process, which comes with its traceback, the last line."""
+def _prepare_environment() -> None:
+    """Set what this process and its worker processes read from the environment, before PyTorch is imported."""
+    # Large tensors in pages of 2 MB: on CPUs, getting pages of 4 KB from Linux takes as long as the convolutions
+    # (benchmarks/maps.py). PyTorch reads this variable at its first allocation.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    given = [text for text in os.environ.get("PYTHONWARNINGS", "").split(",") if text]
+    missing = [text for text in _IGNORED_WARNINGS if text not in given]
+    os.environ["PYTHONWARNINGS"] = ",".join([*missing, *given])  # for worker processes
+    warnings.filterwarnings("ignore", message="Image size")
+    warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
+
+
+def _exit_with(message: str, status: int = 1) -> None:
+    print(f"tagmask: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _message_of(error: TagmaskError) -> str:
+    """Return the message of an error; for one from a worker process, without the traceback that PyTorch adds."""
     text = str(error).strip()
     return text.splitlines()[-1].partition(": ")[2] if "\nOriginal Traceback" in text else text

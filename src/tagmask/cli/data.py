@@ -8,91 +8,71 @@ from typing import Annotated
 import typer
 
 from tagmask.cli.options import (
-    Annotations,
-    Classes,
-    ClassList,
-    Format,
-    Images,
-    Json,
-    Masks,
-    Quiet,
-    Saliency,
+    AsJson,
+    DataOptions,
+    ImageOptions,
+    ImagesArgument,
+    OutputOptions,
     SkipBad,
-    Split,
-    Tags,
     Workers,
-    data_source,
     print_json,
-    reporter,
 )
+from tagmask.compute import default_workers
 
 
-def check(
-    images: Images,
-    tags: Tags = None,
-    format: Format = "auto",
-    split: Split = None,
-    annotations: Annotations = None,
-    masks: Masks = None,
-    saliency: Saliency = None,
-    class_list: ClassList = None,
-    classes: Classes = None,
-    workers: Workers = None,
-    as_json: Json = False,
-) -> None:
-    """Say what is in a data set and what is wrong with it. Exit status 1 if something is."""
-    from tagmask.cli.tables import print_check
-    from tagmask.compute import Compute
-    from tagmask.data.check import check as check_data
+def check(images: ImagesArgument, data: DataOptions, workers: Workers = None, as_json: AsJson = False) -> None:
+    """Print what a data set contains and what is wrong with it. The exit status is 1 if images cannot be used."""
+    from tagmask.cli.check_tables import print_check
+    from tagmask.data.check import check_images
+    from tagmask.progress import Reporter
 
-    source = data_source(images, format, split, tags, annotations, masks, saliency, class_list, classes)
-    progress = reporter(as_json).progress
-    found = check_data(source.read(), workers=Compute.detect("cpu", "auto", workers).workers, progress=progress)
-    print_json(found.to_json()) if as_json else print_check(found)
-    if not found.ok:
+    reporter = Reporter.to_stderr(quiet=as_json)
+    num_workers = default_workers() if workers is None else workers
+    report = check_images(data.source(images).read(), workers=num_workers, progress=reporter.progress)
+    print_json(report.to_json()) if as_json else print_check(report)
+    if not report.ok:
         raise typer.Exit(1)
 
 
 def saliency(
-    images: Images,
-    out: Annotated[Path, typer.Option(help="Folder for the saliency maps; images that have one there are skipped.")],
-    tags: Tags = None,
-    format: Format = "auto",
-    split: Split = None,
-    annotations: Annotations = None,
-    masks: Masks = None,
-    class_list: ClassList = None,
+    images: ImagesArgument,
+    out: Annotated[Path, typer.Option(help="The folder for the saliency maps; existing maps are kept.")],
+    data: ImageOptions,
+    *,
     skip_bad: SkipBad = False,
     workers: Workers = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    output: OutputOptions,
 ) -> None:
-    """Make weak saliency maps without a network (robust background detection), for `run --saliency`."""
-    from tagmask.compute import Compute
+    """Compute weak saliency maps without a network (robust background detection), for `tagmask run --saliency`."""
+    from tagmask.data.background_detection import write_saliency_maps
     from tagmask.data.new_images import list_images
-    from tagmask.data.saliency import write_saliency
+    from tagmask.progress import Reporter
 
-    beside = str(out) if out.is_dir() else None  # in the images' folder, what is there already is no image
-    source = data_source(images, format, split, tags, annotations, masks, beside, class_list, None)
-    number = Compute.detect("cpu", "auto", workers).workers
-    progress = reporter(quiet or as_json).progress
-    made = write_saliency(list_images(source), out, skip_bad=skip_bad, workers=number, progress=progress)
-    if as_json:
-        print_json({"saliency": {s.id: str(s.saliency) for s in made.samples}, "problems": [*map(str, made.problems)]})
-    elif not quiet:
-        print(f"{len(made)} saliency maps in {out}")
+    source = data.source(images)
+    if out.is_dir():  # if it is in the folder of the images, the maps in it are not images
+        source = source.model_copy(update={"saliency": str(out)})
+    written = write_saliency_maps(
+        list_images(source), out, skip_bad=skip_bad, workers=default_workers() if workers is None else workers,
+        progress=Reporter.to_stderr(quiet=output.no_progress).progress,
+    )  # fmt: skip
+    if output.as_json:
+        paths = {sample.id: str(sample.saliency) for sample in written.samples}
+        print_json({"saliency": paths, "problems": [str(problem) for problem in written.problems]})
+    elif not output.quiet:
+        print(f"{len(written)} saliency maps in {out}")
 
 
 def scenes(
-    out: Annotated[Path, typer.Argument(help="Folder to write to, in VOC's layout.")],
-    train: Annotated[int, typer.Option(min=1, help="Training scenes.")] = 2000,
-    val: Annotated[int, typer.Option(min=0, help="Held-out scenes.")] = 400,
-    size: Annotated[int, typer.Option(min=32, help="Pixels a side.")] = 96,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    out: Annotated[Path, typer.Argument(help="The folder to write, in the layout of VOC.")],
+    train: Annotated[int, typer.Option(min=1, help="The number of training images.")] = 2000,
+    val: Annotated[int, typer.Option(min=0, help="The number of held-out images.")] = 400,
+    size: Annotated[int, typer.Option(min=32, help="The width and height of the images in pixels.")] = 96,
+    seed: Annotated[int, typer.Option(min=0, help="The seed of all random numbers.")] = 0,
 ) -> None:
-    """Generate the demo's pictures, with tags, exact masks and simulated saliency."""
+    """Generate the images of the demo, with tags, exact masks and simulated saliency maps."""
     from tagmask.data.scenes import write_scenes
+    from tagmask.progress import Reporter
 
-    with reporter(False).progress("scenes", train + val) as advance:
-        write_scenes(out, num_train=train, num_val=val, size=size, seed=seed, progress=advance)
+    with Reporter.to_stderr().progress("scenes", train + val) as advance:
+        write_scenes(out, num_train=train, num_val=val, size=size, seed=seed, advance=advance)
     print(out)

@@ -1,107 +1,249 @@
-"""The options that several commands share, and what is made of them."""
+"""Options that several commands share.
+
+A group of options is a dataclass. A command takes it as one parameter, and `with_option_groups` replaces this parameter
+by the options of the group.
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from tagmask.compute import Precision
 
 if TYPE_CHECKING:
     from tagmask.data.source import DataSource
 
-DATA = "The images"
-PLACE = "Where and how"
-Images = Annotated[
-    str, typer.Argument(help="Folder of images: VOC layout, COCO images, any folder, a folder per class.")
+DATA_PANEL = "Data"
+RECIPE_PANEL = "Recipe"
+COMPUTE_PANEL = "Computation"
+OUTPUT_PANEL = "Output"
+
+ImagesArgument = Annotated[
+    str, typer.Argument(help="The folder of the images: VOC, COCO, one folder per class, or images with a table.")
 ]
-Tags = Annotated[
-    str | None,
-    typer.Option(help="Table image,tags (CSV, TSV, JSON Lines); for VOC also: xml, masks.", rich_help_panel=DATA),
-]
-Format = Annotated[str, typer.Option(help="auto, voc, coco, table or folders.", rich_help_panel=DATA)]
-Split = Annotated[
-    str | None, typer.Option(help="A split's name, or a file that lists the images.", rich_help_panel=DATA)
-]
-Annotations = Annotated[str | None, typer.Option(help="COCO instances JSON.", rich_help_panel=DATA)]
-Masks = Annotated[str | None, typer.Option(help="Folder of true masks (for measuring only).", rich_help_panel=DATA)]
-Saliency = Annotated[str | None, typer.Option(help="Folder of grey saliency PNGs.", rich_help_panel=DATA)]
-ClassList = Annotated[str | None, typer.Option(help="File with one class name a line.", rich_help_panel=DATA)]
-Classes = Annotated[str | None, typer.Option(help="Only these classes: cat,cow,...", rich_help_panel=DATA)]
+RunFolderArgument = Annotated[Path, typer.Argument(help="A folder that `tagmask run --out` wrote.")]
 SkipBad = Annotated[
-    bool, typer.Option("--skip-bad", help="Leave out images that cannot be used.", rich_help_panel=DATA)
+    bool, typer.Option("--skip-bad", help="Leave out images that cannot be read.", rich_help_panel=DATA_PANEL)
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=PLACE)]
-PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, float32 or bfloat16.", rich_help_panel=PLACE)]
+Device = Annotated[str, typer.Option(help="The device: auto, cpu, cuda, cuda:N or mps.", rich_help_panel=COMPUTE_PANEL)]
 Workers = Annotated[
     int | None,
-    typer.Option(min=0, help="Processes for loading and CRF.", show_default="one a core", rich_help_panel=PLACE),
+    typer.Option(
+        min=0, show_default="one per core", rich_help_panel=COMPUTE_PANEL,
+        help="The number of processes that load images and run CRFs.",
+    ),
+]  # fmt: skip
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON, for scripts.", rich_help_panel=OUTPUT_PANEL)
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")]
-RunFolderArgument = Annotated[Path, typer.Argument(help="A folder that `tagmask run --out` made.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.", rich_help_panel=OUTPUT_PANEL)]
 
 
-def data_source(
-    root: str, format: str, split: str | None, tags: str | None, annotations: str | None, masks: str | None,
-    saliency: str | None, class_list: str | None, classes: str | None,
-) -> DataSource:  # fmt: skip
-    from pydantic import ValidationError
+@dataclass(frozen=True)
+class ImageOptions:
+    """Options that say how a folder of images is read."""
 
-    from tagmask.data.source import DataSource
+    tags: Annotated[
+        str | None,
+        typer.Option(
+            help="A table with the columns image and tags (CSV, TSV or JSON Lines). For VOC also: xml, masks.",
+            show_default="tags.csv in the folder, if it exists", rich_help_panel=DATA_PANEL,
+        ),
+    ] = None  # fmt: skip
+    format: Annotated[
+        Literal["auto", "voc", "coco", "table", "folders"],
+        typer.Option(
+            metavar="LAYOUT", help="The layout of the images: auto (recognize it), voc, coco, table or folders.",
+            rich_help_panel=DATA_PANEL,
+        ),
+    ] = "auto"  # fmt: skip
+    split: Annotated[
+        str | None,
+        typer.Option(help="The name of a split, or a file that lists its images.", rich_help_panel=DATA_PANEL),
+    ] = None
+    annotations: Annotated[
+        str | None, typer.Option(help="The JSON file of COCO instances.", rich_help_panel=DATA_PANEL)
+    ] = None
+    masks: Annotated[
+        str | None,
+        typer.Option(
+            help="A folder of ground-truth masks, which are only used for measuring.", rich_help_panel=DATA_PANEL
+        ),
+    ] = None
+    class_list: Annotated[
+        str | None,
+        typer.Option(
+            help="A file of class names, one per line.", show_default="classes.txt in the folder, if it exists",
+            rich_help_panel=DATA_PANEL,
+        ),
+    ] = None  # fmt: skip
 
-    kept = tuple(name.strip() for name in classes.split(",") if name.strip()) if classes else None
-    try:
+    def source(self, root: str) -> DataSource:
+        """Return where the images of a folder and their tags come from."""
+        from tagmask.data.source import DataSource
+
         return DataSource(
-            root=root, format=format, split=split, tags=tags, annotations=annotations, masks=masks,
-            saliency=saliency, class_list=class_list, classes=kept,
+            root=root, format=self.format, split=self.split, tags=self.tags, annotations=self.annotations,
+            masks=self.masks, class_list=self.class_list,
         )  # fmt: skip
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise typer.BadParameter(f"--{first['loc'][0]}: {first['msg']}") from error
+
+    def given(self) -> list[str]:
+        """Return the options that do not have their default value, e.g. ["--class-list"]."""
+        return [f"--{f.name.replace('_', '-')}" for f in fields(self) if getattr(self, f.name) != f.default]
 
 
-def held_out_source(source: DataSource, val: str | None, annotations: str | None) -> DataSource | None:
-    if val is None:
-        return source.model_copy(update={"annotations": annotations}) if annotations else None
-    if Path(val).is_dir():
-        return source.model_copy(update={"root": val, "annotations": annotations, "split": None})
-    return source.model_copy(update={"split": val, "annotations": annotations or source.annotations})
+@dataclass(frozen=True)
+class ClassOptions(ImageOptions):
+    """Options that say how a folder of images is read, and which classes are kept."""
+
+    classes: Annotated[
+        str | None,
+        typer.Option(help="Keep only these classes, in this order, e.g. cat,cow.", rich_help_panel=DATA_PANEL),
+    ] = None
+
+    def source(self, root: str) -> DataSource:
+        """Return where the images of a folder and their tags come from."""
+        names = self.classes.split(",") if self.classes else None
+        classes = None if names is None else tuple(name.strip() for name in names if name.strip())
+        return super().source(root).model_copy(update={"classes": classes})
 
 
-def checked_precision(name: str) -> Any:
-    if name not in ("auto", "float32", "bfloat16"):
-        raise typer.BadParameter(f"--precision {name}: give auto, float32 or bfloat16")
-    return name
+@dataclass(frozen=True)
+class DataOptions(ClassOptions):
+    """Options that say how a folder of images is read, with saliency maps."""
+
+    saliency: Annotated[
+        str | None,
+        typer.Option(help="A folder of saliency maps, as grayscale PNG files.", rich_help_panel=DATA_PANEL),
+    ] = None
+
+    def source(self, root: str) -> DataSource:
+        """Return where the images of a folder, their tags and their saliency maps come from."""
+        return super().source(root).model_copy(update={"saliency": self.saliency})
 
 
-def reporter(quiet: bool) -> Any:
-    from rich.console import Console
+@dataclass(frozen=True)
+class RunDataOptions(DataOptions):
+    """Options for the training images and the held-out images of a run."""
 
-    from tagmask.progress import Reporter
+    val: Annotated[
+        str | None,
+        typer.Option(
+            help="A split or a folder of held-out images, on which the network is measured.",
+            rich_help_panel=DATA_PANEL,
+        ),
+    ] = None
+    val_annotations: Annotated[
+        str | None,
+        typer.Option(help="The JSON file of COCO instances of the held-out images.", rich_help_panel=DATA_PANEL),
+    ] = None
+    skip_bad: SkipBad = False
 
-    return Reporter(None if quiet else Console(stderr=True))
+    def held_out_source(self, training: DataSource) -> DataSource | None:
+        """Return where the held-out images come from; None if no option names them."""
+        annotations = self.val_annotations
+        if self.val is None:
+            return training.model_copy(update={"annotations": annotations}) if annotations else None
+        if Path(self.val).is_dir():
+            return training.model_copy(update={"root": self.val, "annotations": annotations, "split": None})
+        return training.model_copy(update={"split": self.val, "annotations": annotations or training.annotations})
 
 
-def show_run(result: Any, as_json: bool, quiet: bool) -> None:
-    from tagmask.cli.tables import print_run, run_json
+@dataclass(frozen=True)
+class RecipeOptions:
+    """Options that choose a recipe and change its settings."""
 
-    if as_json:
-        print_json(run_json(result))
-    elif not quiet:
-        print_run(result)
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="The name of a shipped recipe, or a YAML file. auto is cam with a GPU, and small without one.",
+            rich_help_panel=RECIPE_PANEL,
+        ),
+    ] = "auto"
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="STAGE.KEY=VALUE", help="Change a setting; can be given several times.",
+            rich_help_panel=RECIPE_PANEL,
+        ),
+    ] = None  # fmt: skip
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="The seed of all random numbers.", show_default="that of the recipe",
+            rich_help_panel=RECIPE_PANEL,
+        ),
+    ] = None  # fmt: skip
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of `tagmask.run` and `tagmask.dry_run`."""
+        return {"recipe": self.recipe, "settings": self.set_ or (), "seed": self.seed}
 
 
-def show_rehearsal(found: Any, out: Path, as_json: bool, quiet: bool) -> None:
-    from tagmask.cli.tables import print_rehearsal
+@dataclass(frozen=True)
+class ComputeOptions:
+    """Options that say where and how to compute."""
 
-    if as_json:
-        print_json(found.to_json())
-    elif not quiet:
-        print_rehearsal(found)
-    found.check(out)
+    device: Device = "auto"
+    precision: Annotated[
+        Precision,
+        typer.Option(
+            metavar="DTYPE", rich_help_panel=COMPUTE_PANEL,
+            help="The number format of networks: float32, bfloat16, or auto (bfloat16 where it is faster).",
+        ),
+    ] = "auto"  # fmt: skip
+    workers: Workers = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of `tagmask.run`, `tagmask.dry_run` and `tagmask.load`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Options that say what is printed."""
+
+    as_json: AsJson = False
+    quiet: Quiet = False
+
+    @property
+    def no_progress(self) -> bool:
+        """Whether messages and progress are left out."""
+        return self.as_json or self.quiet
+
+
+def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace each parameter of a command whose type is a dataclass by the fields of the dataclass.
+
+    Typer makes the options from the signature. Calling the command builds the dataclasses from the options.
+    """
+    signature = inspect.signature(command, eval_str=True)
+    groups: dict[str, Any] = {
+        name: p.annotation for name, p in signature.parameters.items() if is_dataclass(p.annotation)
+    }
+
+    @functools.wraps(command)
+    def call(**arguments: Any) -> None:
+        for name, group in groups.items():
+            arguments[name] = group(**{field.name: arguments.pop(field.name) for field in fields(group)})
+        command(**arguments)
+
+    options: list[inspect.Parameter] = []
+    for name, parameter in signature.parameters.items():
+        options += inspect.signature(groups[name], eval_str=True).parameters.values() if name in groups else [parameter]
+    keyword_only = [option.replace(kind=inspect.Parameter.KEYWORD_ONLY) for option in options]
+    call.__signature__ = signature.replace(parameters=keyword_only)  # type: ignore[attr-defined]
+    return call
 
 
 def print_json(value: Any) -> None:
+    """Print a value as indented JSON."""
     print(json.dumps(value, indent=2, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""Commands on a finished run: predict, export, evaluate, report."""
+"""Commands on a finished run: thresholds, predict, export, evaluate, report."""
 
 from __future__ import annotations
 
@@ -8,66 +8,112 @@ from typing import Annotated
 import typer
 
 from tagmask.cli.options import (
-    Annotations,
-    Classes,
-    ClassList,
+    DATA_PANEL,
+    AsJson,
+    ClassOptions,
+    ComputeOptions,
     Device,
-    Format,
-    Json,
-    Masks,
-    PrecisionOption,
+    OutputOptions,
     Quiet,
     RunFolderArgument,
     SkipBad,
-    Split,
-    Tags,
     Workers,
-    checked_precision,
-    data_source,
     print_json,
 )
 
 
+def thresholds(
+    run_folder: RunFolderArgument,
+    *,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="The training images with ground truth, if the data of the run has none.", rich_help_panel=DATA_PANEL
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The HTML page to write.", show_default="thresholds.html in the run folder")
+    ] = None,
+    options: ClassOptions,
+    workers: Workers = None,
+    output: OutputOptions,
+) -> None:
+    """Measure the response maps of a run at every threshold: print figures, and write their curves to one page."""
+    import tagmask
+    from tagmask.cli.tables import print_curves
+    from tagmask.compute import is_main_process
+    from tagmask.results import THRESHOLDS_FILE
+
+    if data is None and options.given():
+        raise typer.BadParameter(f"{options.given()[0]} describes the images of --data: add --data FOLDER")
+    source = None if data is None else options.source(data)
+    opened = tagmask.load(run_folder, device="cpu", workers=workers)
+    evaluation = opened.write_threshold_report(source, out=out, quiet=output.no_progress)
+    if not is_main_process():
+        return
+    if output.as_json:
+        print_json({"maps": evaluation.to_json()["maps"]})
+    elif not output.quiet:
+        print_curves(evaluation)
+        print(f"curves  {out or run_folder / THRESHOLDS_FILE}")
+
+
 def predict(
     run_folder: RunFolderArgument,
-    images: Annotated[list[str], typer.Argument(help="Image files and folders of images.")],
-    out: Annotated[Path, typer.Option(help="Folder for the masks.")],
-    tags: Annotated[str | None, typer.Option(help="Table image,tags: only the known classes can then appear.")] = None,
-    also: Annotated[
-        list[str] | None, typer.Option("--also", help="Write this form too: coco, coco-polygons, overlays.")
+    images: Annotated[list[str], typer.Argument(help="Image files, folders of images, or URLs.")],
+    *,
+    out: Annotated[Path, typer.Option(help="The folder for the masks; existing masks are kept.")],
+    tags: Annotated[
+        str | None,
+        typer.Option(
+            help="A table with the columns image and tags; only the tagged classes can then appear in an image.",
+            rich_help_panel=DATA_PANEL,
+        ),
     ] = None,
-    redo: Annotated[bool, typer.Option("--redo", help="Replace masks in --out that another network made.")] = False,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(help="Another format to write: coco, coco-polygons or overlays; can be given several times."),
+    ] = None,
+    redo: Annotated[
+        bool,
+        typer.Option(
+            "--redo", help="Replace masks in --out that another network made, or that belong to other images or tags."
+        ),
+    ] = False,
     skip_bad: SkipBad = False,
-    device: Device = "auto",
-    precision: PrecisionOption = "auto",
-    workers: Workers = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    compute: ComputeOptions,
+    output: OutputOptions,
 ) -> None:
-    """Segment new images with a run's network. Images that have a mask in --out already are skipped."""
+    """Segment new images with the network of a run."""
     import tagmask
-    from tagmask.outputs.folder import target_of
+    from tagmask.compute import is_main_process
+    from tagmask.outputs.writer import output_path
 
-    opened = tagmask.load(run_folder, device=device, precision=checked_precision(precision), workers=workers)
-    masks = opened.predict_files(
-        images, out, tags=tags, skip_bad=skip_bad, redo=redo, also=also or (), quiet=quiet or as_json
+    masks = tagmask.load(run_folder, **compute.arguments()).predict_files(
+        images, out, tags=tags, also=also or (), skip_bad=skip_bad, redo=redo, quiet=output.no_progress
     )
-    if as_json:
-        forms = {form: str(target_of(out, form)) for form in also or ()}
-        print_json({"masks": {name: str(path) for name, path in masks.items()}, **forms})
-    elif not quiet and opened.compute.is_main_process:
+    if not is_main_process():
+        return
+    exported = {format: str(output_path(out, format)) for format in also or ()}
+    if output.as_json:
+        print_json({"masks": {image_id: str(path) for image_id, path in masks.items()}, **exported})
+    elif not output.quiet:
         print(f"{len(masks)} masks in {out / 'masks'}")
-        for form in also or ():
-            print(f"{form} in {target_of(out, form)}")
+        for format, path in exported.items():
+            print(f"{format} in {path}")
 
 
 def export(
     run_folder: RunFolderArgument,
-    out: Annotated[Path, typer.Option(help="Folder to write to.")],
-    format: Annotated[str, typer.Option(help="png, coco (RLE), coco-polygons or overlays.")] = "png",
-    stage: Annotated[str | None, typer.Option(help="Which stage's masks.", show_default="the last")] = None,
+    out: Annotated[Path, typer.Option(help="The folder to write to.")],
+    format: Annotated[
+        str, typer.Option(help="The format: png (indexed, with a legend), coco, coco-polygons or overlays.")
+    ] = "png",
+    stage: Annotated[
+        str | None, typer.Option(help="The stage whose masks are written.", show_default="the last that makes masks")
+    ] = None,
 ) -> None:
-    """Write a run's masks of its training images for other tools."""
+    """Write the masks of a run's training images in a format that other tools read."""
     import tagmask
 
     print(tagmask.load(run_folder, device="cpu").export(out, format, stage=stage))
@@ -75,34 +121,35 @@ def export(
 
 def evaluate(
     run_or_masks: Annotated[Path, typer.Argument(help="A run folder, or a folder of label maps <id>.png.")],
-    data: Annotated[str, typer.Option(help="Folder of images with truth, in any layout that `run` reads.")],
-    tags: Tags = None,
-    format: Format = "auto",
-    split: Split = None,
-    annotations: Annotations = None,
-    masks: Masks = None,
-    class_list: ClassList = None,
-    classes: Classes = None,
+    data: Annotated[
+        str,
+        typer.Option(
+            help="The folder of the images, in any layout that `tagmask run` reads.", rich_help_panel=DATA_PANEL
+        ),
+    ],
+    options: ClassOptions,
+    *,
     device: Device = "auto",
     workers: Workers = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Measure a run's network, or any folder of masks, against the truth: IoU, mIoU, boundary F."""
-    from tagmask.api import score
+    """Measure the network of a run, or any folder of masks, against ground truth: IoU, mIoU and boundary F-score."""
+    from tagmask.api import evaluate_predictions
     from tagmask.cli.tables import print_scores
     from tagmask.compute import is_main_process
 
-    source = data_source(data, format, split, tags, annotations, masks, None, class_list, classes)
-    names, scores = score(run_or_masks, source, device=device, workers=workers, quiet=as_json)
+    source = options.source(data)
+    classes, scores = evaluate_predictions(run_or_masks, source, device=device, workers=workers, quiet=as_json)
     if is_main_process():
-        print_json(scores.to_json(names)) if as_json else print_scores(scores, names)
+        print_json(scores.to_json(classes)) if as_json else print_scores(scores, classes)
 
 
 def report(run_folder: RunFolderArgument, quiet: Quiet = False) -> None:
-    """Measure a run again and write its report anew."""
+    """Measure a run again, and write its report again."""
     import tagmask
+    from tagmask.compute import is_main_process
 
     opened = tagmask.load(run_folder)
-    opened.evaluate(quiet=quiet)
-    if opened.compute.is_main_process:
+    opened.update_report(quiet=quiet)
+    if is_main_process():
         print(opened.report)

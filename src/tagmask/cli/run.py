@@ -1,125 +1,136 @@
-"""Commands that make a run: run, demo, recipes."""
+"""Commands that make a run: run, demo, recipes, add-stage."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from tagmask.cli.options import (
-    DATA,
-    Annotations,
-    Classes,
-    ClassList,
+    AsJson,
+    ComputeOptions,
     Device,
-    Format,
-    Images,
-    Json,
-    Masks,
-    PrecisionOption,
-    Quiet,
-    Saliency,
-    SkipBad,
-    Split,
-    Tags,
+    ImagesArgument,
+    OutputOptions,
+    RecipeOptions,
+    RunDataOptions,
+    RunFolderArgument,
     Workers,
-    checked_precision,
-    data_source,
-    held_out_source,
     print_json,
-    show_rehearsal,
-    show_run,
 )
 
 
 def run(
-    images: Images,
-    out: Annotated[Path, typer.Option(help="The run folder to make, or to go on with.")],
-    tags: Tags = None,
-    recipe: Annotated[
-        str, typer.Option(help="A shipped recipe, or a YAML file; auto: cam with a GPU, else small.")
-    ] = "auto",
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Change a setting; may be repeated.")
-    ] = None,
-    val: Annotated[
-        str | None, typer.Option(help="Measure the network on this split (or folder) too.", rich_help_panel=DATA)
-    ] = None,
-    format: Format = "auto",
-    split: Split = None,
-    annotations: Annotations = None,
-    val_annotations: Annotated[
-        str | None, typer.Option(help="COCO instances JSON of --val.", rich_help_panel=DATA)
-    ] = None,
-    masks: Masks = None,
-    saliency: Saliency = None,
-    class_list: ClassList = None,
-    classes: Classes = None,
-    skip_bad: SkipBad = False,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of everything random.", show_default="the recipe's")] = None,
-    device: Device = "auto",
-    precision: PrecisionOption = "auto",
-    workers: Workers = None,
-    redo: Annotated[bool, typer.Option("--redo", help="Make stages anew whose settings or inputs changed.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check all, and say what time, disk and memory it would take.")
+    images: ImagesArgument,
+    *,
+    out: Annotated[Path, typer.Option(help="The run folder to write, or to resume.")],
+    data: RunDataOptions,
+    recipe: RecipeOptions,
+    redo: Annotated[
+        bool, typer.Option("--redo", help="Run the stages again whose settings or inputs have changed.")
     ] = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check everything and estimate the time, disk space and memory; write nothing."),
+    ] = False,
+    compute: ComputeOptions,
+    output: OutputOptions,
 ) -> None:
-    """Make masks and a network from tagged images. The same command goes on where it was stopped."""
+    """Make masks and a segmentation network from tagged images. Run the same command again to resume."""
     import tagmask
+    from tagmask.cli.tables import print_dry_run, print_run, run_json
+    from tagmask.compute import is_main_process
 
-    source = data_source(images, format, split, tags, annotations, masks, saliency, class_list, classes)
-    held_out = held_out_source(source, val, val_annotations)
+    source = data.source(images)
     arguments: dict[str, Any] = {
-        "held_out": held_out, "recipe": recipe, "settings": set_ or (), "seed": seed, "device": device,
-        "precision": checked_precision(precision), "workers": workers, "skip_bad": skip_bad, "redo": redo,
-        "quiet": quiet or as_json,
+        "held_out": data.held_out_source(source), "skip_bad": data.skip_bad, "redo": redo,
+        "quiet": output.no_progress, **recipe.arguments(), **compute.arguments(),
     }  # fmt: skip
     if dry_run:
-        show_rehearsal(tagmask.dry_run(source, out, **arguments), out, as_json, quiet)
+        estimate = tagmask.dry_run(source, out, **arguments)
+        if output.as_json:
+            print_json(estimate.to_json())
+        elif not output.quiet:
+            print_dry_run(estimate)
+        estimate.check_disk_space(out)
         return
     result = tagmask.run(source, out, **arguments)
-    if result.compute.is_main_process:
-        show_run(result, as_json, quiet)
+    if not is_main_process():
+        return
+    if output.as_json:
+        print_json(run_json(result))
+    elif not output.quiet:
+        print_run(result)
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the scenes and the run.")] = Path("demo"),
-    images: Annotated[int, typer.Option(min=20, help="Training scenes to generate.")] = 900,
+    out: Annotated[Path, typer.Option(help="The folder for the images and the run.")] = Path("demo"),
+    images: Annotated[int, typer.Option(min=20, help="The number of training images to generate.")] = 900,
     device: Device = "auto",
     workers: Workers = None,
 ) -> None:
-    """The whole job on generated pictures, and three methods' maps: no data, no download, a few minutes."""
+    """Generate images and run the demo recipe on them: no data, no downloads, a few minutes."""
     import tagmask
+    from tagmask.cli.tables import print_run
+    from tagmask.compute import is_main_process
     from tagmask.data.scenes import write_scenes
 
     scenes = out / f"scenes-{images}"
-    print(f"generating {images} training scenes and 200 to measure on → {scenes}")
+    print(f"generating {images} training images and 200 held-out images in {scenes}")
     write_scenes(scenes, num_train=images, num_val=200)
     source = tagmask.DataSource(root=str(scenes), split="train")
     held_out = source.model_copy(update={"split": "val"})
     result = tagmask.run(source, out / "run", held_out=held_out, recipe="demo", device=device, workers=workers)
-    if result.compute.is_main_process:
-        show_run(result, as_json=False, quiet=False)
+    if is_main_process():
+        print_run(result)
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Print this one, with its comments.")] = None,
-    as_json: Json = False,
+    name: Annotated[str | None, typer.Argument(help="Print the text of this recipe.")] = None, as_json: AsJson = False
 ) -> None:
-    """List the shipped recipes, or print one."""
-    from tagmask.recipe import load_recipe, recipe_names, recipe_text
+    """List the shipped recipes, or print one of them."""
+    from tagmask.recipe import load_recipe, recipe_descriptions, recipe_text
 
-    if name:
-        print(json.dumps(load_recipe(name).model_dump(mode="json"), indent=2) if as_json else recipe_text(name), end="")
+    if name is not None:
+        print_json(load_recipe(name).model_dump(mode="json")) if as_json else print(recipe_text(name), end="")
         return
-    described = {name: load_recipe(name).description for name in recipe_names()}
+    descriptions = recipe_descriptions()
     if as_json:
-        print_json(described)
+        print_json(descriptions)
     else:
-        width = max(map(len, described))
-        print("\n".join(f"{name:{width}}  {description}" for name, description in described.items()))
+        width = max(map(len, descriptions))
+        print("\n".join(f"{recipe:{width}}  {description}" for recipe, description in descriptions.items()))
+
+
+def add_stage(
+    run_folder: RunFolderArgument,
+    method: Annotated[
+        str, typer.Argument(help="The method of the stage, e.g. infercam, layercam, amn or pseudo_masks.")
+    ],
+    *,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the method; can be given several times."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The name of the stage and its folder.", show_default="that of the method")
+    ] = None,
+    redo: Annotated[bool, typer.Option("--redo", help="Replace a stage of this name that has other settings.")] = False,
+    compute: ComputeOptions,
+    output: OutputOptions,
+) -> None:
+    """Run one more stage on the results of a finished run, e.g. to make response maps with another method."""
+    import tagmask
+    from tagmask.cli.tables import print_maps, print_run, run_json
+    from tagmask.compute import is_main_process
+    from tagmask.recipe import find_method
+
+    opened = tagmask.load(run_folder, **compute.arguments())
+    result = opened.run_stage(method, set_ or (), name=name, redo=redo, quiet=output.no_progress)
+    if not is_main_process():
+        return
+    if output.as_json:
+        print_json(run_json(result))
+    elif not output.quiet:
+        print_maps(result) if "maps" in find_method(method).makes else print_run(result)

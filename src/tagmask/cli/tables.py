@@ -1,198 +1,155 @@
-"""Tables for the terminal."""
+"""Print runs, their figures and dry runs on the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tagmask.api import EVALUATION, Run
-from tagmask.artifacts import read_json
-from tagmask.data.check import CheckReport
-from tagmask.dryrun.estimate import DryRun, gigabytes
-from tagmask.evaluate import latest
+from tagmask.evaluate import Evaluation, MapScores
+from tagmask.formatting import (
+    MISSING,
+    format_bytes,
+    format_count,
+    format_duration,
+    format_number,
+    format_percent,
+)
 from tagmask.measure import SegmentationReport
+from tagmask.run_folder import RunFolder
 
-MAX_ROWS = 40
+if TYPE_CHECKING:
+    from tagmask.dryrun import DryRun
+    from tagmask.results import Run
+
+MAX_ROWS = 40  # of a table; --json prints all
 
 
 def run_json(run: Run) -> dict[str, Any]:
-    """What a finished run is, for scripts."""
-    return {
-        "run": str(run.folder),
-        **({"masks": str(run.masks)} if latest(run.recipe, "masks") else {"maps": str(run.maps_folder)}),
-        "report": str(run.report),
-        "evaluation": read_json(run.folder / EVALUATION),
-    }
+    """Return where the results of a run are, and its figures, as JSON values."""
+    folders = {kind: str(path) for kind, path in _result_folders(run).items()}
+    return {"run": str(run.folder), **folders, "report": str(run.report), "evaluation": run.evaluation.to_json()}
 
 
 def print_run(run: Run) -> None:
-    """Where everything is, and how good where that is known."""
+    """Print the figures of a run, if there is ground truth, and where its results are."""
     console = Console()
-    evaluation = read_json(run.folder / EVALUATION)
-    if evaluation["scores"] or evaluation["maps"]:
-        console.print(_results(evaluation))
+    evaluation = run.evaluation
+    if evaluation.scores or evaluation.maps:
+        console.print(_results_table(evaluation))
     else:
-        console.print("No true masks were given, so how good the masks are cannot be known: look at the report.")
-    made = f"masks   {run.masks}" if latest(run.recipe, "masks") else f"maps    {run.maps_folder}"
-    console.print(f"{made}\nreport  {run.report}", markup=False, highlight=False, soft_wrap=True)
-
-
-def maps_json(run: Run) -> dict[str, Any]:
-    """Where a run's last response maps are, for scripts."""
-    return {"run": str(run.folder), "maps": str(run.maps_folder), "evaluation": read_json(run.folder / EVALUATION)}
+        console.print("There is no ground truth, so the quality of the masks is unknown: look at the report.")
+    folders = _result_folders(run)
+    kind = "masks" if "masks" in folders else "maps"
+    _print_lines(f"{kind:6}  {folders[kind]}", f"report  {run.report}")
 
 
 def print_maps(run: Run) -> None:
-    """Where a run's last response maps are, and how good all of its maps are where that is known."""
-    evaluation = read_json(run.folder / EVALUATION)
-    if evaluation["maps"]:
-        print_curves(evaluation)
-    Console().print(f"maps    {run.maps_folder}\nreport  {run.report}", markup=False, highlight=False, soft_wrap=True)
+    """Print the figures of all response maps of a run, if there is ground truth, and where the last maps are."""
+    if run.evaluation.maps:
+        print_curves(run.evaluation)
+    _print_lines(f"maps    {_result_folders(run)['maps']}", f"report  {run.report}")
 
 
-def print_curves(evaluation: dict[str, Any]) -> None:
-    """The figures of all response maps, side by side."""
-    curves = evaluation["maps"]
-    names = [escape(name.replace(" (", "\n(", 1)) for name in curves]  # the stage, and the images
-    table = Table("", *names, title="mIoU of the response maps against the true masks")
-    for what, figure in {
-        "automatic": lambda c: _miou_at(c, c["auto_threshold"]),
-        "best": lambda c: _miou_at(c, c["best_threshold"]),
-        "within 2 points": lambda c: "{:.2f} to {:.2f}".format(*c["interval"]),
-        "width": lambda c: f"{c['width']:.2f}",
-        "area": lambda c: _percent(c["area"]),
-        "per image": lambda c: _percent(c["oracle_miou"]),
-        "10 / 50 / 90 %": lambda c: " / ".join(_plain(t) for t in c["image_percentiles"]),
-        "per class": lambda c: _percent(c["class_miou"]),
-        "imbalance": lambda c: _plain(c["imbalance"]),
-        "gap": lambda c: _plain(c["gap"]),
-    }.items():
-        table.add_row(what, *map(figure, curves.values()))
+def print_curves(evaluation: Evaluation) -> None:
+    """Print the figures of all response maps as a table with one column per stage."""
+    rows: dict[str, Callable[[MapScores], str]] = {
+        "Otsu's threshold": lambda scores: _miou_at(scores, scores.auto_threshold),
+        "best threshold": lambda scores: _miou_at(scores, scores.curve.best_threshold),
+        "interval": lambda scores: " to ".join(map(format_number, scores.curve.interval)),
+        "width of interval": lambda scores: format_number(scores.curve.width),
+        "area under curve": lambda scores: format_percent(scores.curve.area),
+        "best per image": lambda scores: format_percent(scores.curve.oracle_miou),
+        "10 / 50 / 90 %": lambda scores: " / ".join(map(format_number, scores.curve.image_percentiles)),
+        "best per class": lambda scores: format_percent(scores.curve.class_miou),
+        "imbalance": lambda scores: format_number(scores.activation.imbalance),
+        "gap": lambda scores: format_number(scores.activation.gap),
+    }
+    names = [escape(name.replace(" (", "\n(", 1)) for name in evaluation.maps]  # the stage, and below it the images
+    table = Table("", *names, title="mIoU of the response maps")
+    for title, text in rows.items():
+        table.add_row(title, *map(text, evaluation.maps.values()))
     console = Console()
     console.print(table)
     console.print(
-        "automatic: Otsu's threshold; per image, per class: each at its own best; 10 / 50 / 90 %: percentiles of the "
-        "images' best thresholds"
+        "interval: the thresholds at which mIoU is within two points of the best; best per image, best per class: mIoU "
+        "if each image or class has its own best threshold; 10 / 50 / 90 %: percentiles of the images' best thresholds"
     )
 
 
 def print_scores(scores: SegmentationReport, classes: Sequence[str]) -> None:
-    """Per class IoU, and the means."""
+    """Print the IoU of each class, and the means."""
     console = Console()
-    table = Table("class", "IoU", title=f"mIoU {_percent(scores.miou)}")
-    for name, value in list(zip(("background", *classes), scores.iou.tolist(), strict=True))[: MAX_ROWS + 1]:
-        table.add_row(escape(name), _percent(value))
+    table = Table("class", "IoU", title=f"mIoU {format_percent(scores.miou)}")
+    for name, iou in list(zip(("background", *classes), scores.iou.tolist(), strict=True))[: MAX_ROWS + 1]:
+        table.add_row(escape(name), format_percent(iou))
     console.print(table)
     if len(classes) > MAX_ROWS:
-        console.print(f"... and {len(classes) - MAX_ROWS} classes more; --json prints all")
+        console.print(f"... and {len(classes) - MAX_ROWS} more classes; --json prints all")
     console.print(
-        f"pixel accuracy {_percent(scores.pixel_accuracy)}, boundary F {_percent(scores.boundary_f)}, "
-        f"unsure pixels {_percent(scores.unsure)}"
+        f"pixel accuracy {format_percent(scores.pixel_accuracy)}, "
+        f"boundary F-score {format_percent(scores.boundary_f)}, ignored pixels {format_percent(scores.ignored)}"
     )
 
 
-def print_rehearsal(found: DryRun) -> None:
-    """What a run would take."""
-    console = Console()
-    table = Table("stage", "what", "each", "times", "time", title="What the whole run would take, about")
-    for timing in found.timings:
-        each, times = (_duration(timing.each), f"{timing.units:,} {timing.unit}") if timing.unit else ("", "")
-        table.add_row(escape(timing.stage), escape(timing.what), each, times, _duration(timing.seconds))
+def print_dry_run(estimate: DryRun) -> None:
+    """Print the estimated time, disk space and memory of a run."""
+    table = Table("stage", "loop", "per unit", "units", "time", title="Estimate for the whole run")
+    for timing in estimate.timings:
+        is_loop = timing.unit is not None
+        per_unit = format_duration(timing.seconds_per_unit) if is_loop else ""
+        units = f"{format_count(timing.count)} {timing.unit}" if is_loop else ""
+        row = (escape(timing.stage), escape(timing.description), per_unit, units, format_duration(timing.seconds))
+        table.add_row(*row)
     table.add_section()
-    table.add_row("all", "", "", "", _duration(found.seconds))
-    console.print(table)
-    parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in found.disk.items())
-    seen = ", ".join(f"{name} {gigabytes(size)}" for name, size in found.memory.items() if size)
-    for line in (
-        f"disk    {gigabytes(found.disk_needed)} of {gigabytes(found.disk_free)} that are free ({parts})",
-        f"memory  at most seen: {seen}",
+    table.add_row("total", "", "", "", format_duration(estimate.seconds))
+    Console().print(table)
+    disk = ", ".join(f"{name} {format_bytes(size)}" for name, size in estimate.disk.items())
+    memory = ", ".join(f"{name} {format_bytes(size)}" for name, size in estimate.memory.items() if size)
+    _print_lines(
+        f"disk    {format_bytes(estimate.disk_needed)} of {format_bytes(estimate.disk_free)} free ({disk})",
+        f"memory  {memory} at most",
         *(
-            f"weights of {stage}: {of['weights']}, {'on this machine' if of['here'] else 'to be downloaded'}"
-            for stage, of in found.weights.items()
+            f"weights of {stage}: {weights.source}, {'on this machine' if weights.is_local else 'to be downloaded'}"
+            for stage, weights in estimate.weights.items()
         ),
-    ):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.3f} s" if seconds < 1 else f"{seconds:.1f} s"
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
-
-
-def print_check(found: CheckReport) -> None:
-    """What is in a data set, and what is wrong with it."""
-    console = Console()
-    facts = Table(title=escape(found.name), show_header=False)
-    for name, value in _facts(found):
-        facts.add_row(name, value)
-    classes = Table("class", "images", "most often with")
-    for k, name in list(enumerate(found.classes))[:MAX_ROWS]:
-        classes.add_row(escape(name), f"{found.images_per_class[k]:,}", escape(_companion(found, k)))
-    console.print(facts, classes)
-    if len(found.classes) > MAX_ROWS:
-        console.print(f"... and {len(found.classes) - MAX_ROWS} classes more; --json prints all")
-    for severity in ("error", "warning"):
-        problems = [problem for problem in found.problems if problem.severity == severity]
-        for problem in problems[:MAX_ROWS]:
-            console.print(f"{severity}: {problem}", markup=False, highlight=False, soft_wrap=True)
-        if len(problems) > MAX_ROWS:
-            console.print(f"... and {len(problems) - MAX_ROWS} {severity}s more; --json prints all")
-    console.print(
-        "ready to run" if found.ok else "correct the errors, or run with --skip-bad to leave these images out"
     )
 
 
-def _facts(found: CheckReport) -> Iterator[tuple[str, str]]:
-    yield "images", f"{found.num_images:,}" + (f" and {found.num_bad:,} bad ones" if found.num_bad else "")
-    yield "classes", f"{len(found.classes):,}"
-    spread = ", ".join(f"{count:,} with {n}" for n, count in enumerate(found.tags_per_image) if count)
-    yield "tags an image", f"{found.mean_tags:.2f} ({spread})" if spread else "not known"
-    if found.num_untagged:
-        yield "without known tags", f"{found.num_untagged:,}"
-    yield "with true masks", f"{found.num_masks:,}"
-    yield "with saliency", f"{found.num_saliency:,}"
-    for name, sides in (("height", found.heights), ("width", found.widths)):
-        if sides:
-            yield f"{name}, pixels", f"{sides[1]:,} ({sides[0]:,} to {sides[2]:,})"
-
-
-def _companion(found: CheckReport, k: int) -> str:
-    """The class that most images of class k show too, and in how many of them."""
-    others = [(count, j) for j, count in enumerate(found.co_occurrence[k]) if j != k and count]
-    if not others:
-        return ""
-    count, j = max(others)
-    return f"{found.classes[j]} ({100 * count / found.images_per_class[k]:.0f} %)"
-
-
-def _results(evaluation: dict[str, Any]) -> Table:
-    table = Table("", "mIoU", "best threshold", "boundary F", title="Measured against the true masks")
-    for name, curve in evaluation["maps"].items():
-        chosen, best = (_miou_at(curve, t) for t in (evaluation["chosen"].get(name), curve["best_threshold"]))
-        table.add_row(escape(f"maps of {name}"), chosen, best, "-")
-    for name, scores in evaluation["scores"].items():
-        table.add_row(escape(f"masks of {name}"), _percent(scores["miou"]), "-", _percent(scores["boundary_f"]))
+def _results_table(evaluation: Evaluation) -> Table:
+    table = Table("", "mIoU", "best threshold", "boundary F-score", title="Measured against ground truth")
+    for name, maps in evaluation.maps.items():
+        used = _miou_at(maps, evaluation.thresholds.get(name, math.nan))
+        table.add_row(escape(f"maps of {name}"), used, _miou_at(maps, maps.curve.best_threshold), MISSING)
+    for name, scores in evaluation.scores.items():
+        row = (escape(f"masks of {name}"), format_percent(scores.miou), MISSING, format_percent(scores.boundary_f))
+        table.add_row(*row)
     return table
 
 
-def _miou_at(curve: dict[str, Any], threshold: float | None) -> str:
-    if threshold is None:
-        return "-"
-    nearest = int(np.abs(np.array(curve["thresholds"]) - threshold).argmin())
-    return f"{_percent(curve['miou'][nearest])} at {threshold:.2f}"
+def _miou_at(scores: MapScores, threshold: float) -> str:
+    """Return the mIoU at the nearest threshold that was measured; a threshold of NaN means that there is none."""
+    if math.isnan(threshold):
+        return MISSING
+    nearest = int(np.abs(scores.curve.thresholds - threshold).argmin())
+    return f"{format_percent(scores.curve.miou[nearest])} at {format_number(threshold)}"
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None or value != value else f"{100 * value:.1f} %"
+def _result_folders(run: Run) -> dict[str, Path]:
+    """Return the folders of the last "maps" and "masks" of a finished run, without importing its methods (PyTorch)."""
+    stages = yaml.safe_load(RunFolder(run.folder).recipe_path.read_text(encoding="utf-8"))["stages"]
+    paths = [run.folder / stage / kind for stage in stages for kind in ("maps", "masks")]
+    return {path.name: path for path in paths if path.is_dir()}
 
 
-def _plain(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _print_lines(*lines: str) -> None:
+    """Print lines as they are, however long."""
+    for line in lines:
+        Console().print(line, markup=False, highlight=False, soft_wrap=True)

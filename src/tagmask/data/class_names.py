@@ -1,4 +1,4 @@
-"""Class names: how they are normalized, listed and turned into ids."""
+"""Class names: normalization, class lists, and class ids."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ from tagmask.data.text_files import read_text
 from tagmask.errors import DataError
 from tagmask.text import did_you_mean
 
-BACKGROUND = "background"  # a tag, class folder or first line of a class list with this name means id 0
+BACKGROUND = "background"  # a tag, class folder or first line of a class list with this name stands for id 0
 
 
 def normalize_class_name(text: str) -> str:
-    """A class name as it is compared: trimmed, in Unicode normal form C."""
+    """Return a class name without surrounding spaces, in Unicode normal form C."""
     return normalize_unicode(text).strip()
 
 
-def find_class_list(root: Path | str, given: Path | None) -> Path | None:
-    """The class list to use: the one given, else classes.txt in the data's own folder, if there is one."""
-    own = Path(root) / "classes.txt"
-    return given or (own if own.is_file() else None)
+def find_class_list(root: Path | str, class_list: Path | None) -> Path | None:
+    """Return the file of class names: `class_list`, or else `root`/classes.txt, or None if neither exists."""
+    default = Path(root) / "classes.txt"
+    return class_list or (default if default.is_file() else None)
 
 
 def read_class_list(path: Path) -> tuple[str, ...]:
-    """Class names, one a line, in the order of their ids; empty lines and a first line "background" do not count.
+    """Read class names, one per line, in the order of their ids.
+
+    Empty lines are ignored, and so is "background" as the first name.
 
     Raises:
         DataError: the file is missing, empty or not UTF-8, or names a class twice.
@@ -36,19 +38,23 @@ def read_class_list(path: Path) -> tuple[str, ...]:
         if not name or (name.casefold() == BACKGROUND and not lines):
             continue
         if name in lines:
-            raise DataError(f"{path}, line {number} names {name!r} again, after line {lines[name]}; remove one.")
+            raise DataError(f"{path}, line {number} repeats {name!r} of line {lines[name]}; remove one.")
         lines[name] = number
     if not lines:
-        raise DataError(f"{path} names no class; write one class name a line.")
+        raise DataError(f"{path} names no class; write one class name per line.")
     return tuple(lines)
 
 
 def class_ids(names: Iterable[str], classes: Sequence[str]) -> tuple[int, ...]:
-    """The ids (1-based) of these classes, ascending. Raises DataError for a name that is none of them."""
+    """Return the ids (1-based) of class names, ascending.
+
+    Raises:
+        DataError: a name is not one of the classes.
+    """
     ids = set()
     for name in names:
         if name not in classes:
-            near = did_you_mean(name, classes)
-            raise DataError(f"the tag {name!r} is not one of the classes; correct it or add it to the class list{near}")
+            hint = did_you_mean(name, classes)
+            raise DataError(f"the tag {name!r} is not one of the classes; correct it or add it to the class list{hint}")
         ids.add(classes.index(name) + 1)
     return tuple(sorted(ids))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import marshal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,16 +14,16 @@ from pycocotools import mask as rle
 from tagmask.errors import DataError
 from tagmask.label_map import IGNORE_INDEX
 
-_FARTHEST = 100_000.0  # pixels; pycocotools walks along every edge, one step a pixel
+_MAX_COORDINATE = 100_000.0  # pixels; pycocotools takes time proportional to the length of each edge
 
 
 @dataclass(frozen=True)
 class CocoObject:
-    """One annotation, small enough to have a million of them.
+    """The segmentation of one annotation, compact enough to hold a million of them in memory.
 
     Attributes:
         class_id: 1..K; 0: background.
-        crowd: whether it is a region of many objects.
+        crowd: whether the annotation marks a region of many objects.
         shape: polygons, each the bytes of x0, y0, x1, y1, ... as float64; or COCO's compressed run lengths.
     """
 
@@ -29,10 +31,14 @@ class CocoObject:
     crowd: bool
     shape: tuple[bytes, ...] | bytes
 
-    def encoded(self, height: int, width: int) -> dict[str, Any]:
-        """The object as pycocotools' compressed run lengths. Raises DataError where they do not fill the image."""
+    def to_rle(self, height: int, width: int) -> dict[str, Any]:
+        """Return the object as pycocotools' compressed run lengths.
+
+        Raises:
+            DataError: the run lengths do not fill the image.
+        """
         if isinstance(self.shape, bytes):
-            lengths = run_lengths(self.shape)
+            lengths = decode_run_lengths(self.shape)
             if lengths.sum() != height * width or (lengths < 0).any():  # pycocotools would leave pixels undefined
                 raise DataError("has a run-length mask that does not fill the image; correct or remove it")
             return {"size": [height, width], "counts": self.shape}
@@ -42,95 +48,116 @@ class CocoObject:
 
 @dataclass(frozen=True)
 class CocoMask:
-    """One image's annotations, painted when read: crowds first, then large objects, then smaller ones over them.
+    """The annotations of one image, drawn into a label map when it is read.
 
     Attributes:
         size: (H, W) in pixels.
-        objects: in the order of the file.
+        objects: the annotations, in the order of the file.
     """
 
     size: tuple[int, int]
     objects: tuple[CocoObject, ...]
 
     def read(self) -> np.ndarray:
-        """Label map [H, W] uint8; crowd regions are 255 (unsure). Raises DataError for damaged run lengths."""
+        """Draw the label map, [H, W] uint8.
+
+        Crowd regions are drawn first, as ignored pixels (255). The objects follow, the largest first, so that small
+        objects stay visible.
+
+        Raises:
+            DataError: run lengths are damaged.
+        """
         labels = np.zeros(self.size, np.uint8)
-        encoded = [(item.encoded(*self.size), item) for item in self.objects if item.shape]
-        encoded.sort(key=lambda pair: (not pair[1].crowd, -int(rle.area(pair[0]))))
-        for region, item in encoded:
-            color = IGNORE_INDEX if item.crowd and item.class_id else item.class_id
-            labels[rle.decode(region).astype(bool)] = color
+        regions = [(item.to_rle(*self.size), item) for item in self.objects if item.shape]
+        regions.sort(key=lambda pair: (not pair[1].crowd, -int(rle.area(pair[0]))))
+        for region, item in regions:
+            label = IGNORE_INDEX if item.crowd and item.class_id else item.class_id
+            labels[rle.decode(region).astype(bool)] = label
         return labels
 
-    def keep(self, new_ids: dict[int, int]) -> CocoMask:
+    def remap(self, new_ids: dict[int, int]) -> CocoMask:
+        """Return the same mask with other class ids; ids that are not in `new_ids` become background."""
         return replace(
             self, objects=tuple(replace(item, class_id=new_ids.get(item.class_id, 0)) for item in self.objects)
         )
 
+    def fingerprint(self) -> str:
+        """Return a digest of the annotations."""
+        objects = [(item.class_id, item.crowd, item.shape) for item in self.objects]
+        content = marshal.dumps((self.size, objects), 2)  # later versions depend on reference counts
+        return hashlib.blake2b(content, digest_size=12).hexdigest()
 
-def run_lengths(counts: bytes) -> np.ndarray:
-    """COCO's compressed run lengths as numbers [N] int64, background first, down the columns.
 
-    Each is written in groups of 5 bits, low ones first, bit 5 saying that more follow, plus 48 to be a letter;
-    from the fourth on it is the difference to the one two before (cocoapi, `rleToString`).
+def decode_run_lengths(counts: bytes) -> np.ndarray:
+    """Decode COCO's compressed run lengths, as `rleFrString` of cocoapi does.
+
+    Each number is written in groups of 5 bits, the low bits first. Bit 5 says that more groups follow, and 48 is added
+    to make the group a letter. From the fourth number on, it is the difference to the number two before.
+
+    Returns:
+        [N] int64, the lengths of the runs down the columns, background first. [-1] if the text is malformed.
     """
     if not counts:
         return np.zeros(1, np.int64)
     codes = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
-    last = (codes & 0x20) == 0
-    starts = np.flatnonzero(np.r_[True, last[:-1]])
-    n_groups = np.diff(np.r_[starts, len(codes)])
-    if not last[-1] or (codes < 0).any() or (codes > 63).any() or n_groups.max() > 8:
+    is_last_group = (codes & 0x20) == 0
+    starts = np.flatnonzero(np.r_[True, is_last_group[:-1]])
+    num_groups = np.diff(np.r_[starts, len(codes)])
+    if not is_last_group[-1] or (codes < 0).any() or (codes > 63).any() or num_groups.max() > 8:
         return np.full(1, -1, np.int64)
-    place = np.arange(len(codes)) - np.repeat(starts, n_groups)
-    numbers = np.add.reduceat((codes & 0x1F) << (5 * place), starts)
-    numbers -= np.where(codes[last] & 0x10, np.int64(1) << (5 * n_groups), 0)  # two's complement
+    group_index = np.arange(len(codes)) - np.repeat(starts, num_groups)
+    numbers = np.add.reduceat((codes & 0x1F) << (5 * group_index), starts)
+    numbers -= np.where(codes[is_last_group] & 0x10, np.int64(1) << (5 * num_groups), 0)  # two's complement
     numbers[1::2] = np.cumsum(numbers[1::2])
     numbers[2::2] = np.cumsum(numbers[2::2])
     return numbers
 
 
-def coco_object(annotation: Mapping[str, Any], class_id: int, size: tuple[int, int]) -> CocoObject | None:
-    """An annotation's segmentation, checked; None if it has none.
+def parse_segmentation(annotation: Mapping[str, Any], class_id: int, size: tuple[int, int]) -> CocoObject | None:
+    """Check the segmentation of an annotation and return it; None if the annotation has none.
 
     Args:
-        size: (H, W) of its image.
+        annotation: an item of the list `annotations`.
+        class_id: the class id of its category.
+        size: (H, W) of its image in pixels.
 
     Raises:
-        DataError: it is neither polygons nor run lengths of this size.
+        DataError: the segmentation is neither polygons nor run lengths of this size.
     """
     shape = annotation.get("segmentation")
     if not shape:
         return None
     crowd = bool(annotation.get("iscrowd"))
     if isinstance(shape, dict):
-        return CocoObject(class_id, crowd, _compressed(shape, size))
+        return CocoObject(class_id, crowd, _compress_run_lengths(shape, size))
     if isinstance(shape, list) and all(isinstance(polygon, list) for polygon in shape):
-        return CocoObject(class_id, crowd, tuple(_polygon(polygon) for polygon in shape if len(polygon) >= 6))
+        return CocoObject(class_id, crowd, tuple(_polygon_bytes(polygon) for polygon in shape if len(polygon) >= 6))
     raise DataError("has a segmentation that is neither polygons nor run lengths; correct or remove it")
 
 
-def _polygon(numbers: Sequence[Any]) -> bytes:
+def _polygon_bytes(numbers: Sequence[Any]) -> bytes:
     try:
         polygon = np.array(numbers, np.float64)
     except (TypeError, ValueError, OverflowError):
         polygon = np.array([np.nan])
-    if polygon.ndim != 1 or len(polygon) % 2 or not (np.abs(polygon) < _FARTHEST).all():
-        raise DataError("has a polygon that is no list of x, y, x, y, ... in pixels; correct or remove it")
+    if polygon.ndim != 1 or len(polygon) % 2 or not (np.abs(polygon) < _MAX_COORDINATE).all():
+        raise DataError("has a polygon that is not a list x, y, x, y, ... in pixels; correct or remove it")
     return polygon.tobytes()
 
 
-def _compressed(shape: Mapping[str, Any], size: tuple[int, int]) -> bytes:
-    counts, given = shape.get("counts"), shape.get("size")
+def _compress_run_lengths(shape: Mapping[str, Any], size: tuple[int, int]) -> bytes:
+    counts, mask_size = shape.get("counts"), shape.get("size")
     height, width = size
-    if given != [height, width]:
-        raise DataError(f"has a run-length mask of size {given} in an image of {[height, width]}; correct or remove it")
+    if mask_size != [height, width]:
+        raise DataError(
+            f"has a run-length mask of size {mask_size} in an image of size {[height, width]}; correct or remove it"
+        )
     if isinstance(counts, str) and counts.isascii():
-        return counts.encode()  # its lengths are looked at when it is read
+        return counts.encode()  # checked when the mask is read
     if (
         isinstance(counts, list)
         and all(isinstance(n, int) and n >= 0 for n in counts)
         and sum(counts) == height * width
     ):
-        return rle.frPyObjects({"size": given, "counts": counts}, height, width)["counts"]
+        return rle.frPyObjects({"size": mask_size, "counts": counts}, height, width)["counts"]
     raise DataError("has a run-length mask that does not fill the image; correct or remove it")

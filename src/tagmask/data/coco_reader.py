@@ -1,4 +1,4 @@
-"""COCO: a folder of images and one JSON file of instances."""
+"""Reader for COCO's format: a folder of images and one JSON file of instances."""
 
 from __future__ import annotations
 
@@ -10,61 +10,61 @@ from pathlib import Path
 from typing import Any
 
 from tagmask.data.class_names import BACKGROUND, normalize_class_name
-from tagmask.data.coco_mask import CocoMask, coco_object
-from tagmask.data.image_files import given, images_in, with_masks
+from tagmask.data.coco_mask import CocoMask, parse_segmentation
+from tagmask.data.image_files import attach_masks, find_image_files
 from tagmask.data.image_ids import unique_ids
 from tagmask.data.images import MAX_PIXELS, image_size
 from tagmask.data.samples import Problem, Sample, TaggedImages
 from tagmask.errors import DataError
-
-__all__ = ["CocoMask", "read_coco"]
+from tagmask.text import pluralize
 
 
 def read_coco(images: Path | str, annotations: Path, *, saliency: Path | None = None) -> TaggedImages:
-    """Read COCO's format: an image's tags are the categories of its annotations, crowds included.
+    """Read COCO's format. The tags of an image are the categories of its annotations, including crowds.
 
-    Classes are the categories in the order of their ids, which become 1, 2, 3, ...; a category "background" is
-    no class. An image without annotations is background only. Masks are painted when they are read (`CocoMask`);
-    an image has none where one of its annotations has no segmentation.
+    The classes are the categories in the order of their ids, which become 1, 2, 3, ... A category "background" is not
+    a class. An image without annotations shows only background. Masks are drawn when they are read (`CocoMask`). An
+    image has no mask if one of its annotations has no segmentation.
 
     Args:
-        images: the folder that the file's names are relative to, or a URL.
+        images: the folder that the file names are relative to, or a URL.
         annotations: the file of instances.
-        saliency: a folder of PNGs named `<id>.png`, the id being the image's name without suffix.
+        saliency: a folder of PNGs named `<id>.png`. The id is the name of the image without suffix.
 
     Raises:
-        DataError: the folder or the file cannot be read at all. What is wrong with single images is in `problems`.
+        DataError: the folder or the file cannot be read. Errors in single images are in `problems` instead.
     """
-    content = _read(annotations)
-    classes, class_ids = _categories(content["categories"], annotations)
-    files = images_in(images, leave_out=given(saliency))
-    entries, problems = _by_image(content, annotations)
-    found: dict[str, _Entry] = {}
-    parts: dict[str, tuple[tuple[int, ...], CocoMask | None]] = {}
+    content = _read_instances(annotations)
+    classes, class_ids = _read_categories(content["categories"], annotations)
+    saliency_folders = [saliency] if saliency else []
+    files = find_image_files(images, leave_out=saliency_folders)
+    entries, problems = _group_by_image(content, annotations)
+    entry_by_name: dict[str, _Entry] = {}
+    tags_and_masks: dict[str, tuple[tuple[int, ...], CocoMask | None]] = {}
     for entry in entries:
         try:
             name = files.find(entry.file_name)
-            if name in found:
-                raise DataError(f"is the same file as {found[name].where}, {name}; remove one")
-            parts[name] = _contents(entry, files.path(name), class_ids)
-            found[name] = entry
+            if name in entry_by_name:
+                raise DataError(f"is the same file as {entry_by_name[name].where}, {name}; remove one")
+            tags_and_masks[name] = _read_tags_and_mask(entry, files.path(name), class_ids)
+            entry_by_name[name] = entry
         except DataError as error:
-            problems.append(Problem.of(entry.where, error))
-    ids = unique_ids(list(found))
-    samples = [Sample(id_, files.path(name), *parts[name]) for id_, name in zip(ids, found, strict=True)]
-    samples, doubts = with_masks(samples, [], given(saliency))
-    unshaped = sum(mask is None for _, mask in parts.values())
-    if not any(mask and mask.objects for _, mask in parts.values()):  # boxes only
+            problems.append(Problem.from_error(entry.where, error))
+    ids = unique_ids(list(entry_by_name))
+    samples = [Sample(i, files.path(name), *tags_and_masks[name]) for i, name in zip(ids, entry_by_name, strict=True)]
+    samples, warnings = attach_masks(samples, [], saliency_folders)
+    masks = [mask for _, mask in tags_and_masks.values()]
+    if not any(mask and mask.objects for mask in masks):  # the file has boxes only
         samples = [replace(sample, mask=None) for sample in samples]
-    elif unshaped:
-        what = f"has annotations without segmentation in {unshaped} images, which therefore have no mask"
-        doubts.append(Problem(str(annotations), what, "nothing needs be done", "warning"))
-    return TaggedImages(classes, tuple(samples), (*problems, *files.problems, *doubts), annotations.stem)
+    elif num_without := sum(mask is None for mask in masks):
+        message = f"has annotations without segmentation, which leaves {pluralize(num_without, 'image')} without a mask"
+        warnings.append(Problem(str(annotations), message, "nothing needs to be done", "warning"))
+    return TaggedImages(classes, tuple(samples), (*problems, *files.problems, *warnings), annotations.stem)
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """An image of the file, and its annotations."""
+    """An item of the list `images`, with its annotations."""
 
     where: str
     file_name: str
@@ -72,7 +72,7 @@ class _Entry:
     annotations: list[Mapping[str, Any]] = field(default_factory=list)
 
 
-def _read(path: Path) -> dict[str, list[Any]]:
+def _read_instances(path: Path) -> dict[str, list[Any]]:
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
@@ -81,29 +81,31 @@ def _read(path: Path) -> dict[str, list[Any]]:
         raise DataError(f"{path} is not JSON ({error}); export the annotations again.") from error
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise DataError(f"{path} has no list {key!r}; give a COCO instances file (instances_*.json).")
+            raise DataError(f"{path} has no list {key!r}; use a COCO instances file (instances_*.json).")
     if not content["images"]:
-        raise DataError(f"{path} lists no image; give a COCO instances file (instances_*.json).")
+        raise DataError(f"{path} lists no image; use a COCO instances file (instances_*.json).")
     return content
 
 
-def _categories(categories: Sequence[Any], path: Path) -> tuple[tuple[str, ...], dict[Any, int]]:
+def _read_categories(categories: Sequence[Any], path: Path) -> tuple[tuple[str, ...], dict[Any, int]]:
+    """Return the class names, and the class id of each category id (0 for a category "background")."""
     try:
         names = {int(item["id"]): normalize_class_name(item["name"]) for item in categories}
         "".join(names.values()).encode()
     except (TypeError, KeyError, ValueError) as error:
         raise DataError(f"{path} has a category without a number 'id' or a text 'name'; correct it.") from error
-    twice = [name for name, count in Counter(names.values()).items() if count > 1]
-    if twice or len(names) < len(categories):
-        raise DataError(f"{path} has two categories of the name or id {[*twice, *names][0]!r}; rename one.")
-    ordered = [key for key in sorted(names) if names[key].casefold() != BACKGROUND]
-    if not ordered:
+    repeated = [name for name, count in Counter(names.values()).items() if count > 1]
+    if repeated or len(names) < len(categories):
+        raise DataError(f"{path} has two categories with the name or id {[*repeated, *names][0]!r}; rename one.")
+    category_ids = [key for key in sorted(names) if names[key].casefold() != BACKGROUND]
+    if not category_ids:
         raise DataError(f"{path} has no category; export the annotations with their categories.")
-    return tuple(names[key] for key in ordered), dict.fromkeys(names, 0) | {key: n for n, key in enumerate(ordered, 1)}
+    class_ids = dict.fromkeys(names, 0) | {key: class_id for class_id, key in enumerate(category_ids, 1)}
+    return tuple(names[key] for key in category_ids), class_ids
 
 
-def _by_image(content: Mapping[str, list[Any]], path: Path) -> tuple[list[_Entry], list[Problem]]:
-    """The images in the order of their ids, each with its annotations."""
+def _group_by_image(content: Mapping[str, list[Any]], path: Path) -> tuple[list[_Entry], list[Problem]]:
+    """Return the images in the order of their ids, each with its annotations."""
     entries: dict[Any, _Entry] = {}
     problems = []
     for position, item in enumerate(content["images"], 1):
@@ -116,26 +118,28 @@ def _by_image(content: Mapping[str, list[Any]], path: Path) -> tuple[list[_Entry
             problems.append(Problem(where, "has no 'id' or no text 'file_name'", "correct or remove it"))
             continue
         if key in entries:
-            problems.append(Problem(f"{path}, image {key!r}", "has the id of another image", "number it anew"))
+            problems.append(Problem(f"{path}, image {key!r}", "has the id of another image", "give it a unique id"))
             continue
         size = item.get("height"), item.get("width")
-        known = all(isinstance(side, int) and side > 0 for side in size)
-        entries[key] = _Entry(f"{path}, image {key!r}", name, size if known else None)
-    lost = 0
+        is_valid = all(isinstance(side, int) and side > 0 for side in size)
+        entries[key] = _Entry(f"{path}, image {key!r}", name, size if is_valid else None)
+    num_unmatched = 0
     for annotation in content["annotations"]:
         try:
             entries[annotation["image_id"]].annotations.append(annotation)
         except (TypeError, KeyError):
-            lost += 1
-    if lost:
-        what = f"has {lost} annotations of images that it does not list"
-        problems.append(Problem(str(path), what, "remove them, or add the images", "warning"))
-    in_order = sorted(entries) if all(isinstance(key, int) for key in entries) else list(entries)
-    return [entries[key] for key in in_order], problems
+            num_unmatched += 1
+    if num_unmatched:
+        message = f"has {pluralize(num_unmatched, 'annotation')} of images that it does not list"
+        problems.append(Problem(str(path), message, "remove them, or add the images", "warning"))
+    keys = sorted(entries) if all(isinstance(key, int) for key in entries) else list(entries)
+    return [entries[key] for key in keys], problems
 
 
-def _contents(entry: _Entry, path: str, class_ids: Mapping[Any, int]) -> tuple[tuple[int, ...], CocoMask | None]:
-    """An image's tags and mask. Raises DataError naming the annotation."""
+def _read_tags_and_mask(
+    entry: _Entry, path: str, class_ids: Mapping[Any, int]
+) -> tuple[tuple[int, ...], CocoMask | None]:
+    """Return the tags and the mask of an image. Raises DataError that names the bad annotation."""
     size = entry.size or image_size(path)
     if size[0] * size[1] > MAX_PIXELS:
         raise DataError(f"has {size[1]}×{size[0]} pixels, more than {MAX_PIXELS // 10**6} million; make it smaller")
@@ -144,11 +148,11 @@ def _contents(entry: _Entry, path: str, class_ids: Mapping[Any, int]) -> tuple[t
         number = annotation.get("id")
         category = annotation.get("category_id")
         if not isinstance(category, int) or category not in class_ids:
-            raise DataError(f"has annotation {number!r} of the unknown category {category!r}; correct it")
+            raise DataError(f"has annotation {number!r} with the unknown category {category!r}; correct it")
         tags.add(class_ids[category])
         try:
-            objects.append(coco_object(annotation, class_ids[category], size))
+            objects.append(parse_segmentation(annotation, class_ids[category], size))
         except DataError as error:
             raise DataError(f"annotation {number!r} {error}") from error
-    shaped = tuple(item for item in objects if item)
-    return tuple(sorted(tags - {0})), CocoMask(size, shaped) if len(shaped) == len(objects) else None
+    segmented = tuple(item for item in objects if item)
+    return tuple(sorted(tags - {0})), CocoMask(size, segmented) if len(segmented) == len(objects) else None

@@ -1,4 +1,4 @@
-"""What lies in a folder: its images, found by name, and the masks and saliency maps beside them."""
+"""The images of a folder, and the masks and saliency maps that belong to them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from tagmask.errors import DataError
 
 
 class ImageFiles:
-    """The images under a folder and its subfolders; hidden files and folders are left out.
+    """The image files in a folder and its subfolders, without hidden files and folders.
+
+    Args:
+        root: the folder.
+        leave_out: folders inside `root` that are skipped.
 
     Attributes:
         root: the folder.
-        names: paths relative to it, with "/" and file_suffix, sorted.
-        others: files that are no images by their file_suffix, sorted.
+        names: the paths of the images relative to `root`, with "/" and suffix, sorted.
+        others: the files whose suffix is not that of an image, sorted.
         problems: images that cannot be used because of their file names.
 
     Raises:
@@ -28,79 +32,94 @@ class ImageFiles:
     """
 
     def __init__(self, root: Path, leave_out: Collection[Path | None] = ()) -> None:
-        self.root = existing_folder(root)
+        self.root = require_folder(root)
         skipped = {os.path.abspath(folder) for folder in leave_out if folder}
         self.names: list[str] = []
         self.others: list[str] = []
         self.problems: list[Problem] = []
-        for name in sorted(_walk(self.root, "", skipped, ())):
+        for name in sorted(_walk(str(root), "", skipped, ())):
             if file_suffix(name) not in SUFFIXES:
                 self.others.append(name)
-            elif not _is_unicode(name):  # no list, page or JSON file could hold it
+            elif not _is_unicode(name):  # text files such as lists, reports and JSON could not hold the name
                 problem = Problem(ascii(name), "has a file name that is not valid UTF-8", "rename the file")
                 self.problems.append(problem)
             else:
                 self.names.append(name)
+        self._prefix = str(self.root / "x").removesuffix("x")
 
     def path(self, name: str) -> str:
-        """What opens an image that `find` found."""
-        return name if is_url(name) else str(self.root / name)
-
-    def find(self, name: str) -> str:
-        """The one image that `name` means: with or without file_suffix, in any case, or the bare name of a nested file.
-
-        An absolute path to an image elsewhere, and a URL, are taken as they are.
-
-        Raises DataError where there is none, or more than one.
-        """
+        """Return the path or URL that opens an image that `find` returned."""
         if is_url(name):
             return name
-        wanted = normalize_unicode(os.path.normpath(name))
-        if os.path.isabs(wanted):
-            wanted = os.path.relpath(wanted, os.path.abspath(self.root))
-            if wanted.startswith("..") and os.path.isfile(name):
+        return str(Path(name)) if os.path.isabs(name) else self._prefix + name
+
+    def find(self, name: str) -> str:
+        """Return the image that a name in a table or list means.
+
+        The name may lack its suffix, differ in case, or be the bare file name of an image in a subfolder. URLs and
+        absolute paths of images outside the folder are returned as they are.
+
+        Raises:
+            DataError: there is no such image, or the name is ambiguous.
+        """
+        if name in self._by_name:
+            return self._by_name[name]
+        if is_url(name):
+            return name
+        key = normalize_unicode(os.path.normpath(name))
+        if os.path.isabs(key):
+            key = os.path.relpath(key, os.path.abspath(self.root))
+            if key.startswith("..") and os.path.isfile(name):
                 return name
-        if wanted not in self._exact:
-            wanted = wanted.replace("\\", "/")  # a table from Windows
-        if wanted in self._exact:
-            return self._exact[wanted]
-        for table in (self._by_path, self._by_stem, self._by_bare_name):
-            found = table.get(wanted.casefold(), [])
-            if len(found) > 1:
-                where = f"{found[0]} or {found[1]} in {self.root}"
-                raise DataError(f"the image {name!r} may be {where}; write the whole path with its suffix.")
-            if found:
-                return found[0]
-        if any(normalize_unicode(other).casefold() == wanted.casefold() for other in self.others):
-            raise DataError(f"{name} in {self.root} is of a kind that is not read; convert it to JPEG or PNG.")
+        if key not in self._by_name:
+            key = key.replace("\\", "/")  # a table written on Windows
+        if key in self._by_name:
+            return self._by_name[key]
+        for index in (self._by_path, self._by_stem, self._by_bare_name):
+            matches = index.get(key.casefold(), [])
+            if len(matches) > 1:
+                raise DataError(
+                    f"the image {name!r} may be {matches[0]} or {matches[1]} in {self.root}; "
+                    "write the whole path with its suffix."
+                )
+            if matches:
+                return matches[0]
+        if any(normalize_unicode(other).casefold() == key.casefold() for other in self.others):
+            raise DataError(f"{name} in {self.root} has a format that cannot be read; convert it to JPEG or PNG.")
         raise DataError(f"there is no image {name!r} in {self.root}; correct the name or remove the line.")
 
     @cached_property
-    def _exact(self) -> dict[str, str]:
+    def _by_name(self) -> dict[str, str]:
         return {normalize_unicode(name): name for name in self.names}
 
     @cached_property
     def _by_path(self) -> Mapping[str, list[str]]:
-        return self._table(lambda name: [name])
+        return self._build_index(lambda name: [name])
 
     @cached_property
     def _by_stem(self) -> Mapping[str, list[str]]:
-        return self._table(lambda name: [strip_image_suffix(name)])
+        return self._build_index(lambda name: [strip_image_suffix(name)])
 
     @cached_property
     def _by_bare_name(self) -> Mapping[str, list[str]]:
-        return self._table(lambda name: [os.path.basename(name), os.path.basename(strip_image_suffix(name))])
+        return self._build_index(lambda name: [os.path.basename(name), os.path.basename(strip_image_suffix(name))])
 
-    def _table(self, keys: Callable[[str], list[str]]) -> Mapping[str, list[str]]:
-        table: dict[str, list[str]] = {}
+    def _build_index(self, keys: Callable[[str], list[str]]) -> Mapping[str, list[str]]:
+        """Return the images of each key, in lower case."""
+        index: dict[str, list[str]] = {}
         for name in self.names:
             for key in keys(name):
-                table.setdefault(normalize_unicode(key).casefold(), []).append(name)
-        return table
+                index.setdefault(normalize_unicode(key).casefold(), []).append(name)
+        return index
 
 
 class RemoteImages:
-    """The images under a URL: they are not listed, and names are taken at their word."""
+    """The images under a URL. They are not listed, so every name is taken to exist.
+
+    Attributes:
+        root: the URL, without "/" at the end.
+        names, problems: always empty, as the images are not listed.
+    """
 
     def __init__(self, root: str) -> None:
         self.root = root.rstrip("/")
@@ -108,22 +127,25 @@ class RemoteImages:
         self.problems: list[Problem] = []
 
     def path(self, name: str) -> str:
+        """Return the URL of an image."""
         return name if is_url(name) else f"{self.root}/{name.lstrip('/')}"
 
     def find(self, name: str) -> str:
+        """Return the name unchanged."""
         return name
 
 
-def images_in(folder: str | Path, leave_out: Collection[Path | None] = ()) -> ImageFiles | RemoteImages:
-    """The images under a local folder or a URL. Raises DataError as `ImageFiles`."""
+def find_image_files(folder: str | Path, leave_out: Collection[Path | None] = ()) -> ImageFiles | RemoteImages:
+    """Return the images under a local folder or a URL. Raises DataError as `ImageFiles`."""
     return RemoteImages(str(folder)) if is_url(folder) else ImageFiles(Path(folder), leave_out)
 
 
-def _walk(folder: Path, prefix: str, skipped: Collection[str], above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+def _walk(folder: str, prefix: str, skipped: Collection[str], parents: tuple[tuple[int, int], ...]) -> Iterator[str]:
+    """Yield the paths of all files under a folder that are not hidden, each with the prefix."""
     try:
-        status = folder.stat()
-        here = (status.st_dev, status.st_ino)
-        if here in above or os.path.abspath(folder) in skipped:  # a link to a folder above would never end
+        status = os.stat(folder)
+        inode = (status.st_dev, status.st_ino)
+        if inode in parents or os.path.abspath(folder) in skipped:  # a link to a parent folder would never end
             return
         entries = list(os.scandir(folder))
     except OSError as error:
@@ -132,12 +154,14 @@ def _walk(folder: Path, prefix: str, skipped: Collection[str], above: tuple[tupl
         if is_hidden(entry.name):
             continue
         if entry.is_dir():
-            yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", skipped, (*above, here))
+            subfolder = os.path.join(folder, entry.name)
+            yield from _walk(subfolder, f"{prefix}{entry.name}/", skipped, (*parents, inode))
         else:
             yield prefix + entry.name
 
 
 def is_hidden(name: str) -> bool:
+    """Return whether a file or folder of this name is skipped."""
     return name.startswith((".", "__MACOSX"))
 
 
@@ -149,50 +173,56 @@ def _is_unicode(name: str) -> bool:
     return True
 
 
-def existing_folder(path: Path) -> Path:
-    """Raises DataError unless this is a folder."""
+def require_folder(path: Path) -> Path:
+    """Return the path. Raises DataError if it is not a folder."""
     if not path.is_dir():
-        what = "is a file, not a folder" if path.exists() else "does not exist"
-        raise DataError(f"the folder {path} {what}; correct the path.")
+        reason = "is a file, not a folder" if path.exists() else "does not exist"
+        raise DataError(f"the folder {path} {reason}; correct the path.")
     return path
 
 
-def with_masks(
-    samples: Sequence[Sample], masks: Sequence[Path], saliency: Sequence[Path]
+def attach_masks(
+    samples: Sequence[Sample], mask_folders: Sequence[Path], saliency_folders: Sequence[Path]
 ) -> tuple[list[Sample], list[Problem]]:
-    """Give each sample the PNGs `<folder>/<id>.png` that exist; folders that fit no sample are a doubt.
+    """Add the existing mask `<folder>/<id>.png` and saliency map `<folder>/<id>.png` to each sample.
 
     Args:
-        masks, saliency: folders; of two that have a sample's file, the first counts.
+        samples: the samples.
+        mask_folders: folders of masks. If several have the mask of a sample, the first one counts.
+        saliency_folders: folders of saliency maps.
+
+    Returns:
+        The samples, and a warning for folders that have no file for any of the samples.
 
     Raises:
         DataError: a folder does not exist.
     """
-    if not masks and not saliency:
+    if not mask_folders and not saliency_folders:
         return list(samples), []
-    problems = []
-    found: list[dict[str, Path]] = []
-    for folders in (masks, saliency):
-        found.append({id_: path for folder in reversed(folders) for id_, path in _pngs(folder).items()})
-        if folders and samples and not any(sample.id in found[-1] for sample in samples):
-            where = ", ".join(str(folder) for folder in folders)
-            fix = f"name the files after the images, like {samples[0].id}.png"
-            problems.append(Problem(where, "holds no PNG that belongs to any of the images", fix, "warning"))
-    mask_files, saliency_files = found
-    return [
+    masks, mask_problems = _find_pngs(samples, mask_folders)
+    saliency, saliency_problems = _find_pngs(samples, saliency_folders)
+    attached = [
         replace(
             sample,
-            mask=PngMask(mask_files[sample.id]) if sample.id in mask_files else sample.mask,
-            saliency=saliency_files.get(sample.id, sample.saliency),
+            mask=PngMask(Path(masks[sample.id])) if sample.id in masks else sample.mask,
+            saliency=Path(saliency[sample.id]) if sample.id in saliency else sample.saliency,
         )
         for sample in samples
-    ], problems
+    ]
+    return attached, mask_problems + saliency_problems
 
 
-def _pngs(folder: Path) -> dict[str, Path]:
-    names = ImageFiles(folder).names
-    return {normalize_unicode(strip_image_suffix(name)): folder / name for name in names if file_suffix(name) == ".png"}
+def _find_pngs(samples: Sequence[Sample], folders: Sequence[Path]) -> tuple[dict[str, str], list[Problem]]:
+    """Return the PNG of each id in the first folder that has it, and a warning if no sample has one."""
+    paths = {image_id: path for folder in reversed(folders) for image_id, path in _pngs_by_id(folder).items()}
+    if not folders or not samples or any(sample.id in paths for sample in samples):
+        return paths, []
+    names = ", ".join(str(folder) for folder in folders)
+    fix = f"name the files after the images, for example {samples[0].id}.png"
+    return paths, [Problem(names, "has no PNG that belongs to any of the images", fix, "warning")]
 
 
-def given(folder: Path | None) -> list[Path]:
-    return [folder] if folder else []
+def _pngs_by_id(folder: Path) -> dict[str, str]:
+    files, suffix = ImageFiles(folder), ".png"
+    pngs = [name for name in files.names if name.lower().endswith(suffix)]
+    return {normalize_unicode(name[: -len(suffix)]): files.path(name) for name in pngs}

@@ -1,97 +1,113 @@
-"""Pictures as arrays, whatever the file holds."""
+"""Reading image files of any format as arrays."""
 
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import fsspec
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from tagmask.errors import DataError
 
-MAX_PIXELS = 100_000_000  # beyond this one image alone would need tens of GB in the networks
+MAX_PIXELS = 100_000_000  # a larger image alone would need tens of gigabytes in the networks
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 
-_ASPECT = 0.02  # by how much a map's aspect may differ from its image's
-_ORIENTATION = 0x0112  # the EXIF tag
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-# The size is checked here with an error of our own, and damaged EXIF data is no reason to refuse a picture. Set
-# once: `catch_warnings` around each read is not safe in threads.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
+_ASPECT_TOLERANCE = 0.02  # relative difference allowed between the aspect ratios of a map and its image
 
 
 def is_url(path: str | Path) -> bool:
-    """Whether this is opened by fsspec (s3://, gs://, http://, ...) rather than as a local file."""
+    """Return whether fsspec opens this (s3://, gs://, http://, ...), because it is not a local path."""
     return "://" in str(path)
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Read an image as RGB, [H, W, 3] uint8.
+    """Read an image file as RGB.
 
-    EXIF rotation is applied; CMYK, grey, palette and 16-bit pictures are converted (16 bits by their own
-    range); of an animation the first frame is taken; transparency is laid on white.
+    The EXIF rotation is applied. CMYK, grey, palette and 16-bit images are converted; 16-bit values are stretched to
+    the full range. Transparent pixels are blended with white. An animation gives its first frame.
+
+    Example:
+        >>> import tagmask
+        >>> image = tagmask.read_image("photos/beach/001.jpg")
+        >>> image.ndim, image.shape[2], image.dtype
+        (3, 3, dtype('uint8'))
 
     Args:
-        path: a local path or a URL that fsspec opens (s3://, gs://, http://, ...).
+        path: a local path, or a URL that fsspec opens (s3://, gs://, http://, ...).
+
+    Returns:
+        [H, W, 3] uint8.
 
     Raises:
-        DataError: the file is missing, empty, truncated, too large or no image.
+        DataError: the file is missing, empty, truncated, too large or not an image.
     """
-    with _opened(path) as image:
-        return np.array(_to_rgb(_upright(image)))
+    with _open_image(path) as image:
+        _apply_exif_rotation_inplace(image)
+        return np.array(_to_rgb(image))
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """(H, W) after EXIF rotation, from the header where the format has it there. Raises DataError as `read_image`."""
-    with _opened(path, load=False) as image:
-        if image.format == "TIFF":  # which Pillow turns upright itself, as it loads it
+    """Return the size (H, W) of an image after its EXIF rotation.
+
+    Only the header is decoded where the format allows it.
+
+    Raises:
+        DataError: as in `read_image`.
+    """
+    with _open_image(path, load=False) as image:
+        if image.format == "TIFF":  # Pillow itself rotates a TIFF when it loads it
             image.load()
         width, height = image.size
-        return (width, height) if _orientation(image) >= 5 else (height, width)
+        return (width, height) if _exif_orientation(image) in (5, 6, 7, 8) else (height, width)
 
 
 def read_mask_image(path: str | Path) -> np.ndarray:
-    """Read a picture of class ids, [H, W] uint8. Raises DataError unless it is indexed or 8-bit grey."""
-    with _opened(path) as image:
+    """Read an image of class ids as [H, W] uint8.
+
+    Raises:
+        DataError: the file cannot be read, or the image is neither indexed nor 8-bit grey.
+    """
+    with _open_image(path) as image:
         if image.mode not in ("P", "L"):
-            raise DataError(f"{path} is a {image.mode} picture, not a mask; save it as indexed or 8-bit grey PNG.")
+            raise DataError(
+                f"{path} has the color mode {image.mode}, so it is not a mask; save it as an indexed or 8-bit grey PNG."
+            )
         return np.array(image)
 
 
 def read_grey(path: str | Path) -> np.ndarray:
-    """Read a grey picture (saliency) as [H, W] float32, 0..1. Raises DataError as `read_image`."""
-    with _opened(path) as image:
+    """Read an image as grey values, [H, W] float32 in 0..1. Raises DataError as `read_image`."""
+    with _open_image(path) as image:
         return np.asarray(image.convert("L"), np.float32) / 255
 
 
-def check_shape(path: str | Path, size: tuple[int, int], image: tuple[int, int]) -> None:
-    """Raises DataError unless a map of `size` (H, W) has the aspect of its image, to whose size it will be resized."""
-    (h, w), (height, width) = size, image
-    if abs(h * width - w * height) > max(_ASPECT * h * width, height, width):  # or a pixel, from rounding
-        raise DataError(f"{path} has {w}×{h} pixels, its image {width}×{height}; give it the same shape.")
+def check_aspect_ratio(path: str | Path, size: tuple[int, int], image_size: tuple[int, int]) -> None:
+    """Check that a map can be resized to its image without distortion.
+
+    The aspect ratios may differ by 2 %, or by as much as rounding to one pixel of the map causes.
+
+    Args:
+        path: the file of the map, for the error message.
+        size: (H, W) of the map in pixels.
+        image_size: (H, W) of the image in pixels.
+
+    Raises:
+        DataError: the aspect ratios differ.
+    """
+    (h, w), (height, width) = size, image_size
+    if abs(h * width - w * height) > max(_ASPECT_TOLERANCE * h * width, height, width):
+        raise DataError(f"{path} has {w}×{h} pixels and its image {width}×{height}; give both the same aspect ratio.")
 
 
 @contextmanager
-def _opened(path: str | Path, load: bool = True) -> Iterator[Image.Image]:
-    """The picture in a file; whatever goes wrong until it is closed is a DataError."""
-    raw = read_bytes(path)
+def _open_image(path: str | Path, load: bool = True) -> Iterator[Image.Image]:
+    """Open an image file; every exception in the `with` block becomes a DataError."""
+    content = read_bytes(path)
     try:
-        image = Image.open(io.BytesIO(raw))
+        image = Image.open(io.BytesIO(content))
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise DataError(
@@ -109,43 +125,50 @@ def _opened(path: str | Path, load: bool = True) -> Iterator[Image.Image]:
         ) from error
     except UnidentifiedImageError as error:
         raise DataError(f"{path} is not an image that can be read; replace or remove it.") from error
-    except Exception as error:  # Pillow's readers raise nearly anything on damaged bytes
+    except Exception as error:  # Pillow raises exceptions of many kinds for damaged files
         raise DataError(f"{path} is damaged ({error}); replace or remove it.") from error
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """The content of a file or URL. Raises DataError where it is missing, unreadable or empty."""
+    """Read the content of a file or URL.
+
+    Raises:
+        DataError: the file is missing, unreadable or empty.
+    """
     try:
         if is_url(path):
+            import fsspec
+
             with fsspec.open(str(path), "rb") as file:
-                raw = file.read()
-        else:  # not through fsspec: half a millisecond a file, and names with "::" or "~" mean something to it
-            raw = Path(path).read_bytes()
+                content = file.read()
+        else:  # fsspec would take 0.5 ms more for each file, and interpret names with "::" or "~"
+            content = Path(path).read_bytes()
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist; correct the name or remove its line.") from error
-    except Exception as error:  # a remote store raises errors of its own kind
+    except Exception as error:  # remote file systems raise exceptions of their own
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path} cannot be read ({reason}); make it readable or remove it.") from error
-    if not raw:
+    if not content:
         raise DataError(f"{path} is empty (0 bytes); replace or remove it.")
-    return raw
+    return content
 
 
-def _orientation(image: Image.Image) -> int:
+def _exif_orientation(image: Image.Image) -> int | None:
+    """Return the EXIF orientation, 1 to 8, if there is one."""
     try:
-        return image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged EXIF data; the pixels may be whole
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # the EXIF data is damaged; loading shows whether the pixels are damaged, too
         image.load()
-        return 1
+        return None
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    turn = _UPRIGHT.get(_orientation(image))
-    return image if turn is None else image.transpose(turn)
+def _apply_exif_rotation_inplace(image: Image.Image) -> None:
+    with suppress(Exception):  # damaged EXIF data does not matter: the pixels are loaded already
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":  # 16 or 32 bits a pixel: stretched to their own range
+    if image.mode.startswith("I") or image.mode == "F":  # 16 or 32 bits per pixel: stretch to the full range
         values = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0)
         low, high = float(values.min()), float(values.max())
         scaled = (values - low) / (high - low or 1.0) * 255

@@ -1,4 +1,4 @@
-"""Samples into batches of tensors: for training (augmented, shuffled) and for inference (whole images)."""
+"""Batches of tensors: augmented and shuffled for training, whole images for inference."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tagmask.data.samples import Sample, TaggedImages
 from tagmask.errors import RecipeError
 
 ExtraTargets = Callable[[Sample], Mapping[str, np.ndarray]]
-"""What else of a sample goes through the same augmentation: name → uint8 [H, W] label map, or float32 [C, H, W]
-map at the image's size. Outside the image the value is 255 in both."""
+"""Loads the label maps of a sample that are augmented together with its image: name → [H, W] uint8, at the size of the
+image. Pixels outside the image become `IGNORE_INDEX`."""
 
 
 def multi_hot(tags: Sequence[int] | None, num_classes: int) -> Tensor:
-    """Tags as a float vector [K]; unknown tags are an error of the caller's."""
+    """Return tags as a vector [K] float32 of zeros and ones. Unknown tags (None) give zeros."""
     vector = torch.zeros(num_classes)
     if tags:
         vector[torch.tensor(tags) - 1] = 1
@@ -33,23 +33,30 @@ def multi_hot(tags: Sequence[int] | None, num_classes: int) -> Tensor:
 
 
 class TrainingSet(Dataset[dict[str, Any]]):
-    """Augmented samples: {"image" [3, crop, crop], "tags" [K], and one entry a layer}.
+    """A data set of augmented samples.
 
-    An item is asked for as (epoch, index) and is random by (seed, epoch, index) alone, so that it is the same
-    in whichever worker, process or resumed run it is made.
+    An item is a dictionary: "image" [3, crop_size, crop_size] float32, "tags" [K] float32, and each extra target
+    [crop_size, crop_size] uint8. Its key is (epoch, index). The augmentation depends only on (seed, epoch, index), so
+    that an item is the same in every worker, process and resumed run.
+
+    Args:
+        images: the training images.
+        transform: the augmentation, applied to the image and the extra targets together.
+        seed: the seed of the augmentation.
+        extra_targets: loads further label maps of a sample.
     """
 
     def __init__(
-        self, images: TaggedImages, transform: v2.Transform, seed: int, layers: ExtraTargets | None = None
+        self, images: TaggedImages, transform: v2.Transform, seed: int, extra_targets: ExtraTargets | None = None
     ) -> None:
-        self.images, self.transform, self.seed, self.layers = images, transform, seed, layers
+        self.images, self.transform, self.seed, self.extra_targets = images, transform, seed, extra_targets
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, index = key
         sample = self.images.samples[index]
         item: dict[str, Any] = {"image": tv_tensors.Image(torch.from_numpy(read_image(sample.image)).permute(2, 0, 1))}
-        for name, array in (self.layers(sample) if self.layers else {}).items():
-            item[name] = tv_tensors.Mask(torch.from_numpy(array))
+        for name, labels in (self.extra_targets(sample) if self.extra_targets else {}).items():
+            item[name] = tv_tensors.Mask(torch.from_numpy(labels))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1, np.uint64).item())
             item = self.transform(item)
@@ -59,64 +66,92 @@ class TrainingSet(Dataset[dict[str, Any]]):
 
 
 class ShuffledBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index), shuffled by (seed, epoch); each process gets its part of every batch.
+    """Batches of keys (epoch, index), shuffled by (seed, epoch). Each process gets its shard of every batch.
 
     The last, incomplete batch of an epoch is dropped, unless it is the only one.
+
+    Args:
+        num_images: the number of images; an index is below it.
+        batch_size: the number of images per batch, over all processes.
+        seed: the seed of the order.
+        compute: this process.
+        epoch_size: the number of images of an epoch; images repeat if it is larger than `num_images`. None: each image
+            once.
+
+    Raises:
+        RecipeError: the batch size is not a multiple of the number of processes, or there are more processes than
+            images.
     """
 
-    def __init__(self, n: int, batch_size: int, seed: int, compute: Compute) -> None:
-        if batch_size % compute.world_size:
+    def __init__(
+        self, num_images: int, batch_size: int, seed: int, compute: Compute, epoch_size: int | None = None
+    ) -> None:
+        world_size = compute.world_size
+        epoch_size = num_images if epoch_size is None else epoch_size
+        if batch_size % world_size:
             raise RecipeError(
-                f"batch_size {batch_size} cannot be split over {compute.world_size} processes: choose a multiple."
+                f"batch_size {batch_size} cannot be split over {world_size} processes; choose a multiple."
             )
-        if n < compute.world_size:
-            raise RecipeError(f"{n} images cannot be split over {compute.world_size} processes: start fewer.")
-        self.n, self.seed, self.compute = n, seed, compute
-        self.batch_size = min(batch_size, n - n % compute.world_size)  # every process gets the same number
+        if epoch_size < world_size:
+            raise RecipeError(
+                f"{epoch_size} images cannot be split over {world_size} processes; start fewer processes."
+            )
+        self.num_images, self.epoch_size, self.seed, self.compute = num_images, epoch_size, seed, compute
+        self.batch_size = min(batch_size, epoch_size - epoch_size % world_size)  # all processes get equal shards
         self.epoch = 0
-        self.sampler = self  # Lightning sets the epoch of a batch sampler's sampler
+        self.sampler = self  # Lightning calls set_epoch on the sampler of a batch sampler
 
     def set_epoch(self, epoch: int) -> None:
+        """Set the epoch whose batches are returned next."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.n // self.batch_size
+        """Return the number of batches per epoch."""
+        return self.epoch_size // self.batch_size
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n)
+        """Yield this process's shard of each batch."""
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.epoch_size) % self.num_images
         for i in range(len(self)):
             batch = order[i * self.batch_size : (i + 1) * self.batch_size].tolist()
             yield [(self.epoch, index) for index in self.compute.shard(batch)]
 
 
-def training_loader(data: TrainingSet, batch_size: int, compute: Compute, epoch: int = 0) -> DataLoader[dict[str, Any]]:
-    """The batches of a training; whoever iterates over them sets the epoch of the `batch_sampler`.
+def training_loader(
+    data: TrainingSet, batch_size: int, compute: Compute, epoch: int = 0, *, epoch_size: int | None = None
+) -> DataLoader[dict[str, Any]]:
+    """Return a loader of training batches. The caller sets the epoch of its `batch_sampler` before each epoch.
 
-    `epoch` is the first: loading processes read ahead as soon as they are there.
+    Args:
+        data: the training set.
+        batch_size: the number of images per batch, over all processes.
+        compute: this process and the number of its workers.
+        epoch: the first epoch. The workers read its batches ahead as soon as they start.
+        epoch_size: the number of images of an epoch; None: all images of the training set.
     """
-    sampler = ShuffledBatches(len(data.images), batch_size, data.seed, compute)
+    sampler = ShuffledBatches(len(data.images), batch_size, data.seed, compute, epoch_size)
     sampler.set_epoch(epoch)
     return DataLoader(
         data,
         batch_sampler=sampler,
         num_workers=compute.workers,
         pin_memory=compute.device.type == "cuda",
-        worker_init_fn=_end_with_the_main_process,
-        persistent_workers=compute.workers > 0,  # Ctrl-C would be lost on torch while it ends them, each epoch anew
+        worker_init_fn=_set_worker_signals,
+        persistent_workers=compute.workers > 0,  # torch ignores Ctrl-C while it stops and starts workers
     )
 
 
-def _end_with_the_main_process(worker: int) -> None:
-    """Let loading processes end without a word: the main process, to which Ctrl-C and SIGTERM come, too, says it all.
+def _set_worker_signals(worker: int) -> None:
+    """Make a worker exit silently, because the main process receives the same signals and reports them.
 
-    They ignore Ctrl-C, and end at SIGTERM, by which the main process ends one that is stuck. Not as killed, as by
-    default: the main process would take that for an error.
+    A worker ignores Ctrl-C and exits with status 0 on SIGTERM, which the main process sends to a worker that is stuck.
+    By default it would exit as killed, which the main process would report as an error.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda signum, frame: os._exit(0))
 
 
-class _WholeImages(Dataset[tuple[list[Sample], Tensor]]):
+class _ImageBatches(Dataset[tuple[list[Sample], Tensor]]):
     def __init__(self, groups: Sequence[Sequence[Sample]]) -> None:
         self.groups = groups
 
@@ -129,12 +164,20 @@ class _WholeImages(Dataset[tuple[list[Sample], Tensor]]):
         return group, torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
-def whole_images(groups: Sequence[Sequence[Sample]], compute: Compute) -> Iterator[tuple[list[Sample], Tensor]]:
-    """Read groups of samples of equal size ahead: yields (samples, images [B, 3, H, W] uint8), in order."""
+def load_image_batches(groups: Sequence[Sequence[Sample]], compute: Compute) -> Iterator[tuple[list[Sample], Tensor]]:
+    """Read batches of whole images ahead of time, in worker processes.
+
+    Args:
+        groups: the samples of each batch, whose images have equal size.
+        compute: this process and the number of its workers.
+
+    Yields:
+        The samples and the images [B, 3, H, W] uint8 of each batch, in order.
+    """
     loader = DataLoader(
-        _WholeImages(groups),
+        _ImageBatches(groups),
         batch_size=None,
         num_workers=min(compute.workers, len(groups)),
-        worker_init_fn=_end_with_the_main_process,
+        worker_init_fn=_set_worker_signals,
     )
     return iter(loader)

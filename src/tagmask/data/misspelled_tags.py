@@ -1,4 +1,4 @@
-"""Tag names that may be slips of the pen for other tags."""
+"""Tags that may be misspellings of other tags."""
 
 from __future__ import annotations
 
@@ -7,41 +7,49 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_RARER = 10  # a slip is at least this many times rarer than the name that was meant,
-_OFTEN = 3  # or it is made once, and the name that was meant is in this many images
-_LIKENESS = 0.8  # of difflib: one letter in five, or two swapped
-_SHORTEST = 4  # letters; "cat" and "cow" are too near to everything
+_MIN_RATIO = 10  # a misspelling is at least this many times rarer than the correct name,
+_MIN_COUNT = 3  # or it occurs once, and the correct name in at least this many images
+_MIN_SIMILARITY = 0.8  # difflib's ratio: one letter in five differs, or two letters are swapped
+_MIN_LENGTH = 4  # letters; shorter names such as "cat" and "cow" are similar to many others
 
 
 @dataclass(frozen=True)
 class MisspelledTag:
-    """A tag that may mean another one, and in how many images each is."""
+    """A tag that may be a misspelling of another tag.
+
+    Attributes:
+        name: the tag.
+        count: the number of images that have it.
+        suggestion: the tag that is probably meant.
+        suggestion_count: the number of images that have the latter.
+    """
 
     name: str
     count: int
-    meant: str
-    meant_count: int
+    suggestion: str
+    suggestion_count: int
 
 
-def misspelled_tags(counts: Mapping[str, int]) -> tuple[MisspelledTag, ...]:
-    """Names that differ from a more frequent one in case, plural or separators, or are rare and misspelt like one.
+def find_misspelled_tags(counts: Mapping[str, int]) -> tuple[MisspelledTag, ...]:
+    """Find tags that differ from a more frequent tag only in case, plural or separators, or that are rare and similar.
 
     Args:
-        counts: images per tag.
+        counts: the number of images of each tag.
     """
-    used = sorted((name for name in counts if counts[name]), key=lambda name: (-counts[name], name))
-    found = []
-    by_form: dict[str, str] = {}
-    for name in used:
-        meant = by_form.setdefault(_form(name), name)
-        if meant == name and len(name) >= _SHORTEST:
-            enough = _OFTEN if counts[name] == 1 else _RARER * counts[name]
-            frequent = [other for other in used if counts[other] >= enough]
-            meant = next(iter(difflib.get_close_matches(name, frequent, n=1, cutoff=_LIKENESS)), name)
-        if meant != name:
-            found.append(MisspelledTag(name, counts[name], meant, counts[meant]))
-    return tuple(found)
+    names = sorted((name for name in counts if counts[name]), key=lambda name: (-counts[name], name))
+    misspelled = []
+    first_name_of_form: dict[str, str] = {}
+    for name in names:
+        suggestion = first_name_of_form.setdefault(_normal_form(name), name)
+        if suggestion == name and len(name) >= _MIN_LENGTH:
+            min_count = _MIN_COUNT if counts[name] == 1 else _MIN_RATIO * counts[name]
+            frequent = [other for other in names if counts[other] >= min_count]
+            suggestion = next(iter(difflib.get_close_matches(name, frequent, n=1, cutoff=_MIN_SIMILARITY)), name)
+        if suggestion != name:
+            misspelled.append(MisspelledTag(name, counts[name], suggestion, counts[suggestion]))
+    return tuple(misspelled)
 
 
-def _form(name: str) -> str:
+def _normal_form(name: str) -> str:
+    """Return the name in lower case, with spaces as separators and without a plural "s"."""
     return re.sub(r"[\s_-]+", " ", name.casefold()).removesuffix("s")

@@ -1,4 +1,4 @@
-"""Images to segment: files and folders, with or without a table of tags."""
+"""Images without tags: files and folders to segment, and sources that need no tags."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tagmask.data.image_ids import normalize_unicode, strip_image_suffix, unique
 from tagmask.data.images import is_url
 from tagmask.data.samples import Problem, Sample, TaggedImages
 from tagmask.data.source import DataSource
-from tagmask.data.table_reader import rows_by_image
+from tagmask.data.table_reader import match_rows_to_images
 from tagmask.data.tag_table import read_tag_table
 from tagmask.errors import DataError
 
@@ -22,87 +22,91 @@ from tagmask.errors import DataError
 def find_new_images(
     paths: Sequence[str], classes: tuple[str, ...], tags: str | None = None, leave_out: Sequence[Path] = ()
 ) -> TaggedImages:
-    """The images among files, folders (nested ones too) and URLs.
+    """Find the images among files, folders (with their subfolders) and URLs.
 
     Args:
-        classes: of the network that is to see them.
-        tags: a table `image,tags`; an image that it does not name has unknown tags.
-        leave_out: folders within the folders, whose images are not meant.
+        paths: files, folders and URLs.
+        classes: the classes of the network that will segment the images.
+        tags: a table `image,tags`. The tags of an image that it does not name are not known.
+        leave_out: folders inside the folders that are skipped.
 
     Raises:
-        DataError: a path does not exist, or there is no image at all. Lines of the table that name no image
-            here, or a class that is not the network's, are in `problems`.
+        DataError: a path does not exist, or there is no image. Bad lines of the table (an ambiguous name, or a class
+            that the network does not have) are in `problems` instead.
     """
-    found: dict[str, str] = {}  # place → name that the id is made from: relative to the folder that was given
+    names: dict[str, str] = {}  # path or URL of each image → name from which its id is derived
     problems: list[Problem] = []
     others: list[str] = []
     for path in paths:
         if is_url(path):
-            found.setdefault(path, path)
+            names.setdefault(path, path)
         elif Path(path).is_file():
-            found.setdefault(os.path.abspath(path), Path(path).name)
+            names.setdefault(os.path.abspath(path), Path(path).name)
         elif Path(path).is_dir():
             files = ImageFiles(Path(path), leave_out)
             others += files.others
-            found = {os.path.abspath(files.path(name)): name for name in files.names} | found
+            names = {os.path.abspath(files.path(name)): name for name in files.names} | names
             problems += files.problems
         else:
             raise DataError(f"{path} does not exist; correct the path.")
-    if not found:
-        near = f" (but {others[0]}, which is not read: convert it to JPEG or PNG)" if others else ""
-        raise DataError(f"there is no image in {', '.join(paths)}{near}; give image files or folders of images.")
-    samples = tuple(Sample(id_, place, None) for id_, place in zip(unique_ids(_names(found)), found, strict=True))
+    if not names:
+        hint = f" (but {others[0]}, which cannot be read: convert it to JPEG or PNG)" if others else ""
+        raise DataError(f"there is no image in {', '.join(paths)}{hint}; name image files or folders of images.")
+    ids = unique_ids(_unambiguous_names(names))
+    samples = tuple(Sample(image_id, path, None) for image_id, path in zip(ids, names, strict=True))
     images = TaggedImages(classes, samples, tuple(problems), name="new images")
-    return images if tags is None else _tagged(images, Path(tags))
+    return images if tags is None else _add_tags(images, Path(tags))
 
 
-def _names(found: Mapping[str, str]) -> list[str]:
-    """For each place its name or, where others have that, too, the path from the folder that these are all in."""
-    count = Counter(found.values())
-    shared = [place for place, name in found.items() if count[name] > 1 and not is_url(place)]
-    above = os.path.commonpath(shared) if shared else ""
+def _unambiguous_names(names: Mapping[str, str]) -> list[str]:
+    """Return the name of each image; images of the same name get their path relative to their common folder."""
+    count = Counter(names.values())
+    ambiguous = [path for path, name in names.items() if count[name] > 1 and not is_url(path)]
+    common_folder = os.path.commonpath(ambiguous) if ambiguous else ""
     return [
-        name if count[name] == 1 else place if is_url(place) else os.path.relpath(place, above)
-        for place, name in found.items()
+        name if count[name] == 1 else path if is_url(path) else os.path.relpath(path, common_folder)
+        for path, name in names.items()
     ]
 
 
 def list_images(source: DataSource) -> TaggedImages:
-    """The images of a source; without tags where they lie in one folder, with neither table nor folders.
+    """Read a source that may lack tags: a flat folder of images, without a table, gives images without tags.
 
-    Raises DataError as `DataSource.read`.
+    Raises:
+        DataError: as `DataSource.read`.
     """
-    if source.split is None and source.layout() == "folders":
-        files = ImageFiles(Path(source.root), [source.path_of(source.masks), source.path_of(source.saliency)])
+    if source.split is None and source.detect_format() == "folders":
+        leave_out = [source.resolve_path(source.masks), source.resolve_path(source.saliency)]
+        files = ImageFiles(Path(source.root), leave_out)
         if files.names and not any("/" in name for name in files.names):
             ids = unique_ids(files.names)
-            samples = tuple(Sample(id_, files.path(name), None) for id_, name in zip(ids, files.names, strict=True))
+            samples = tuple(Sample(i, files.path(name), None) for i, name in zip(ids, files.names, strict=True))
             return TaggedImages((), samples, tuple(files.problems), name=source.root)
     return source.read()
 
 
-def _tagged(images: TaggedImages, path: Path) -> TaggedImages:
-    table = read_tag_table(path)
-    by_name: dict[str, set[str]] = {}
+def _add_tags(images: TaggedImages, table_path: Path) -> TaggedImages:
+    table = read_tag_table(table_path)
+    ids_by_name: dict[str, set[str]] = {}
     for sample in images.samples:
         for name in (sample.id, sample.image, os.path.basename(sample.image)):
             for key in (normalize_unicode(name), strip_image_suffix(normalize_unicode(name))):
-                by_name.setdefault(key, set()).add(sample.id)
+                ids_by_name.setdefault(key, set()).add(sample.id)
 
     def find(name: str) -> str | None:
-        ids = sorted(by_name.get(normalize_unicode(name), ()))
+        ids = sorted(ids_by_name.get(normalize_unicode(name), ()))
         if len(ids) > 1:
             raise DataError(f"the image {name!r} may be {ids[0]} or {ids[1]}; write more of its path.")
         return ids[0] if ids else None
 
-    rows, problems = rows_by_image(table.rows, find, table)
+    rows, problems = match_rows_to_images(table.rows, find, table)
     if not rows:
-        raise DataError(f"{path} names none of the {len(images)} images; write their names as they are.")
-    known: dict[str, tuple[int, ...]] = {}
-    for id_, row in rows.items():
+        raise DataError(f"{table_path} names none of the {len(images)} images; write their file names in the table.")
+    tags: dict[str, tuple[int, ...]] = {}
+    for image_id, row in rows.items():
         try:
-            known[id_] = class_ids(row.tags, images.classes)
+            tags[image_id] = class_ids(row.tags, images.classes)
         except DataError as error:
-            problems.append(Problem.of(table.where(row), error))
-    samples = tuple(replace(sample, tags=known.get(sample.id)) for sample in images.samples)
+            problems.append(Problem.from_error(table.location(row), error))
+    samples = tuple(replace(sample, tags=tags.get(sample.id)) for sample in images.samples)
     return replace(images, samples=samples, problems=(*images.problems, *problems))

@@ -1,7 +1,8 @@
-"""What every reader gives: `TaggedImages`, a class list and its samples."""
+"""The data structure that all readers return: `TaggedImages`, a class list and its samples."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -10,58 +11,84 @@ from typing import Literal, Protocol, Self
 
 import numpy as np
 
+from tagmask.data.file_stamp import file_stamp
 from tagmask.data.images import read_mask_image
 from tagmask.errors import DataError
 from tagmask.label_map import IGNORE_INDEX
 from tagmask.text import did_you_mean
 
-MAX_CLASSES = 254  # a label map is 8 bits: 0 is background, 255 unsure
+MAX_CLASSES = 254  # a label map has 8 bits: 0 is background, 255 marks ignored pixels
 
 
 class Mask(Protocol):
-    """Where a sample's ground truth comes from."""
+    """The ground-truth mask of one image."""
 
     def read(self) -> np.ndarray:
-        """Label map [H, W] uint8: 0 background, 1..K classes, 255 unsure. Raises DataError."""
+        """Read the label map, [H, W] uint8: 0 background, 1..K classes, 255 ignored pixels.
+
+        Raises:
+            DataError: the mask cannot be read.
+        """
         ...
 
-    def keep(self, new_ids: dict[int, int]) -> Mask:
-        """The same mask with class ids mapped old → new; ids not named become background."""
+    def remap(self, new_ids: dict[int, int]) -> Mask:
+        """Return the same mask with other class ids.
+
+        Args:
+            new_ids: old id → new id. Ids that are not in it become background.
+        """
+        ...
+
+    def fingerprint(self) -> str | None:
+        """Return a text that changes when the mask changes, without opening a file; None if a file is missing."""
         ...
 
 
 @dataclass(frozen=True)
 class PngMask:
-    """An indexed or grey PNG of class ids."""
+    """A mask in an indexed or 8-bit grey PNG of class ids.
+
+    Attributes:
+        path: the file.
+        new_ids: 256 bytes, the class id for each id in the file; None: the ids in the file are the class ids.
+    """
 
     path: Path
-    new_ids: bytes | None = None  # id in the file → id, 256 of them
+    new_ids: bytes | None = None
 
     def read(self) -> np.ndarray:
+        """Read the label map, [H, W] uint8. Raises DataError if the file cannot be read or is not a mask."""
         labels = read_mask_image(self.path)
         return labels if self.new_ids is None else np.frombuffer(self.new_ids, np.uint8)[labels]
 
-    def keep(self, new_ids: dict[int, int]) -> PngMask:
-        return replace(self, new_ids=_lookup(tuple(new_ids.items()), self.new_ids or bytes(range(256))))
+    def remap(self, new_ids: dict[int, int]) -> PngMask:
+        """Return the same mask with other class ids."""
+        return replace(self, new_ids=_lookup_table(tuple(new_ids.items()), self.new_ids or bytes(range(256))))
+
+    def fingerprint(self) -> str | None:
+        """Return a text that changes when the file or the class ids change; None if the file does not exist."""
+        stamp = file_stamp(self.path)
+        return stamp and f"{stamp}|{zlib.crc32(self.new_ids or b'')}"
 
 
-@lru_cache(maxsize=8)  # the same object for all masks of a set: a million of them weigh nothing
-def _lookup(new_ids: tuple[tuple[int, int], ...], before: bytes) -> bytes:
+@lru_cache(maxsize=8)  # all masks of a set share one table, so that a million masks need little memory
+def _lookup_table(new_ids: tuple[tuple[int, int], ...], old_table: bytes) -> bytes:
     table = {IGNORE_INDEX: IGNORE_INDEX, **dict(new_ids)}
-    return bytes(table.get(old, 0) for old in before)
+    return bytes(table.get(old, 0) for old in old_table)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and what is known of it.
+    """One image, and what is known about it.
 
     Attributes:
-        id: unique in its set; the relative path of its files in a run folder (no suffix).
+        id: unique within its set; the relative path, without suffix, of its files in a run folder.
         image: a path, or a URL that fsspec opens.
-        tags: the class ids present, ascending; empty: background only; None: not known.
-        mask: ground truth, if there is any.
-        saliency: a grey PNG, 0..255, of class-agnostic saliency, if there is one.
-        size: (H, W) in pixels, once the image was looked at (`data.check.verified`).
+        tags: the ids of the classes that the image shows, ascending. Empty: background only. None: not known.
+        mask: the ground-truth mask, if there is one.
+        saliency: a grey PNG of class-agnostic saliency, 0..255, if there is one.
+        size: (H, W) in pixels; None until `verify_images` has filled it in.
+        saliency_crc: CRC-32 of the bytes of the saliency file; None until `verify_images` has filled it in.
     """
 
     id: str
@@ -70,29 +97,33 @@ class Sample:
     mask: Mask | None = None
     saliency: Path | None = None
     size: tuple[int, int] | None = None
+    saliency_crc: int | None = None
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong in one item of the data: where, what, and what to do about it.
+    """Something that is wrong with one item of a data set.
 
     Attributes:
-        severity: "error": the item is left out; "warning": it is kept, but worth a look.
+        where: the file, line or image.
+        message: what is wrong, as the end of a sentence that begins with `where`.
+        fix: what to do about it.
+        severity: "error": the item is left out. "warning": the item is kept, but should be checked.
     """
 
     where: str
-    what: str
+    message: str
     fix: str
     severity: Literal["error", "warning"] = "error"
 
     @classmethod
-    def of(cls, where: str, error: DataError) -> Self:
-        """The problem that an error of one item is; its sentence reads "<file> <what>; <fix>."."""
-        what, _, fix = str(error).removesuffix(".").removeprefix(f"{where} ").rpartition("; ")
-        return cls(where, what or fix, fix if what else "correct or remove it")
+    def from_error(cls, where: str, error: DataError) -> Self:
+        """Convert an error about one item; its text has the form "<where> <message>; <fix>."."""
+        message, _, fix = str(error).removesuffix(".").removeprefix(f"{where} ").rpartition("; ")
+        return cls(where, message or fix, fix if message else "correct or remove it")
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}; {self.fix}" + ("" if self.fix.endswith("?") else ".")
+        return f"{self.where}: {self.message}; {self.fix}" + ("" if self.fix.endswith("?") else ".")
 
 
 @dataclass(frozen=True)
@@ -100,10 +131,10 @@ class TaggedImages:
     """A set of images with tags.
 
     Attributes:
-        classes: class names; class id k (1-based) is classes[k - 1].
-        samples: in a fixed order.
-        problems: items that the reader had to leave out, or doubts.
-        name: where it came from, for messages and reports.
+        classes: the class names. Class id k (1-based) has the name classes[k - 1].
+        samples: the images, in a fixed order.
+        problems: items that the reader left out, and warnings.
+        name: the name of the set in messages and reports.
     """
 
     classes: tuple[str, ...]
@@ -112,37 +143,41 @@ class TaggedImages:
     name: str = "images"
 
     def __len__(self) -> int:
+        """Return the number of images."""
         return len(self.samples)
 
-    def restrict(self, names: Iterable[str]) -> TaggedImages:
-        """Keep only these classes, in this order: other tags are dropped, other mask pixels are background.
+    def restrict(self, class_names: Iterable[str]) -> TaggedImages:
+        """Return the same images with these classes only, in this order.
+
+        Tags of other classes are dropped, and their mask pixels become background.
 
         Raises:
-            DataError: a name is not among the classes (the nearest one is named).
+            DataError: a name is not one of the classes. The error suggests the most similar class.
         """
-        kept = tuple(dict.fromkeys(names))
-        for name in kept:
+        names = tuple(dict.fromkeys(class_names))
+        for name in names:
             if name not in self.classes:
-                raise DataError(unknown_class(name, self.classes))
-        return self.with_classes(kept)
+                raise DataError(f"{name!r} is not one of the classes{did_you_mean(name, self.classes)}")
+        return self.with_classes(names)
 
-    def with_classes(self, names: Sequence[str]) -> TaggedImages:
-        """The same images with another class list: tags and mask pixels of classes it lacks are dropped."""
-        new_ids = {self.classes.index(name) + 1: new for new, name in enumerate(names, 1) if name in self.classes}
+    def with_classes(self, class_names: Sequence[str]) -> TaggedImages:
+        """Return the same images with another class list, which may hold classes that no image shows.
+
+        Tags of classes that are not in the list are dropped, and their mask pixels become background.
+        """
+        new_ids = {
+            self.classes.index(name) + 1: new_id for new_id, name in enumerate(class_names, 1) if name in self.classes
+        }
         samples = tuple(
             replace(
                 sample,
                 tags=None if sample.tags is None else tuple(sorted(new_ids[t] for t in sample.tags if t in new_ids)),
-                mask=sample.mask.keep(new_ids) if sample.mask else None,
+                mask=sample.mask.remap(new_ids) if sample.mask else None,
             )
             for sample in self.samples
         )
-        return replace(self, classes=tuple(names), samples=samples)
+        return replace(self, classes=tuple(class_names), samples=samples)
 
     def select(self, keep: Callable[[Sample], bool]) -> TaggedImages:
+        """Return the images for which `keep` returns True."""
         return replace(self, samples=tuple(sample for sample in self.samples if keep(sample)))
-
-
-def unknown_class(name: str, classes: Iterable[str]) -> str:
-    """The sentence for a class name that is not in the list."""
-    return f"{name!r} is not one of the classes{did_you_mean(name, classes)}"

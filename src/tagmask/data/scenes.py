@@ -1,11 +1,15 @@
-"""Generated demo set: small animals over textured clutter, with tags and exact masks; made in code, no download.
+"""A generated demo set: images of small animals over textured clutter, with tags and exact masks.
 
-Every animal is a plain rounded body in shapes, colours and textures that the classes share, with one small
-high-contrast part that alone tells its class: the owl's face, the cat's head, the fish's tail, the snail's shell,
-the bee's stripes, the beetle's head. Fish and snail mostly appear together, and so do bee and beetle. A classifier
-trained on the tags shows what weakly supervised segmentation struggles with: response maps sit on the part,
-partners light up on each other, and mIoU depends sharply on the global threshold.
+Every animal has a plain rounded body. The classes share the shapes, colors and textures of the bodies. Only one small
+part with high contrast identifies the class: the owl's face, the cat's head, the fish's tail, the snail's shell, the
+bee's stripes, the beetle's head. Fish and snail mostly appear together, and so do bee and beetle.
+
+A classifier that is trained on the tags therefore shows the difficulties of weakly supervised segmentation: response
+maps highlight the part instead of the body, they respond to classes that often appear together, and the mIoU depends
+strongly on the threshold.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,30 +21,26 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tagmask.artifacts import atomic_write, read_json, write_json, write_text
+from tagmask.data.scene_shapes import Canvas, Floats, leaf, part_layers, scatter_clutter, smooth_noise
 from tagmask.errors import DataError
 from tagmask.label_map import read_label_map, write_label_map
 
 CLASSES: tuple[str, ...] = ("owl", "cat", "fish", "snail", "bee", "beetle")
-Floats = NDArray[np.float32]
-Colour = tuple[int, int, int]
-Window = tuple[slice, slice]
-_VERSION = 1  # of the generator: raise it when the pictures change, so that an old folder is not mixed with new ones
-_PARTNERS = {3: 4, 4: 3, 5: 6, 6: 5}
-_PARTNER_RATE = 0.78  # of the pictures led by one of a pair, those that also show its partner
-_EXTRA_RATE = 0.3  # pictures with one more animal of any class
+_VERSION = 1  # increase it when the images change, so that old and new images are not mixed in one folder
+_PARTNERS = {3: 4, 4: 3, 5: 6, 6: 5}  # class ids that mostly appear together
+_PARTNER_RATE = 0.78  # of the scenes whose first animal has a partner
+_EXTRA_RATE = 0.3  # scenes with one more animal of any class
 _OCCLUDED_RATE = 0.2  # animals with a leaf across the body
-_MIN_CONTRAST = 60  # RGB distance of a body to each colour of its place: edges that a dense CRF can follow
+_MIN_CONTRAST = 60  # RGB distance of a body to each color of its habitat, so that a dense CRF can follow its edges
 _PART_SIZE = 0.38  # radius of the part, in body radii
-_PARTS = [(0.22, 1.0), (0.3, 1.08), (0.64, 1.2), (0.15, 0.92), (0.25, 0.95), (0.3, 1.12)]  # where along the body, size
-_TEXTURES = (1, 3, 1, 2, 2, 3)  # only a hint: bars, checks and rings each belong to two classes, no partners
-_TEXTURED_RATE = 0.6  # the other bodies are plain
+_PARTS = [(0.22, 1.0), (0.3, 1.08), (0.64, 1.2), (0.15, 0.92), (0.25, 0.95), (0.3, 1.12)]  # (position on body, size)
+_TEXTURES = (1, 3, 1, 2, 2, 3)  # a weak hint: bars, checks and rings each belong to two classes that are no partners
+_TEXTURED_RATE = 0.6  # the other bodies have no texture
 
-_CREAM, _INK, _ORANGE, _RED = (250, 240, 214), (34, 28, 36), (244, 140, 40), (206, 52, 48)
-_YELLOW, _BROWN, _GREEN = (250, 206, 52), (106, 60, 44), (150, 226, 120)
-_BODY_COLOURS = np.array(
+_BODY_COLORS = np.array(
     [(203, 112, 82), (226, 176, 86), (218, 146, 152), (74, 146, 148), (138, 166, 112), (92, 120, 172), (134, 92, 140),
      (236, 218, 186), (104, 82, 76)], np.float32)  # fmt: skip
-_PLACES = np.array(  # three colours each: the ground, its variation, the clutter on it
+_HABITATS = np.array(  # three colors each: the ground, its variation, and the clutter on it
     [
         [(92, 128, 72), (122, 150, 84), (64, 100, 62)],  # meadow
         [(206, 184, 146), (190, 164, 124), (168, 146, 116)],  # sand
@@ -55,7 +55,13 @@ _PLACES = np.array(  # three colours each: the ground, its variation, the clutte
 
 @dataclass(frozen=True)
 class Scene:
-    """`image` uint8 [H, W, 3] RGB; `mask` uint8 [H, W], 0 background, k is `CLASSES[k - 1]`; `tags`: the k in it."""
+    """One generated image.
+
+    Attributes:
+        image: [H, W, 3] uint8 RGB.
+        mask: [H, W] uint8; 0 is background, and k is the class `CLASSES[k - 1]`.
+        tags: the class ids in the mask, ascending.
+    """
 
     image: NDArray[np.uint8]
     mask: NDArray[np.uint8]
@@ -63,122 +69,57 @@ class Scene:
 
 
 class _Animal(NamedTuple):
-    """Lengths in picture sides; `turn` in radians, from the picture's x axis to the body's."""
+    """Class id, position, radius and direction. Lengths are fractions of the image side; the angle is in radians."""
 
     label: int
     x: float
     y: float
     radius: float
-    turn: float = 0.0
-
-
-class _Canvas:
-    """Picture and mask in the making. Shapes are signed distances, so edges are smooth and the mask exact."""
-
-    def __init__(self, ground: Floats) -> None:
-        self.rgb, self.size = ground, len(ground)
-        self.mask = np.zeros(ground.shape[:2], np.uint8)
-        self.axis: Floats = (np.arange(self.size) + 0.5).astype(np.float32) / np.float32(self.size)
-
-    def frame(self, x: float, y: float, radius: float, turn: float, reach: float) -> tuple[Window, Floats, Floats]:
-        """The window `reach` radii around a point and its coordinates (u, v) [h, w] in radii, turned by `turn`."""
-        edges = np.searchsorted(self.axis, np.array((-reach, reach, -reach, reach)) * radius + (x, x, y, y))
-        columns, rows = slice(edges[0], edges[1]), slice(edges[2], edges[3])
-        x, y, radius = float(x), float(y), float(radius)  # NumPy's float64 would make everything below float64
-        dx, dy = (self.axis[None, columns] - x) / radius, (self.axis[rows, None] - y) / radius
-        cos, sin = np.float32(np.cos(turn)), np.float32(np.sin(turn))
-        return (rows, columns), dx * cos + dy * sin, dy * cos - dx * sin
-
-    def cover(self, distance: Floats, radius: float) -> Floats:
-        """Share of each pixel inside the shape with this signed distance, given in radii."""
-        return (0.5 - distance * np.float32(radius * self.size)).clip(0, 1)
-
-    def paint(self, window: Window, cover: Floats, color: Floats | Colour, label: int | None = None) -> None:
-        """Blend `colour` in by `cover` [h, w] in 0..1; `label` takes the pixels covered by half or more."""
-        rgb = self.rgb[window]
-        rgb += cover[..., None] * (np.asarray(color, np.float32) - rgb)
-        if label is not None:
-            self.mask[window][cover >= 0.5] = label
+    angle: float = 0.0
 
 
 def make_scene(index: int, *, seed: int = 0, size: int = 96) -> Scene:
-    """Scene `index` of the endless set `seed`, [size, size].
+    """Generate one scene.
 
-    Each index has its own generator, so a scene does not depend on which others are made. Another size shows the
-    same scene at another resolution. Raises ValueError where index or seed is negative or size is below 16.
+    A scene does not depend on which other scenes are generated. With another size it shows the same scene at another
+    resolution.
+
+    Args:
+        index: the number of the scene, from 0.
+        seed: the seed of the set; every set is endless.
+        size: height and width in pixels.
+
+    Raises:
+        ValueError: index or seed is negative, or size is below 16.
     """
     if index < 0 or seed < 0 or size < 16:
         raise ValueError(f"index and seed must be 0 or more, size 16 or more; got {index}, {seed}, {size}")
     rng = np.random.Generator(np.random.PCG64([seed, index]))
-    place = _PLACES[rng.integers(len(_PLACES))]
-    blend = np.clip(0.5 + 0.6 * _smooth_noise(rng, 5, size), 0, 1)[..., None]
-    grain = 1 + 0.05 * _smooth_noise(rng, 14, size) + 0.06 * _smooth_noise(rng, 48, size)
-    ground = (place[0] + blend * (place[1] - place[0])) * grain[..., None]
-    canvas = _Canvas(_scatter_clutter(rng, ground, place))
-    animals = _arrange(rng)
+    habitat = _HABITATS[rng.integers(len(_HABITATS))]
+    blend = np.clip(0.5 + 0.6 * smooth_noise(rng, 5, size), 0, 1)[..., None]
+    grain = 1 + 0.05 * smooth_noise(rng, 14, size) + 0.06 * smooth_noise(rng, 48, size)
+    ground = (habitat[0] + blend * (habitat[1] - habitat[0])) * grain[..., None]
+    canvas = Canvas(scatter_clutter(rng, ground, habitat))
+    animals = _arrange_animals(rng)
     for animal in animals:
-        _paint_body(rng, canvas, animal, place)
-    for animal in animals:  # after all bodies, so that no part is hidden by one
+        _paint_body(rng, canvas, animal, habitat)
+    for animal in animals:  # after all bodies, so that no body hides a part
         _paint_part(canvas, animal)
     for animal in animals:
-        _occlude(rng, canvas, animal, place)
-    return Scene(_light(rng, canvas.rgb), canvas.mask, _labels_in(canvas.mask))
+        _paint_occluder(rng, canvas, animal, habitat)
+    return Scene(_add_lighting_and_noise(rng, canvas.rgb), canvas.mask, _class_ids_in(canvas.mask))
 
 
-def _labels_in(mask: NDArray[np.uint8]) -> tuple[int, ...]:
+def _class_ids_in(mask: NDArray[np.uint8]) -> tuple[int, ...]:
     return tuple(int(label) for label in np.unique(mask) if label)
 
 
-def _smooth_noise(rng: np.random.Generator, cells: int, size: int) -> Floats:
-    """Noise [size, size] from `cells` × `cells` draws, a number that does not depend on the size."""
-    grid = Image.fromarray(rng.standard_normal((cells, cells), dtype=np.float32))
-    return np.asarray(grid.resize((size, size), Image.Resampling.BICUBIC))
-
-
-def _leaf(u: Floats, v: Floats, width: float | Floats) -> Floats:
-    """Signed distance to a leaf that reaches from -1 to 1 on the u axis."""
-    return np.abs(v) - (1 - u * u) * width
-
-
-def _disc(u: Floats, v: Floats, x: float, y: float, radius: float) -> Floats:
-    return np.hypot(u - x, v - y) - radius
-
-
-def _peak(u: Floats, v: Floats, x: float, y: float, half: float, height: float) -> Floats:
-    """Signed distance to a triangle with its base at (x, y) and its tip `height` above it (negative: below)."""
-    rise = (y - v) / height
-    return np.maximum(np.abs(u - x) - half * (1 - rise), -rise * abs(height))
-
-
-def _scatter_clutter(rng: np.random.Generator, ground: Floats, place: Floats, count: int = 64) -> Floats:
-    """The ground [H, W, 3] under leaves, blades and pebbles in the place's colours; drawn together, for speed."""
-    size, longest = len(ground), 0.085
-    at = rng.random((2, count, 1), np.float32)
-    turns = rng.uniform(0, 2 * np.pi, (count, 1, 1))
-    radii = rng.uniform(0.025, longest, (count, 1, 1)).astype(np.float32)
-    widths = rng.choice(np.array((0.18, 0.35, 0.8), np.float32), (count, 1, 1))  # the last: a pebble
-    colors = place[rng.integers(0, 3, count)] * rng.uniform(0.62, 1.42, (count, 1)) + rng.normal(0, 7, (count, 3))
-    patch = int(2 * longest * size) + 3
-    corners = np.floor((at - radii[..., 0]) * size).astype(int)
-    dx, dy = ((corners + np.arange(patch) + 0.5) / size - at).astype(np.float32)
-    cos, sin = (np.cos(turns) / radii).astype(np.float32), (np.sin(turns) / radii).astype(np.float32)
-    u, v = dx[:, None] * cos + dy[..., None] * sin, dy[..., None] * cos - dx[:, None] * sin
-    distances = np.where(widths < 0.5, _leaf(u, v, widths), _disc(u, v / 0.8, 0, 0, 0.7))
-    covers = (0.5 - distances * (radii * size)).clip(0, 1)[..., None]
-    paints = colors[:, None, None].astype(np.float32) * (1 - 0.12 * v[..., None])
-    wide = np.pad(ground, ((patch, patch), (patch, patch), (0, 0)))
-    for cover, paint, (left, top) in zip(covers, paints, corners[..., 0].T + patch, strict=True):
-        under = wide[top : top + patch, left : left + patch]
-        under += cover * (paint - under)
-    return wide[patch:-patch, patch:-patch]
-
-
-def _arrange(rng: np.random.Generator) -> list[_Animal]:
-    """Which animals a scene shows and where, from back to front: partners side by side, others where there is room."""
-    lead, extra = (int(label) for label in rng.integers(1, len(CLASSES) + 1, 2))
+def _arrange_animals(rng: np.random.Generator) -> list[_Animal]:
+    """Return the animals of a scene, from back to front. Partners stand side by side, others where there is space."""
+    first, extra = (int(label) for label in rng.integers(1, len(CLASSES) + 1, 2))
     with_partner, with_extra = rng.random(2) < (_PARTNER_RATE, _EXTRA_RATE)
-    partner = [_PARTNERS[lead]] if with_partner and lead in _PARTNERS else []
-    labels = [lead, *partner, *([extra] if with_extra else [])]
+    partner = [_PARTNERS[first]] if with_partner and first in _PARTNERS else []
+    labels = [first, *partner, *([extra] if with_extra else [])]
     placed: list[_Animal] = []
     for label in labels:
         radius = rng.uniform(0.15, 0.24) * (1.15, 1.0, 0.85)[len(labels) - 1]
@@ -186,94 +127,69 @@ def _arrange(rng: np.random.Generator) -> list[_Animal]:
         gaps = np.full(32, 1.0)
         for other in placed:
             gaps = np.minimum(gaps, np.hypot(x - other.x, y - other.y) - 0.98 * (radius + other.radius))
-        beside = label in _PARTNERS and len(placed) == 1 and gaps.max() >= 0
-        spot = int(np.argmin(np.where(gaps >= 0, gaps, 9)) if beside else np.argmax(gaps))
+        is_beside = label in _PARTNERS and len(placed) == 1 and gaps.max() >= 0
+        spot = int(np.argmin(np.where(gaps >= 0, gaps, 9)) if is_beside else np.argmax(gaps))
         placed.append(_Animal(label, x[spot], y[spot], max(radius + min(0.0, gaps[spot]), 0.1)))
-    tilts, dice = rng.uniform(-0.6, 0.6, 3), rng.uniform(0, 0.05, 3)
-    turned = [
-        animal._replace(turn=max((tilt, tilt + np.pi), key=lambda turn: _room(animal, turn, placed) + die * (turn > 1)))
-        for animal, tilt, die in zip(placed, tilts, dice, strict=False)
+    tilts, bonuses = rng.uniform(-0.6, 0.6, 3), rng.uniform(0, 0.05, 3)
+    rotated = [
+        animal._replace(
+            angle=max((tilt, tilt + np.pi), key=lambda angle: _free_space(animal, angle, placed) + bonus * (angle > 1))
+        )
+        for animal, tilt, bonus in zip(placed, tilts, bonuses, strict=False)
     ]
-    return sorted(turned, key=lambda animal: animal.y)
+    return sorted(rotated, key=lambda animal: animal.y)
 
 
-def _room(animal: _Animal, turn: float, others: list[_Animal]) -> float:
-    """Free space around the animal's front when it looks along `turn`: to the edges and to the other bodies."""
-    x, y = animal.x + 1.1 * animal.radius * np.cos(turn), animal.y + 1.1 * animal.radius * np.sin(turn)
+def _free_space(animal: _Animal, angle: float, others: list[_Animal]) -> float:
+    """Return the distance of the animal's front, if it faces along `angle`, to the image border and other bodies."""
+    x, y = animal.x + 1.1 * animal.radius * np.cos(angle), animal.y + 1.1 * animal.radius * np.sin(angle)
     gaps = [np.hypot(x - other.x, y - other.y) - other.radius for other in others if other is not animal]
     return float(min(x, 1 - x, y, 1 - y, *gaps, 0.15))
 
 
-def _paint_body(rng: np.random.Generator, canvas: _Canvas, animal: _Animal, place: Floats) -> None:
-    """Soft shadow, then a rounded body in one of the shapes, colours and textures that the classes share."""
-    label, x, y, radius, turn = animal
+def _paint_body(rng: np.random.Generator, canvas: Canvas, animal: _Animal, habitat: Floats) -> None:
+    """Paint a soft shadow and a rounded body, whose shape, color and texture say little about the class."""
+    label, x, y, radius, angle = animal
     width, taper, bend, phase = rng.uniform((0.74, -0.16, -0.18, 0), (0.95, 0.16, 0.18, 2 * np.pi))
     texture = _TEXTURES[label - 1] if rng.random() < _TEXTURED_RATE else 0
-    contrast = np.linalg.norm(_BODY_COLOURS[:, None] - place[None], axis=2).min(axis=1)
-    color = rng.choice(_BODY_COLOURS[contrast > _MIN_CONTRAST]) * rng.uniform(0.92, 1.08, 3)
-    window, u, v = canvas.frame(x + 0.01, y + 0.25 * radius, radius, turn, 1.5)
+    contrast = np.linalg.norm(_BODY_COLORS[:, None] - habitat[None], axis=2).min(axis=1)
+    color = rng.choice(_BODY_COLORS[contrast > _MIN_CONTRAST]) * rng.uniform(0.92, 1.08, 3)
+    window, u, v = canvas.frame(x + 0.01, y + 0.25 * radius, radius, angle, 1.5)
     canvas.paint(window, np.clip(1.35 - np.hypot(u, v / width), 0, 0.35), (20, 18, 30))
-    window, u, v = canvas.frame(x, y, radius, turn, 1.3)
+    window, u, v = canvas.frame(x, y, radius, angle, 1.3)
     reach = np.hypot(u, (v + bend * (u * u - 0.3)) / (width * (1 + taper * u)))
     bars, checks, rings = np.sin(9 * u + phase), np.sin(10 * u + phase) * np.sin(10 * v), np.sin(12 * reach + phase)
-    down = u * np.sin(turn) + v * np.cos(turn)  # in the picture: light comes from above
+    down = u * np.sin(angle) + v * np.cos(angle)  # the light comes from above
     shade = 1 + 0.09 * (0 * u, bars, checks, rings)[texture] - 0.14 * down - 0.48 * np.clip(reach - 0.75, 0, 1)
-    canvas.paint(window, canvas.cover((reach - 1) * 0.85, radius), color * shade[..., None], label)
+    canvas.paint(window, canvas.coverage((reach - 1) * 0.85, radius), color * shade[..., None], label)
 
 
-def _paint_part(canvas: _Canvas, animal: _Animal) -> None:
-    """The small part that tells the class."""
-    name, turn = CLASSES[animal.label - 1], animal.turn
+def _paint_part(canvas: Canvas, animal: _Animal) -> None:
+    """Paint the small part that identifies the class."""
+    name, angle = CLASSES[animal.label - 1], animal.angle
     along, scale = _PARTS[animal.label - 1]
-    x, y = animal.x + along * animal.radius * np.cos(turn), animal.y + along * animal.radius * np.sin(turn)
+    x, y = animal.x + along * animal.radius * np.cos(angle), animal.y + along * animal.radius * np.sin(angle)
     if name in ("owl", "cat"):  # faces stay upright, half as tilted as the body
-        turn = 0.5 * float((turn + np.pi / 2) % np.pi - np.pi / 2)
+        angle = 0.5 * float((angle + np.pi / 2) % np.pi - np.pi / 2)
     radius = scale * _PART_SIZE * animal.radius
-    window, u, v = canvas.frame(x, y, radius, turn, 1.5)
-    for distance, color in _part_layers(name, u, v):
-        canvas.paint(window, canvas.cover(distance, radius), color, animal.label)
+    window, u, v = canvas.frame(x, y, radius, angle, 1.5)
+    for distance, color in part_layers(name, u, v):
+        canvas.paint(window, canvas.coverage(distance, radius), color, animal.label)
 
 
-def _part_layers(name: str, u: Floats, v: Floats) -> list[tuple[Floats, Colour]]:
-    """Signed distances and colours of a part of radius about 1, from the lowest layer up."""
-    match name:
-        case "owl":
-            face = [(_disc(u, v / 0.78, 0, 0, 1.05), _BROWN)]
-            eyes = [(_disc(u, v, x, -0.05, r), c) for r, c in ((0.46, _CREAM), (0.22, _INK)) for x in (-0.48, 0.48)]
-            return [*face, *eyes, (_peak(u, v, 0, 0.2, 0.2, -0.5), _ORANGE)]
-        case "cat":
-            ears = [(_peak(u, v, x, -0.3, 0.42, 0.95), _INK) for x in (-0.52, 0.52)]
-            eyes = [(_disc(u, v, x, 0, 0.2), _GREEN) for x in (-0.38, 0.38)]
-            return [*ears, (_disc(u, v / 0.8, 0, 0.1, 0.92), _INK), *eyes, (_disc(u, v, 0, 0.48, 0.24), _CREAM)]
-        case "fish":
-            fan = np.maximum(np.abs(v) - 0.28 - 0.45 * (u + 0.9), np.abs(u) - 0.95)
-            return [(fan, _CREAM), (np.maximum(fan, 0.24 - np.abs((u + 0.15) % 0.9 - 0.45)), _RED)]
-        case "snail":
-            rim, spiral = _disc(u, v, 0, 0, 1), -0.12 * np.sin(np.arctan2(v, u) + 8 * np.hypot(u, v))
-            return [(rim, _BROWN), (np.maximum(rim + 0.12, spiral), _CREAM)]
-        case "bee":
-            rim = _disc(u, v / 0.95, 0, 0, 1)
-            return [(rim, _INK), (np.maximum(rim, 0.14 - np.abs(u % 0.62 - 0.31)), _YELLOW)]
-        case _:  # the beetle
-            horns = [np.maximum(np.abs(v * y - 0.3 - 0.35 * u) - 0.11, np.abs(u - 0.65) - 0.55) for y in (-1, 1)]
-            tips = [(_disc(u, v, 1.15, y, 0.22), _RED) for y in (-0.7, 0.7)]
-            eyes = [(_disc(u, v, 0.15, y, 0.17), _CREAM) for y in (-0.32, 0.32)]
-            return [*((horn, _INK) for horn in horns), *tips, (_disc(u, v, 0, 0, 0.72), _INK), *eyes]
-
-
-def _occlude(rng: np.random.Generator, canvas: _Canvas, animal: _Animal, place: Floats) -> None:
-    """Now and then a long leaf across the body, behind the part."""
+def _paint_occluder(rng: np.random.Generator, canvas: Canvas, animal: _Animal, habitat: Floats) -> None:
+    """Paint a long leaf across some of the bodies, behind the part."""
     chance, along, tilt, slim = rng.random(4)
     if chance < _OCCLUDED_RATE:
         offset, radius = (0.1 + 0.5 * along) * animal.radius, 1.1 * animal.radius
-        x, y = animal.x - offset * np.cos(animal.turn), animal.y - offset * np.sin(animal.turn)
+        x, y = animal.x - offset * np.cos(animal.angle), animal.y - offset * np.sin(animal.angle)
         window, u, v = canvas.frame(x, y, radius, np.pi / 2 + tilt - 0.5, 1.1)
-        cover = canvas.cover(_leaf(u, v, 0.08 + 0.08 * slim), radius)
-        canvas.paint(window, cover, place[2] * (1.1 - 0.6 * v[..., None]), 0)
+        coverage = canvas.coverage(leaf(u, v, 0.08 + 0.08 * slim), radius)
+        canvas.paint(window, coverage, habitat[2] * (1.1 - 0.6 * v[..., None]), 0)
 
 
-def _light(rng: np.random.Generator, rgb: Floats) -> NDArray[np.uint8]:
-    """Brightness, tint, a slope of light across the picture, then sensor noise."""
+def _add_lighting_and_noise(rng: np.random.Generator, rgb: Floats) -> NDArray[np.uint8]:
+    """Apply brightness, a tint and a gradient of light across the image, then add sensor noise."""
     gain, tint, (across, down) = rng.uniform(0.72, 1.16), rng.uniform(0.94, 1.06, 3), rng.uniform(-0.25, 0.25, 2)
     axis = np.linspace(-0.5, 0.5, len(rgb))
     light = (gain * (1 + across * axis[None, :, None] + down * axis[:, None, None]) * tint).astype(np.float32)
@@ -282,14 +198,21 @@ def _light(rng: np.random.Generator, rgb: Floats) -> NDArray[np.uint8]:
 
 
 def simulate_saliency(mask: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """What a saliency network might say: simulated from the mask [H, W], class-agnostic, and wrong at times.
+    """Simulate the imperfect output of a class-agnostic saliency network from a mask.
 
-    One class in eight is missed, one picture in six has a salient spot that is background; edges are blurred and a
-    little off, levels uneven. Returns uint8 [ceil(H/2), ceil(W/2)], 255 the most salient.
+    A class is missed with probability 1/8. One image in six has a salient spot on the background. Edges are blurred
+    and slightly shifted, and the saliency of objects varies.
+
+    Args:
+        mask: [H, W].
+        rng: the random generator.
+
+    Returns:
+        [ceil(H / 2), ceil(W / 2)] uint8; 255 is the most salient.
     """
     height, width = ((side + 1) // 2 for side in mask.shape)
-    missed = rng.random(len(CLASSES) + 1) < 1 / 8
-    salient = np.where((mask > 0) & ~missed[mask], rng.uniform(0.75, 1), 0)
+    is_missed = rng.random(len(CLASSES) + 1) < 1 / 8
+    salient = np.where((mask > 0) & ~is_missed[mask], rng.uniform(0.75, 1), 0)
     if rng.random() < 1 / 6:
         (x, y), radius = rng.random(2), rng.uniform(0.08, 0.16)
         rows, columns = (np.arange(side) / side for side in mask.shape)
@@ -307,21 +230,33 @@ def write_scenes(
     num_val: int,
     size: int = 96,
     seed: int = 0,
-    progress: Callable[[int], None] | None = None,
+    advance: Callable[[int], None] = lambda step: None,
 ) -> None:
-    """Write scenes 0 .. n_train + n_val - 1 as a folder in VOC layout; the last `n_val` are the split val.
+    """Write scenes 0 .. num_train + num_val - 1 to a folder in VOC layout.
 
-    JPEGImages/<id>.png (PNG: exact), SegmentationClass/<id>.png (indexed), Saliency/<id>.png (grey, half size,
-    simulated: see `simulate_saliency`), ImageSets/Segmentation/{train,val}.txt; last, tags.csv (image,tags,split) and
-    classes.txt (in id order). A call that was cut off goes on where it was. `progress` gets 1 for each scene.
-    Raises DataError where the folder holds something else or scenes of another seed or size, RunError where it cannot
-    be written.
+    The files are JPEGImages/<id>.png (lossless), SegmentationClass/<id>.png (indexed), Saliency/<id>.png (grey, half
+    size, from `simulate_saliency`), ImageSets/Segmentation/train.txt and val.txt, tags.csv (image,tags,split) and
+    classes.txt (in the order of the ids). An interrupted call can be resumed: existing scenes are kept.
+
+    Args:
+        folder: where the files are written.
+        num_train: the number of scenes in the split train.
+        num_val: the number of scenes in the split val, which follow those of train.
+        size: height and width in pixels.
+        seed: the seed of the set.
+        advance: called with 1 after each scene.
+
+    Raises:
+        DataError: the folder holds something else, or scenes of another seed or size.
+        RunError: a file cannot be written.
     """
     if num_train < 0 or num_val < 0:
-        raise ValueError(f"n_train and n_val must be 0 or more; got {num_train}, {num_val}")
+        raise ValueError(f"num_train and num_val must be 0 or more; got {num_train}, {num_val}")
     origin, record = {"scenes": _VERSION, "seed": seed, "size": size}, folder / "scenes.json"
-    if record.exists() and (found := read_json(record)) != origin:
-        raise DataError(f"{folder} holds scenes made with {found}, not {origin}: choose another folder or remove it.")
+    if record.exists() and (old_origin := read_json(record)) != origin:
+        raise DataError(
+            f"{folder} holds scenes made with {old_origin}, not {origin}: choose another folder or remove it."
+        )
     if not record.exists() and folder.is_dir() and any(folder.iterdir()):
         raise DataError(f"{folder} is not empty and holds no scenes: choose another folder.")
     write_json(record, origin)
@@ -331,8 +266,7 @@ def write_scenes(
         split = "train" if index < num_train else "val"
         splits[split] += f"{name}\n"
         table += f"{name},{';'.join(CLASSES[tag - 1] for tag in tags)},{split}\n"
-        if progress:
-            progress(1)
+        advance(1)
     for split, names in splits.items():
         write_text(folder / "ImageSets" / "Segmentation" / f"{split}.txt", names)
     write_text(folder / "tags.csv", table)
@@ -340,11 +274,11 @@ def write_scenes(
 
 
 def _write_scene(folder: Path, index: int, seed: int, size: int) -> tuple[str, tuple[int, ...]]:
-    """Write a scene's mask, saliency and image, unless they are there. Returns its name and tags."""
+    """Write the mask, saliency map and image of a scene, unless they exist. Returns its name and tags."""
     name = f"scene_{index:05d}"
     image, mask, saliency = (folder / kind / f"{name}.png" for kind in ("JPEGImages", "SegmentationClass", "Saliency"))
     if image.exists() and mask.exists() and saliency.exists():
-        return name, _labels_in(read_label_map(mask))
+        return name, _class_ids_in(read_label_map(mask))
     scene = make_scene(index, seed=seed, size=size)
     grey = simulate_saliency(scene.mask, np.random.Generator(np.random.PCG64([seed, index, 1])))
     write_label_map(mask, scene.mask)

@@ -1,4 +1,4 @@
-"""Where data comes from: a folder in one of four layouts, described by a few settings."""
+"""`DataSource`: where images and tags come from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from tagmask.data.class_names import find_class_list
 from tagmask.data.coco_reader import read_coco
 from tagmask.data.folder_reader import read_folders
-from tagmask.data.image_files import existing_folder
+from tagmask.data.image_files import require_folder
 from tagmask.data.images import is_url
 from tagmask.data.samples import MAX_CLASSES, PngMask, TaggedImages
 from tagmask.data.table_reader import read_table
@@ -21,7 +21,7 @@ from tagmask.text import join_names
 
 Format = Literal["voc", "coco", "table", "folders"]
 
-_UNUSED: dict[Format, tuple[str, ...]] = {
+_UNUSED_SETTINGS: dict[Format, tuple[str, ...]] = {
     "voc": ("annotations",),
     "coco": ("tags", "split", "masks", "class_list"),
     "table": ("annotations",),
@@ -30,18 +30,33 @@ _UNUSED: dict[Format, tuple[str, ...]] = {
 
 
 class DataSource(BaseModel):
-    """A set of tagged images on disk. Paths are taken as they are or, where that is nothing, relative to `root`.
+    """A set of tagged images on disk, in one of four formats.
+
+    A path is taken relative to the current directory. If it does not exist there, it is taken relative to `root`.
+
+    Example:
+        >>> import tagmask
+        >>> source = tagmask.DataSource(root="photos", tags="tags.csv")
+        >>> images = source.read()
+        >>> len(images), images.classes
+        (3, ('dog', 'person'))
+        >>> images.samples[0].tags
+        (1, 2)
 
     Attributes:
-        root: the folder of the images; of a table, a URL will do, too.
-        format: "auto" finds out from what is there: `annotations` mean COCO; JPEGImages and ImageSets VOC; `tags`
-            or a tags.csv a table; and else it is one folder a class.
-        split: VOC: the name or path of a list; table: a value of its column `split`; folders: `root/split`.
-        tags: a tag table; in VOC also "xml" or "masks".
-        annotations: COCO's JSON file.
-        masks, saliency: folders of PNGs named after the images.
-        class_list: a file of class names, one a line (default: root/classes.txt, if there is one).
-        classes: keep these classes alone, in this order; other tags are dropped, other mask pixels background.
+        root: the folder of the images. If the tags are in a table, it may be a URL.
+        format: "voc", "coco", "table" or "folders". "auto" chooses by the files: COCO if `annotations` is set, VOC if
+            there are the folders JPEGImages and ImageSets, a table if `tags` is set or there is a tags.csv, and
+            otherwise one folder per class.
+        split: in VOC the name or path of a list, in a table a value of its column `split`, with folders a subfolder of
+            `root`.
+        tags: a tag table. For VOC also "xml" or "masks".
+        annotations: COCO's JSON file of instances.
+        masks: a folder of ground-truth masks: PNGs of class ids, named after the images.
+        saliency: a folder of saliency maps: grey PNGs, named after the images.
+        class_list: a file of class names, one per line. By default classes.txt in `root`, if it exists.
+        classes: keep only these classes, in this order. Tags of other classes are dropped, and their mask pixels
+            become background.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -57,37 +72,48 @@ class DataSource(BaseModel):
     classes: tuple[str, ...] | None = None
 
     def read(self) -> TaggedImages:
-        """Read the tags and what there is of masks; the images themselves are not opened.
+        """Read the tags, and list the images, masks and saliency maps. Image files are not opened.
 
         Raises:
-            DataError: there is no such data, it cannot be read, or has too many classes.
+            DataError: the data does not exist, cannot be read, or has too many classes.
         """
-        images = self._read_all()
+        images = self._read_all_classes()
         if self.classes is not None:
             images = images.restrict(self.classes)
         if len(images.classes) > MAX_CLASSES:
             raise DataError(
-                f"{self.root} has {len(images.classes)} classes, and a mask holds at most {MAX_CLASSES}; "
-                "name the ones to keep as the classes."
+                f"{self.root} has {len(images.classes)} classes, but a mask can hold only {MAX_CLASSES}; "
+                "select classes with the setting 'classes'."
             )
         return images
 
-    def absolute(self) -> DataSource:
-        """The same source for whoever works in another folder: paths that exist here are made absolute."""
-        given = {name: value for name, value in self.model_dump().items() if isinstance(value, str)}
+    def with_absolute_paths(self) -> DataSource:
+        """Return the same source with absolute paths, so that it can be read from another current directory.
+
+        Only paths that exist in the current directory are changed. The others are relative to `root`.
+        """
+        texts = {name: value for name, value in self.model_dump().items() if isinstance(value, str)}
         files = ("split", "tags", "annotations", "class_list")
-        here = {name: os.path.isfile(value) if name in files else os.path.isdir(value) for name, value in given.items()}
-        return self.model_copy(update={name: os.path.abspath(given[name]) for name in here if here[name]})
+        exists = {
+            name: os.path.isfile(value) if name in files else os.path.isdir(value) for name, value in texts.items()
+        }
+        return self.model_copy(update={name: os.path.abspath(texts[name]) for name in exists if exists[name]})
 
-    def lists_its_classes(self) -> bool:
-        """Whether the class ids that its masks hold are said somewhere, or follow from the tags that occur."""
-        return self.layout() in ("voc", "coco") or find_class_list(self.root, self.path_of(self.class_list)) is not None
+    def has_fixed_class_ids(self) -> bool:
+        """Return whether the format or a class list defines the class ids in masks, not the tags that occur."""
+        if self.detect_format() in ("voc", "coco"):
+            return True
+        return find_class_list(self.root, self.resolve_path(self.class_list)) is not None
 
-    def layout(self) -> Format:
-        """The format, found out if it is "auto". Raises DataError where nothing fits."""
+    def detect_format(self) -> Format:
+        """Return the format. If it is "auto", choose it by the files.
+
+        Raises:
+            DataError: the root does not exist, or is a URL without a table.
+        """
         root = Path(self.root)
         if not is_url(self.root):
-            existing_folder(root)
+            require_folder(root)
         if self.format != "auto":
             return self.format
         if self.annotations:
@@ -100,42 +126,57 @@ class DataSource(BaseModel):
             raise DataError(f"{self.root} cannot be listed; name a table of its tags.")
         return "folders"
 
-    def path_of(self, given: str | None) -> Path | None:
-        """The path that a setting means."""
-        if given is None:
+    def resolve_path(self, path: str | None) -> Path | None:
+        """Return a path of these settings, relative to `root` if it exists only there; None for None."""
+        if path is None:
             return None
-        inside = Path(self.root) / given
-        return inside if inside.exists() and not Path(given).exists() else Path(given)
+        in_root = Path(self.root) / path
+        return in_root if in_root.exists() and not Path(path).exists() else Path(path)
 
-    def _read_all(self) -> TaggedImages:
-        layout = self.layout()
-        for setting in _UNUSED[layout]:
+    def _read_all_classes(self) -> TaggedImages:
+        format = self.detect_format()
+        for setting in _UNUSED_SETTINGS[format]:
             if getattr(self, setting) is not None:
-                raise DataError(f"{setting!r} means nothing for {self.root}, read as {layout}; leave it out.")
+                raise DataError(f"{setting!r} has no effect on {self.root}, which is read as {format}; leave it out.")
         root = self.root if is_url(self.root) else Path(self.root)
-        tags, masks, saliency, class_list = map(self.path_of, (self.tags, self.masks, self.saliency, self.class_list))
-        beside = {"masks": masks, "saliency": saliency, "class_list": class_list}
-        if layout == "coco":
-            annotations = self.path_of(self.annotations)
+        tags = self.resolve_path(self.tags)
+        masks, saliency = self.resolve_path(self.masks), self.resolve_path(self.saliency)
+        class_list = self.resolve_path(self.class_list)
+        if format == "coco":
+            annotations = self.resolve_path(self.annotations)
             if annotations is None:
-                raise DataError(f"{root} is to be read as COCO, but no JSON file is named; name it as annotations.")
+                raise DataError(f"{root} is to be read as COCO, but no JSON file is named; name it as the annotations.")
             return read_coco(root, annotations, saliency=saliency)
-        if layout == "table":
-            return read_table(root, tags or Path(root) / "tags.csv", split=self.split, **beside)
-        if layout == "voc":
-            words = {None: "auto", "auto": "auto", "xml": "xml", "masks": "masks"}
-            return read_voc(Path(root), split=self.split, tags=words.get(self.tags) or str(tags), **beside)
-        return read_folders(Path(root), split=self.split, **beside)
+        if format == "table":
+            table = tags or Path(root) / "tags.csv"
+            return read_table(root, table, split=self.split, masks=masks, saliency=saliency, class_list=class_list)
+        if format == "voc":
+            voc_tags = self.tags or "auto"
+            if voc_tags not in ("auto", "xml", "masks"):
+                voc_tags = str(tags)
+            return read_voc(
+                Path(root), split=self.split, tags=voc_tags, masks=masks, saliency=saliency, class_list=class_list
+            )
+        return read_folders(Path(root), split=self.split, masks=masks, saliency=saliency, class_list=class_list)
 
 
-def in_classes(images: TaggedImages, source: DataSource, classes: tuple[str, ...]) -> TaggedImages:
-    """The images with a network's class list. Raises DataError where the ids in their masks are anybody's guess."""
+def align_classes(images: TaggedImages, source: DataSource, classes: tuple[str, ...]) -> TaggedImages:
+    """Return the images with the class list of a network.
+
+    Args:
+        images: the images that `source` returned.
+        source: where they come from.
+        classes: the classes of the network.
+
+    Raises:
+        DataError: the images have masks whose class ids are not defined, because the class list follows from the tags.
+    """
     if images.classes == classes:
         return images
-    if any(isinstance(sample.mask, PngMask) for sample in images.samples) and not source.lists_its_classes():
+    if any(isinstance(sample.mask, PngMask) for sample in images.samples) and not source.has_fixed_class_ids():
         raise DataError(
-            f"the tags of {images.name} name other classes ({join_names(images.classes, 10)}) than the network has, so it "
-            "cannot be known which class each id in its masks is; write the class names in order, one a line, in "
+            f"the tags of {images.name} name other classes ({join_names(images.classes, 10)}) than the network has, so "
+            "the class of each id in its masks is not known; write the class names in order, one per line, in "
             f"{source.root}/classes.txt."
         )
     return images.with_classes(classes)

@@ -1,4 +1,4 @@
-"""A folder of images and a table of their tags."""
+"""Reader for a folder of images and a table of their tags."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from tagmask.data.class_names import class_ids, find_class_list, read_class_list
-from tagmask.data.image_files import given, images_in, with_masks
+from tagmask.data.image_files import attach_masks, find_image_files
 from tagmask.data.image_ids import unique_ids
 from tagmask.data.samples import Problem, Sample, TaggedImages
 from tagmask.data.tag_table import Row, TagTable, read_tag_table
 from tagmask.errors import DataError
-from tagmask.text import did_you_mean
+from tagmask.text import did_you_mean, join_names, pluralize
 
 
 def read_table(
@@ -25,98 +25,104 @@ def read_table(
     saliency: Path | None = None,
     class_list: Path | None = None,
 ) -> TaggedImages:
-    """Read a folder of images whose tags are in a table (`read_tag_table` says what that may look like).
+    """Read a folder of images whose tags are in a table (see `read_tag_table`).
 
-    Images are named by their path in the folder, with or without suffix; a bare name finds a nested image; an
-    absolute path or a URL is taken as it is. An image with no tag is background only.
+    The table names an image by its path in the folder, with or without suffix. The file name alone is enough if it is
+    unique. Absolute paths and URLs are allowed, too. An image without tags shows only background.
 
     Args:
-        folder: of the images, nested ones too; or a URL that the names are joined to.
-        split: only the rows whose `split` column says so. The classes are those of the whole table in any case.
-        masks, saliency: folders of PNGs named `<id>.png`, the id being the image's path without suffix.
-        class_list: file of class names, one a line, that fixes the class ids (default: `classes.txt` in the
-            folder; else the table's tags, sorted). Masks hold these ids.
+        folder: the folder of the images, which may be in subfolders; or a URL, to which the names are appended.
+        table: the table.
+        split: read only the rows with this value in the column `split`. The classes are those of all rows.
+        masks, saliency: folders of PNGs named `<id>.png`. The id is the path of the image without suffix.
+        class_list: a file of class names, one per line, that fixes the class ids. By default `classes.txt` in the
+            folder, or else the tags of the table, sorted. Masks hold these ids.
 
     Raises:
-        DataError: the folder or the table cannot be read at all. What is wrong with single lines is in `problems`.
+        DataError: the folder or the table cannot be read. Errors in single lines are in `problems` instead.
     """
-    tags = read_tag_table(table)
-    rows = tags.of_split(split)
-    files = images_in(folder, leave_out=(masks, saliency))
-    classes = tags.names
-    if named := find_class_list(folder, class_list):
-        classes = read_class_list(named)
-        check_columns(tags, classes)
+    tag_table = read_tag_table(table)
+    rows = tag_table.rows_of_split(split)
+    files = find_image_files(folder, leave_out=(masks, saliency))
+    classes = tag_table.names
+    if class_file := find_class_list(folder, class_list):
+        classes = read_class_list(class_file)
+        _check_class_columns(tag_table, classes)
 
-    images, problems = rows_by_image(rows, files.find, tags)
+    row_by_image, problems = match_rows_to_images(rows, files.find, tag_table)
     samples = []
-    for id_, (image, row) in zip(unique_ids(list(images)), images.items(), strict=True):
+    for image_id, (image, row) in zip(unique_ids(list(row_by_image)), row_by_image.items(), strict=True):
         if row.problem:
             problems.append(row.problem)
             continue
         try:
-            samples.append(Sample(id_, files.path(image), class_ids(row.tags, classes)))
+            samples.append(Sample(image_id, files.path(image), class_ids(row.tags, classes)))
         except DataError as error:
-            problems.append(Problem.of(tags.where(row), error))
-    samples, doubts = with_masks(samples, given(masks), given(saliency))
-    doubts += _not_listed(files.names, tags, files.find)
+            problems.append(Problem.from_error(tag_table.location(row), error))
+    samples, warnings = attach_masks(samples, [masks] if masks else [], [saliency] if saliency else [])
+    warnings += _warn_unlisted_images(files.names, tag_table, files.find)
     name = os.path.basename(os.path.abspath(folder)) + (f" ({split})" if split else "")
-    return TaggedImages(classes, tuple(samples), (*problems, *files.problems, *doubts), name)
+    return TaggedImages(classes, tuple(samples), (*problems, *files.problems, *warnings), name)
 
 
-def rows_by_image(
-    rows: Iterable[Row], find: Callable[[str], str | None], tags: TagTable
+def match_rows_to_images(
+    rows: Iterable[Row], find: Callable[[str], str | None], table: TagTable
 ) -> tuple[dict[str, Row], list[Problem]]:
-    """Each image's row, in the table's order, and the problems of lines that no image belongs to.
-
-    A row whose image is listed again with other tags gets a `problem` of its own.
+    """Find the image of each row.
 
     Args:
-        find: a name in the table → the image's own name, or None where it is of no interest.
+        rows: rows of the table.
+        find: maps a name in the table to the name of the image. It returns None for an image to be ignored, and raises
+            DataError if there is no such image.
+        table: the table, for messages.
+
+    Returns:
+        The row of each image, in the order of the table, and the problems of rows without an image. If an image is
+        listed again with other tags, its row has a `problem`.
     """
-    found: dict[str, Row] = {}
+    row_by_image: dict[str, Row] = {}
     problems = []
     for row in rows:
         try:
             image = find(row.image) if row.image else None
         except DataError as error:
-            problems.append(row.problem or Problem.of(tags.where(row), error))
+            problems.append(row.problem or Problem.from_error(table.location(row), error))
             continue
         if image is None:
             problems += [row.problem] if row.problem and not row.image else []
             continue
-        first = found.setdefault(image, row)
+        first = row_by_image.setdefault(image, row)
         if first is row or first.problem:
             continue
-        again = f"lists {row.image!r} again, after line {first.line}"
+        message = f"lists {row.image!r} again, after line {first.line}"
         if row.problem:
-            found[image] = row
+            row_by_image[image] = row
         elif set(first.tags) == set(row.tags):
-            problems.append(Problem(tags.where(row), again, "remove one of the lines", "warning"))
+            problems.append(Problem(table.location(row), message, "remove one of the lines", "warning"))
         else:
-            problem = Problem(tags.where(row), f"{again}, with other tags", "remove the wrong line")
-            found[image] = replace(first, problem=problem)
-    return found, problems
+            problem = Problem(table.location(row), f"{message}, with other tags", "remove the wrong line")
+            row_by_image[image] = replace(first, problem=problem)
+    return row_by_image, problems
 
 
-def check_columns(tags: TagTable, classes: tuple[str, ...]) -> None:
-    """Raises DataError for a one-hot column that is no class."""
-    unknown = next((name for name in tags.names if tags.one_hot and name not in classes), None)
+def _check_class_columns(table: TagTable, classes: tuple[str, ...]) -> None:
+    """Raise DataError if a column of a one-hot table is not one of the classes."""
+    unknown = next((name for name in table.names if table.one_hot and name not in classes), None)
     if unknown is not None:
-        near = did_you_mean(unknown, classes)
-        raise DataError(f"{tags.path}, line 1 has an unknown column {unknown!r}{near}; rename or remove it.")
+        hint = did_you_mean(unknown, classes)
+        raise DataError(f"{table.path}, line 1 has an unknown column {unknown!r}{hint}; rename or remove it.")
 
 
-def _not_listed(names: list[str], tags: TagTable, find: Callable[[str], str]) -> list[Problem]:
-    """One doubt that counts the images in the folder that the table (any split of it) does not name."""
+def _warn_unlisted_images(names: list[str], table: TagTable, find: Callable[[str], str]) -> list[Problem]:
+    """Return one warning with the number of images in the folder that no row of the table names, in any split."""
     listed = set()
-    for row in tags.rows:
+    for row in table.rows:
         try:
             listed.add(find(row.image))
         except DataError:
             continue
-    unused = [name for name in names if name not in listed]
-    if not unused:
+    unlisted = [name for name in names if name not in listed]
+    if not unlisted:
         return []
-    what = f"does not list {len(unused)} images of the folder ({', '.join(unused[:3])}{', ...' * (len(unused) > 3)})"
-    return [Problem(str(tags.path), what, "add lines for them if they are to be used", "warning")]
+    message = f"does not list {pluralize(len(unlisted), 'image')} of the folder ({join_names(unlisted, 3)})"
+    return [Problem(str(table.path), message, "add lines for them if they are to be used", "warning")]

@@ -8,17 +8,17 @@ from tagmask.errors import DataError
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 text file, with or without byte order mark.
+    """Read a UTF-8 text file, with or without a byte order mark.
 
     Raises:
-        DataError: it is missing, or not UTF-8 (the line is named).
+        DataError: the file is missing, or is not UTF-8 (the line is named).
     """
     try:
-        raw = path.read_bytes()
+        content = path.read_bytes()
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({getattr(error, 'strerror', error)}); correct the path.") from error
     try:
-        return raw.decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
+        line = content.count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}, line {line} is not UTF-8; save the file as UTF-8.") from error

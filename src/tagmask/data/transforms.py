@@ -1,4 +1,4 @@
-"""Training augmentations, for images and whatever maps belong to them (torchvision transforms v2)."""
+"""Training augmentations of images and of the label maps that belong to them (torchvision transforms v2)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from torchvision.transforms.v2 import functional as TF
 from tagmask.label_map import IGNORE_INDEX
 
 
-class Resize(v2.Transform):
-    """Base of the random resizings: images and float maps bilinearly, label maps by nearest *pixel centre*."""
+class RandomResize(v2.Transform):
+    """Base class of the random resizes: images are resized bilinearly, label maps by the nearest pixel center."""
 
     def new_size(self, height: int, width: int) -> tuple[int, int]:
+        """Draw the new size (H, W) of an image of height × width pixels."""
         raise NotImplementedError
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
@@ -25,30 +26,29 @@ class Resize(v2.Transform):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         if isinstance(inpt, tv_tensors.Mask):
-            mode = "bilinear" if inpt.is_floating_point() else "nearest-exact"
-            planes = inpt.as_subclass(Tensor).reshape(1, -1, *inpt.shape[-2:]).float()
-            resized = torch.nn.functional.interpolate(planes, params["size"], mode=mode)
+            labels = inpt.as_subclass(Tensor).reshape(1, -1, *inpt.shape[-2:]).float()
+            resized = torch.nn.functional.interpolate(labels, params["size"], mode="nearest-exact")
             return tv_tensors.Mask(resized.reshape(*inpt.shape[:-2], *params["size"]).to(inpt.dtype))
         if isinstance(inpt, tv_tensors.Image):
             return TF.resize(inpt, params["size"], InterpolationMode.BILINEAR, antialias=True)
         return inpt
 
 
-class RandomLongSide(Resize):
-    """Resize so that the long side is uniform in [low, high] (the CAM training of IRN's code)."""
+class RandomLongSide(RandomResize):
+    """Resize so that the long side is uniform in [low, high] pixels, as the code of IRN trains its classifier."""
 
     def __init__(self, low: int, high: int) -> None:
         super().__init__()
         self.low, self.high = low, high
 
     def new_size(self, height: int, width: int) -> tuple[int, int]:
-        target = int(torch.randint(self.low, self.high + 1, ()))
-        scale = target / max(height, width)
+        long_side = int(torch.randint(self.low, self.high + 1, ()))
+        scale = long_side / max(height, width)
         return round(height * scale), round(width * scale)
 
 
-class RandomScale(Resize):
-    """Resize by a factor uniform in [low, high] (AMN, DeepLab)."""
+class RandomScale(RandomResize):
+    """Resize by a factor that is uniform in [low, high], as AMN and DeepLab do."""
 
     def __init__(self, low: float, high: float) -> None:
         super().__init__()
@@ -59,29 +59,50 @@ class RandomScale(Resize):
         return round(height * scale), round(width * scale)
 
 
-def labels_on_grid(labels: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Bring labels [B, H, W] to a grid (h, w): each cell gets the label at its centre. Returns [B, h, w] int64."""
-    return torch.nn.functional.interpolate(labels[:, None].float(), grid, mode="nearest-exact")[:, 0].long()
+def downsample_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize label maps: each cell of the result gets the label at its center.
+
+    Args:
+        labels: [B, H, W], any integer type.
+        size: (h, w) of the result, for example of a network's output.
+
+    Returns:
+        [B, h, w] int64.
+    """
+    return torch.nn.functional.interpolate(labels[:, None].float(), size, mode="nearest-exact")[:, 0].long()
 
 
 def training_transform(
-    resize: Resize | None, crop: int, mean: tuple[float, ...], std: tuple[float, ...]
+    resize: RandomResize, crop_size: int, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> v2.Transform:
-    """Resize, flip, crop to crop × crop (padded with the mean colour, labels with unsure), normalise."""
+    """Return a transform that resizes, flips horizontally, crops and normalizes at random.
+
+    Args:
+        resize: the random resize.
+        crop_size: side of the square crop in pixels. Images are padded with the mean color, label maps with
+            `IGNORE_INDEX`.
+        mean, std: of the RGB channels, in 0..1.
+    """
     fill = {tv_tensors.Image: [round(255 * m) for m in mean], tv_tensors.Mask: IGNORE_INDEX}
-    steps = [
-        *([resize] if resize else []),
-        v2.RandomHorizontalFlip(),
-        v2.RandomCrop(crop, pad_if_needed=True, fill=fill),
-    ]
-    return v2.Compose([*steps, *_normalise(mean, std)])
-
-
-def _normalise(mean: tuple[float, ...], std: tuple[float, ...]) -> list[v2.Transform]:
-    to_float = v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True)
-    return [to_float, v2.Normalize(list(mean), list(std))]
+    return v2.Compose(
+        [
+            resize,
+            v2.RandomHorizontalFlip(),
+            v2.RandomCrop(crop_size, pad_if_needed=True, fill=fill),
+            v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
+            v2.Normalize(list(mean), list(std)),
+        ]
+    )
 
 
 def normalize_images(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """[B, 3, H, W] uint8 → float32 as a network wants it."""
+    """Convert images to the values that a network expects.
+
+    Args:
+        images: [B, 3, H, W] uint8 RGB.
+        mean, std: of the RGB channels, in 0..1.
+
+    Returns:
+        [B, 3, H, W] float32.
+    """
     return TF.normalize(images.float() / 255, list(mean), list(std))

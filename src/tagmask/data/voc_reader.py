@@ -1,4 +1,4 @@
-"""The layout of PASCAL VOC: JPEGImages, ImageSets, Annotations or a tag table, SegmentationClass."""
+"""Reader for the layout of PASCAL VOC: JPEGImages, ImageSets, Annotations or a tag table, SegmentationClass."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from xml.etree import ElementTree
 import numpy as np
 
 from tagmask.data.class_names import class_ids, find_class_list, normalize_class_name, read_class_list
-from tagmask.data.image_files import ImageFiles, given, with_masks
+from tagmask.data.image_files import ImageFiles, attach_masks
 from tagmask.data.image_ids import strip_image_suffix, unique_ids
 from tagmask.data.samples import Mask, PngMask, Problem, Sample, TaggedImages
-from tagmask.data.table_reader import rows_by_image
+from tagmask.data.table_reader import match_rows_to_images
 from tagmask.data.tag_table import Row, TagTable, read_tag_table
 from tagmask.data.text_files import read_text
 from tagmask.errors import DataError
 from tagmask.label_map import IGNORE_INDEX
-from tagmask.text import did_you_mean, join_names
+from tagmask.text import did_you_mean, join_names, pluralize
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 
-_MASK_FOLDERS = ("SegmentationClass", "SegmentationClassAug")  # the first has VOC's own masks, with unsure borders
+_MASK_FOLDERS = ("SegmentationClass", "SegmentationClassAug")  # VOC's own masks come first: they mark ignored borders
 
-TagsOf = Callable[[str, Sample], tuple[int, ...] | Problem | None]
-"""An image's name and sample → its class ids; what is wrong with them; or None where nothing is said of it."""
+TagReader = Callable[[str, Sample], tuple[int, ...] | Problem | None]
+"""Maps the name and sample of an image to its class ids, to a problem, or to None if its tags are not known."""
 
 
 def read_voc(
@@ -42,176 +42,188 @@ def read_voc(
     saliency: Path | None = None,
     class_list: Path | None = None,
 ) -> TaggedImages:
-    """Read VOC 2007 or 2012, `train_aug`, or own data in their layout.
+    """Read VOC 2007 or 2012, `train_aug`, or other data in the same layout.
 
     Args:
-        root: holds `JPEGImages`, with images of any kind.
-        split: the name of a list in `ImageSets/Segmentation` (or `ImageSets/Main`), or the path of a list file.
-            Its lines are `2007_000032`, or `/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png`.
+        root: the folder that holds `JPEGImages`, with images of any format.
+        split: the name of a list in `ImageSets/Segmentation` or `ImageSets/Main`, or the path of a list file. Its
+            lines have the form `2007_000032` or `/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png`.
             None: every image whose tags are known.
-        tags: "xml" (the objects in `Annotations`, those marked difficult too, as is the custom of the field),
-            "masks" (the classes that have pixels), or the path of a tag table. "auto" is the first there is of
+        tags: where the tags come from. "xml": the objects in `Annotations`, including those marked difficult, as is
+            common. "masks": the classes that have pixels. A path: a tag table. "auto": the first that exists of
             `tags.csv` in the root, "xml" and "masks".
-        masks: the folder of masks; by default `SegmentationClass`, and `SegmentationClassAug` for images that
-            the first lacks.
-        saliency: the folder of saliency maps; by default `Saliency`, if there is one.
-        class_list: file of class names, one a line, that fixes the class ids. By default `classes.txt` in the
-            root; else the 20 classes of VOC, unless fewer than half of a tag table's names are of them: then the
-            table's names, sorted.
+        masks: the folder of masks. By default `SegmentationClass`, and `SegmentationClassAug` for images that the
+            former lacks.
+        saliency: the folder of saliency maps. By default `Saliency`, if it exists.
+        class_list: a file of class names, one per line, that fixes the class ids. By default `classes.txt` in the
+            root, or else VOC's 20 classes. If fewer than half of the names in a tag table are VOC classes, the default
+            is the names of the table, sorted.
 
     Raises:
-        DataError: the folder, list or table cannot be read at all. What is wrong with single images is in `problems`.
+        DataError: the folder, list or table cannot be read. Errors in single images are in `problems` instead.
     """
     files = ImageFiles(root / "JPEGImages")
-    listed, problems = _listed(root, split, files)
-    names = [item.image for item in listed]
-    untagged = [Sample(id_, files.path(name), None) for id_, name in zip(unique_ids(names), names, strict=True)]
-    mask_folders = given(masks) or _existing(root, *_MASK_FOLDERS)
-    with_own, doubts = with_masks(untagged, mask_folders, given(saliency) or _existing(root, "Saliency"))
+    items, problems = _read_split(root, split, files)
+    names = [item.image for item in items]
+    samples = [Sample(i, files.path(name), None) for i, name in zip(unique_ids(names), names, strict=True)]
+    mask_folders = [masks] if masks else _existing_folders(root, *_MASK_FOLDERS)
+    saliency_folders = [saliency] if saliency else _existing_folders(root, "Saliency")
+    samples, warnings = attach_masks(samples, mask_folders, saliency_folders)
     if masks is None:
-        with_own = [_with_listed_mask(root, *pair, doubts) for pair in zip(listed, with_own, strict=True)]
+        samples = [_use_listed_mask(root, *pair, warnings) for pair in zip(items, samples, strict=True)]
 
-    source = _tag_source(root, tags)
-    classes, tags_of, more = _tags_from(root, source, find_class_list(root, class_list), _finder(files, names))
-    samples, missing = _tagged(listed, with_own, tags_of, str(source), required=split is not None)
+    source = _find_tag_source(root, tags)
+    finder = _table_image_finder(files, set(names))
+    classes, read_tags, table_problems = _tag_reader(root, source, find_class_list(root, class_list), finder)
+    samples, tag_problems = _add_tags(items, samples, read_tags, str(source), required=split is not None)
     name = os.path.basename(os.path.abspath(root)) + (f" ({split})" if split else "")
-    return TaggedImages(classes, tuple(samples), (*problems, *more, *missing, *files.problems, *doubts), name)
+    all_problems = (*problems, *table_problems, *tag_problems, *files.problems, *warnings)
+    return TaggedImages(classes, tuple(samples), all_problems, name)
 
 
 @dataclass(frozen=True)
-class _Item:
-    """A line of a split list: where it stands, the image's name under JPEGImages, and its mask if named."""
+class _SplitItem:
+    """A line of a split list: its location, the name of the image in JPEGImages, and its mask if the line names one."""
 
     where: str
     image: str
     mask: str | None = None
 
 
-def _existing(root: Path, *names: str) -> list[Path]:
+def _existing_folders(root: Path, *names: str) -> list[Path]:
     return [root / name for name in names if (root / name).is_dir()]
 
 
-def _listed(root: Path, split: str | None, files: ImageFiles) -> tuple[list[_Item], list[Problem]]:
+def _read_split(root: Path, split: str | None, files: ImageFiles) -> tuple[list[_SplitItem], list[Problem]]:
+    """Return the images of a split, or all images for None."""
     if split is None:
-        return [_Item(files.path(name), name) for name in files.names], []
-    path = _list_file(root, split)
-    items: dict[str, _Item] = {}
+        return [_SplitItem(files.path(name), name) for name in files.names], []
+    path = _find_split_file(root, split)
+    items: dict[str, _SplitItem] = {}
     problems = []
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
         try:
-            image, mask = _parse(line.strip(), where, files)
+            image, mask = _parse_split_line(line.strip(), where, files)
         except DataError as error:
-            problems.append(Problem.of(where, error))
+            problems.append(Problem.from_error(where, error))
             continue
         if image in items:
             problems.append(Problem(where, f"lists {image} again", "remove the line", "warning"))
-        items.setdefault(image, _Item(where, image, mask))
+        items.setdefault(image, _SplitItem(where, image, mask))
     if not items and not problems:
-        raise DataError(f"{path} lists no image; write one a line.")
+        raise DataError(f"{path} lists no image; write one image per line.")
     return list(items.values()), problems
 
 
-def _list_file(root: Path, split: str) -> Path:
+def _find_split_file(root: Path, split: str) -> Path:
     folders = (root / "ImageSets" / "Segmentation", root / "ImageSets" / "Main")
     candidates = [Path(split), root / split, *(folder / name for folder in folders for name in (f"{split}.txt", split))]
     for path in candidates:
         if path.is_file():
             return path
-    known = sorted({path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.txt")})
-    raise DataError(f"there is no split list {split!r} under {root / 'ImageSets'}{did_you_mean(split, known)}.")
+    splits = sorted({path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.txt")})
+    raise DataError(f"there is no split list {split!r} under {root / 'ImageSets'}{did_you_mean(split, splits)}.")
 
 
-def _parse(line: str, where: str, files: ImageFiles) -> tuple[str, str | None]:
-    """A line → image, mask. The whole line may be one name with spaces."""
+def _parse_split_line(line: str, where: str, files: ImageFiles) -> tuple[str, str | None]:
+    """Return the image and the mask of a line. The whole line may be one file name with spaces."""
 
-    def image(text: str) -> str:
+    def find(text: str) -> str:
         return files.find(text.lstrip("/").removeprefix("JPEGImages/"))
 
     columns = line.split()
     if len(columns) != 2:
-        return image(line), None
+        return find(line), None
     if columns[1] in ("-1", "0", "1"):
-        raise DataError(f"{where} is of a list for one class, like {line!r}; use a list that names images alone.")
+        raise DataError(f"{where} is from a list for one class, like {line!r}; use a list that names only images.")
     try:
-        return image(line), None
+        return find(line), None
     except DataError:
-        return image(columns[0]), columns[1].lstrip("/")
+        return find(columns[0]), columns[1].lstrip("/")
 
 
-def _with_listed_mask(root: Path, item: _Item, sample: Sample, doubts: list[Problem]) -> Sample:
+def _use_listed_mask(root: Path, item: _SplitItem, sample: Sample, warnings: list[Problem]) -> Sample:
+    """Return the sample with the mask that the split list names. Appends a warning if that mask does not exist."""
     if item.mask is None:
         return sample
     if (root / item.mask).is_file():
         return replace(sample, mask=PngMask(root / item.mask))
-    doubts.append(Problem(item.where, f"names the mask {item.mask}, which does not exist", "correct it", "warning"))
+    warnings.append(Problem(item.where, f"names the mask {item.mask}, which does not exist", "correct it", "warning"))
     return sample
 
 
-def _tag_source(root: Path, tags: str | Path) -> str | Path:
+def _find_tag_source(root: Path, tags: str | Path) -> str | Path:
+    """Return "xml", "masks" or the path of a tag table."""
     if tags != "auto":
         return tags if tags in ("xml", "masks") else Path(tags)
     if (root / "tags.csv").is_file():
         return root / "tags.csv"
     if (root / "Annotations").is_dir():
         return "xml"
-    if _existing(root, *_MASK_FOLDERS):
+    if _existing_folders(root, *_MASK_FOLDERS):
         return "masks"
-    raise DataError(f"{root} has no tags.csv, no Annotations and no SegmentationClass; add one to say what is shown.")
+    raise DataError(f"{root} has no tags.csv, no Annotations and no SegmentationClass; add one of them for the tags.")
 
 
-def _finder(files: ImageFiles, wanted: Collection[str]) -> Callable[[str], str | None]:
-    """Finds images of a table; those that are not wanted, or not there, are of no interest."""
+def _table_image_finder(files: ImageFiles, names: Collection[str]) -> Callable[[str], str | None]:
+    """Return a function that finds the images of a table; None for images that are missing or not among the names."""
 
     def find(name: str) -> str | None:
         try:
             image = files.find(name)
         except DataError:
             return None
-        return image if image in wanted else None
+        return image if image in names else None
 
     return find
 
 
-def _tags_from(
-    root: Path, source: str | Path, class_list: Path | None, find: Callable[[str], str | None]
-) -> tuple[tuple[str, ...], TagsOf, list[Problem]]:
-    """The classes, what gives an image its tags, and what is wrong with a tag table's own lines."""
-    classes = read_class_list(class_list) if class_list else VOC_CLASSES
+def _tag_reader(
+    root: Path, source: str | Path, class_file: Path | None, find: Callable[[str], str | None]
+) -> tuple[tuple[str, ...], TagReader, list[Problem]]:
+    """Return the classes, the function that reads the tags of an image, and the problems of a tag table's lines."""
+    classes = read_class_list(class_file) if class_file else VOC_CLASSES
     if source == "masks":
-        return classes, lambda name, sample: _mask_tags(sample.mask, len(classes)), []
+        return classes, lambda name, sample: _tags_from_mask(sample.mask, len(classes)), []
     if source == "xml":
-        return classes, lambda name, sample: _xml_tags(root / "Annotations", name, classes), []
+        return classes, lambda name, sample: _tags_from_xml(root / "Annotations", name, classes), []
     table = read_tag_table(Path(source))
-    if not class_list and len({*table.names} & {*VOC_CLASSES}) * 2 < len(table.names):
+    if not class_file and len({*table.names} & {*VOC_CLASSES}) * 2 < len(table.names):
         classes = table.names
-    rows, problems = rows_by_image(table.rows, find, table)
-    return classes, lambda name, sample: _table_tags(table, rows.get(name), classes), problems
+    rows, problems = match_rows_to_images(table.rows, find, table)
+    return classes, lambda name, sample: _tags_from_row(table, rows.get(name), classes), problems
 
 
-def _tagged(
-    items: Sequence[_Item], samples: Sequence[Sample], tags_of: TagsOf, source: str, required: bool
+def _add_tags(
+    items: Sequence[_SplitItem], samples: Sequence[Sample], read_tags: TagReader, source: str, required: bool
 ) -> tuple[list[Sample], list[Problem]]:
-    """The samples with their tags; one that has none is left out, with a problem of its own if it is required."""
+    """Return the samples that have tags. The others are errors if tags are required, else counted in a warning."""
     names = [item.image for item in items]
-    with ThreadPoolExecutor() as pool:  # masks are decoded outside Python's lock
-        all_tags = list((pool.map if source == "masks" else map)(tags_of, names, samples))
-    silent = [item for item, tags in zip(items, all_tags, strict=True) if tags is None]
+    if source == "masks":
+        with ThreadPoolExecutor() as pool:  # Pillow releases the GIL while it decodes
+            all_tags = list(pool.map(read_tags, names, samples))
+    else:
+        all_tags = list(map(read_tags, names, samples))
+    untagged = [item for item, tags in zip(items, all_tags, strict=True) if tags is None]
     problems = [tags for tags in all_tags if isinstance(tags, Problem)]
     if required:
-        what = {"xml": "no file in Annotations", "masks": "no mask"}.get(source, f"no line in {source}")
-        problems += [Problem(item.where, f"{item.image} has {what}", "add it, or remove the image") for item in silent]
-    elif silent:
-        what = f"says nothing of {len(silent)} images ({join_names([item.image for item in silent], 3)})"
-        problems.append(Problem(source, what, "add them if they are to be used", "warning"))
-    return [
+        missing = {"xml": "no file in Annotations", "masks": "no mask"}.get(source, f"no line in {source}")
+        fix = "add it, or remove the image"
+        problems += [Problem(item.where, f"{item.image} has {missing}", fix) for item in untagged]
+    elif untagged:
+        examples = join_names([item.image for item in untagged], 3)
+        message = f"has no tags for {pluralize(len(untagged), 'image')} ({examples})"
+        problems.append(Problem(source, message, "add them if they are to be used", "warning"))
+    tagged = [
         replace(sample, tags=tags) for sample, tags in zip(samples, all_tags, strict=True) if isinstance(tags, tuple)
-    ], problems
+    ]
+    return tagged, problems
 
 
-def _table_tags(table: TagTable, row: Row | None, classes: Sequence[str]) -> tuple[int, ...] | Problem | None:
+def _tags_from_row(table: TagTable, row: Row | None, classes: Sequence[str]) -> tuple[int, ...] | Problem | None:
     if row is None:
         return None
     if row.problem:
@@ -219,24 +231,24 @@ def _table_tags(table: TagTable, row: Row | None, classes: Sequence[str]) -> tup
     try:
         return class_ids(row.tags, classes)
     except DataError as error:
-        return Problem.of(table.where(row), error)
+        return Problem.from_error(table.location(row), error)
 
 
-def _mask_tags(mask: Mask | None, num_classes: int) -> tuple[int, ...] | Problem | None:
+def _tags_from_mask(mask: Mask | None, num_classes: int) -> tuple[int, ...] | Problem | None:
     if not isinstance(mask, PngMask):
         return None
     try:
-        present = np.flatnonzero(np.bincount(mask.read().ravel(), minlength=256)).tolist()
+        ids = np.flatnonzero(np.bincount(mask.read().ravel(), minlength=256)).tolist()
     except DataError as error:
-        return Problem.of(str(mask.path), error)
-    tags = tuple(label for label in present if label not in (0, IGNORE_INDEX))
+        return Problem.from_error(str(mask.path), error)
+    tags = tuple(label for label in ids if label not in (0, IGNORE_INDEX))
     if tags and tags[-1] > num_classes:
-        what = f"has pixels of class {tags[-1]}, and there are {num_classes} classes"
-        return Problem(str(mask.path), what, "correct the mask or the class list")
+        message = f"has pixels of class {tags[-1]}, but the largest class id is {num_classes}"
+        return Problem(str(mask.path), message, "correct the mask or the class list")
     return tags
 
 
-def _xml_tags(folder: Path, name: str, classes: Sequence[str]) -> tuple[int, ...] | Problem | None:
+def _tags_from_xml(folder: Path, name: str, classes: Sequence[str]) -> tuple[int, ...] | Problem | None:
     path = folder / f"{strip_image_suffix(name)}.xml"
     try:
         objects = ElementTree.parse(path).getroot().iterfind("object")
@@ -244,6 +256,6 @@ def _xml_tags(folder: Path, name: str, classes: Sequence[str]) -> tuple[int, ...
     except FileNotFoundError:
         return None
     except DataError as error:
-        return Problem.of(str(path), error)
+        return Problem.from_error(str(path), error)
     except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
-        return Problem(str(path), f"is not XML that can be read ({error})", "correct it")
+        return Problem(str(path), f"is not valid XML ({error})", "correct it")

@@ -1,8 +1,4 @@
-"""A run rehearsed on a few of its images: whether it works here, and how much time, disk and memory it would take.
-
-The recipe is carried out for real in a temporary folder, and every loop that tells its progress is timed; so nothing
-here knows a method by name.
-"""
+"""Estimate what a run takes, by carrying out its recipe on a few images in a temporary folder."""
 
 from __future__ import annotations
 
@@ -12,68 +8,32 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from joblib.externals.loky import get_reusable_executor
-from rich.console import Console
 
-from tagmask.api import REPORT, Run, read_data, resolve_recipe
+from tagmask.api import resolve_recipe
 from tagmask.compute import Compute, Precision
 from tagmask.data.source import DataSource
-from tagmask.dryrun.subset import ImageSubset
-from tagmask.dryrun.timing import LoopTimer, Timing
-from tagmask.dryrun.weights import weights_from_outside, without_downloads
+from tagmask.dryrun.result import DryRun
+from tagmask.dryrun.subset import ImageSubset, choose_subset
+from tagmask.dryrun.timing import LoopTimer
+from tagmask.dryrun.weights import find_external_weights
 from tagmask.errors import RunError
-from tagmask.evaluate import HELD_OUT, evaluate_run
-from tagmask.pipeline import check_run_folder, check_stages, run_stages, write_run_record
+from tagmask.evaluate import evaluate_run, held_out_folder
+from tagmask.pipeline import check_stages, run_stages, write_run_record
 from tagmask.recipe import Recipe
-from tagmask.report.collect import collect_report
-from tagmask.report.page import write_report
+from tagmask.report.update import update_report
+from tagmask.results import make_reporter, read_run_data
+from tagmask.run_folder import RunFolder
 
-STEPS = {"cpu": 5, "other": 50}  # of each training: the first ones on a GPU only queue, their images loaded ahead
-PIXELS = {"cpu": 1.5e6, "other": 12e6}  # of the images gone through; eight photographs of 500×375 have 1.5 million
-BLOCK = 4096  # bytes; a file takes whole ones of a disk
+MAX_STEPS = {"cpu": 5, "gpu": 50}  # per training; a GPU only queues the first ones, for which images are loaded ahead
+NUM_PIXELS = {"cpu": 1.5e6, "gpu": 12e6}  # of all images of the subset; eight images of 500×375 have 1.5 million
+DISK_BLOCK = 4096  # bytes; a file occupies whole blocks
 
-
-@dataclass(frozen=True)
-class DryRun:
-    """What a run would take, from its beginning.
-
-    Attributes:
-        timings: its loops, in order.
-        weights: for each stage that begins with weights from outside what they are, and whether they are here.
-        disk: bytes by stage, and of the largest checkpoint, which is there while a training lasts.
-        disk_free: bytes, where the run folder is to be, with those that it has already.
-        memory: bytes at most seen of this process, of the largest of its workers, and of the GPU (None: none used).
-    """
-
-    timings: tuple[Timing, ...]
-    weights: dict[str, dict[str, Any]]
-    disk: dict[str, int]
-    disk_free: int
-    memory: dict[str, int | None]
-
-    @property
-    def seconds(self) -> float:
-        return sum(timing.seconds for timing in self.timings)
-
-    @property
-    def disk_needed(self) -> int:
-        return sum(self.disk.values())
-
-    def check(self, out: Path) -> None:
-        """Raises RunError if the run is certain to fail."""
-        if self.disk_needed > self.disk_free:
-            raise RunError(
-                f"{out} would take {gigabytes(self.disk_needed)}, and {gigabytes(self.disk_free)} are free there: "
-                "free some, or choose another --out."
-            )
-
-    def to_json(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "disk_needed": self.disk_needed, **asdict(self)}
+# Parts of a run that are not stages; with a space, they differ from the name of any stage
+DATA, REPORT, HELD_OUT, CHECKPOINT = "the data", "the report", "held-out images", "largest checkpoint"
 
 
 def dry_run(
@@ -92,74 +52,119 @@ def dry_run(
     redo: bool = False,
     quiet: bool = False,
 ) -> DryRun:
-    """Find out what `tagmask.run` with these arguments would take, without making `out` or downloading anything.
+    """Check a run before it starts, and estimate its time, disk space and memory.
 
-    All images are checked, a few go through every stage at the recipe's own batch and crop sizes, and each training
-    takes a few of its steps. Weights from timm's hub are replaced by random ones, which cost as much.
+    All images are verified. Then a few of them go through every stage in a temporary folder, with the batch and crop
+    sizes of the recipe, and each training takes a few steps. Nothing is downloaded: random weights, which cost as
+    much, replace those of timm's hub. `out` is not written.
+
+    Args:
+        images: see `run`, as all other arguments.
+        out: the run folder that the run would write.
+        tags: a table `image,tags`.
+        held_out: images with ground truth, on which the run would measure the final network.
+        recipe: the name of a shipped recipe, a YAML file or a `Recipe`.
+        settings: changes of single settings, "stage.setting=value".
+        seed: replaces the recipe's seed.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        precision: "auto", "float32" or "bfloat16".
+        workers: processes that load images and run CRFs; None: one per core.
+        skip_bad: leave out images that cannot be read, instead of stopping.
+        redo: the run would run the stages again whose settings or inputs have changed.
+        quiet: print nothing.
 
     Raises:
-        DataError, RecipeError, RunError: the run would fail; with one sentence that says what to do.
+        DataError: the images, tags or masks cannot be used.
+        RecipeError: the recipe or a setting is not valid.
+        RunError: `out` holds something else or a run with other settings, a stage does not fit into memory, or there
+            are several processes.
+
+    Example:
+        >>> estimate = tagmask.dry_run(
+        ...     "photos", "run2", tags="tags.csv", recipe="scratch", settings=TOY_SETTINGS, quiet=True
+        ... )
+        >>> estimate.seconds > 0
+        True
     """
     source = images if isinstance(images, DataSource) else DataSource(root=str(images), tags=tags and str(tags))
     compute = Compute.detect(device, precision, workers)
     if compute.world_size > 1:
         raise RunError("a dry run measures one process: start it without torchrun or srun.")
     chosen = resolve_recipe(recipe, settings, seed, compute)
-    weights = weights_from_outside(chosen)
-    check_run_folder(Path(out))
+    weights = find_external_weights(chosen)
+    RunFolder(Path(out)).check_usable()
     with tempfile.TemporaryDirectory(prefix="tagmask-") as temporary:
-        folder = Path(temporary)
-        clock = LoopTimer(None if quiet else Console(stderr=True), folder)
-        with clock.part("the data"):
-            read = read_data(Run(folder, chosen, source, held_out, compute), skip_bad, clock)
-            write_run_record(folder, chosen, read[0], {})
-            check_stages(chosen, read[0], Path(out), redo)
-        pixels = PIXELS.get(compute.device.type, PIXELS["other"])
-        few = ImageSubset.of(read[0], pixels)
-        few_held_out = ImageSubset.of(read[1], pixels) if read[1] else None
-        disk = _carry_out(without_downloads(chosen), few, few_held_out, compute, clock)
-        disk["a checkpoint"] = clock.checkpoint
-        memory = _memory(compute)
-    return DryRun(tuple(clock.timings), weights, disk, _free(Path(out)), memory)
+        folder = RunFolder(Path(temporary))
+        timer = LoopTimer(make_reporter(quiet).console, folder.path)
+        with timer.time_stage(DATA):
+            data = read_run_data(source, held_out, skip_bad=skip_bad, workers=compute.workers, reporter=timer)
+            check_stages(chosen, data[0], RunFolder(Path(out)), redo=redo)
+            write_run_record(folder, chosen, data[0], {})
+        num_pixels = NUM_PIXELS["cpu" if compute.device.type == "cpu" else "gpu"]
+        subset = choose_subset(data[0], num_pixels)
+        held_out_subset = choose_subset(data[1], num_pixels) if data[1] is not None else None
+        disk = _run_timed(_for_dry_run(chosen), folder, subset, held_out_subset, compute, timer)
+        disk[CHECKPOINT] = timer.largest_checkpoint
+        memory = peak_memory(compute)
+    return DryRun(tuple(timer.timings), weights, disk, available_disk_space(Path(out)), memory)
 
 
-def _carry_out(
-    recipe: Recipe, images: ImageSubset, held_out: ImageSubset | None, compute: Compute, clock: LoopTimer
+def _for_dry_run(recipe: Recipe) -> Recipe:
+    """Return the recipe with random weights instead of downloads, and almost no learning."""
+    return recipe.model_copy(update={"stages": {name: method.for_dry_run() for name, method in recipe.stages.items()}})
+
+
+def _run_timed(
+    recipe: Recipe,
+    folder: RunFolder,
+    subset: ImageSubset,
+    held_out: ImageSubset | None,
+    compute: Compute,
+    timer: LoopTimer,
 ) -> dict[str, int]:
-    """Do what a run does, timed; returns the bytes that it would write, by stage."""
-    folder = clock.folder
-    steps = STEPS.get(compute.device.type, STEPS["other"])
+    """Run all stages and write the report, as a run does.
+
+    Returns:
+        The bytes that the whole run would write, by stage.
+    """
+    max_steps = MAX_STEPS["cpu" if compute.device.type == "cpu" else "gpu"]
     disk = {}
     for number, name in enumerate(recipe.stages, 1):
-        so_far = recipe.model_copy(update={"stages": dict(list(recipe.stages.items())[:number])})
-        with clock.part(name, images), _memory_suffices(name, compute):
-            run_stages(so_far, images, folder, compute=compute, reporter=clock, max_steps=steps)
-        disk[name] = _size_for_all(folder / name, images)
-    with clock.part("the report", images):
-        evaluation = evaluate_run(recipe, folder, images, None, compute, clock)
-        write_report(collect_report(recipe, folder, images, None, evaluation), folder / REPORT)
-    if held_out:
-        with clock.part(HELD_OUT, held_out), _memory_suffices(HELD_OUT, compute):
-            evaluate_run(recipe, folder, images.select(lambda sample: False), held_out, compute, clock)
-        disk[HELD_OUT] = _size_for_all(folder / HELD_OUT, held_out)
-    return disk | {"the report": (folder / REPORT).stat().st_size}
+        stages_so_far = recipe.model_copy(update={"stages": dict(list(recipe.stages.items())[:number])})
+        with timer.time_stage(name, subset), _explain_out_of_memory(name, compute):
+            run_stages(
+                stages_so_far, subset.images, folder, compute=compute, reporter=timer,
+                max_steps=max_steps, epoch_size=subset.num_images,
+            )  # fmt: skip
+        disk[name] = estimate_folder_size(folder.stage(name).path, subset)
+    with timer.time_stage(REPORT, subset):
+        update_report(recipe, folder, subset.images, None, compute, timer)
+    disk[REPORT] = folder.report_path.stat().st_size
+    if held_out and (segmenter := recipe.latest("segmenter")):
+        no_training_images = subset.images.select(lambda sample: False)
+        with timer.time_stage(HELD_OUT, held_out), _explain_out_of_memory(segmenter, compute):
+            evaluate_run(recipe, folder, no_training_images, held_out.images, compute, timer)
+        disk[HELD_OUT] = estimate_folder_size(held_out_folder(folder, held_out.images).path, held_out)
+    return disk
 
 
 @contextmanager
-def _memory_suffices(stage: str, compute: Compute) -> Iterator[None]:
+def _explain_out_of_memory(stage: str, compute: Compute) -> Iterator[None]:
+    """Raise RunError, with advice, if a stage does not fit into memory."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:  # torch has a class of its own for a GPU's memory alone
+    except (MemoryError, RuntimeError) as error:  # torch raises OutOfMemoryError only for the memory of a GPU
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         raise RunError(
-            f"stage {stage!r} does not fit into the memory of {compute.device}: lower its batch_size or crop "
-            f"(e.g. --set {stage}.batch_size=...), or use a larger machine."
+            f"stage {stage!r} does not fit into the memory of {compute.device}: lower its batch_size, crop_size or "
+            f"inference_batch_size (e.g. --set {stage}.batch_size=...), or use a larger machine."
         ) from error
 
 
-def _memory(compute: Compute) -> dict[str, int | None]:
-    get_reusable_executor(reuse=True).shutdown()  # workers count once they have ended, and joblib's would stay
+def peak_memory(compute: Compute) -> dict[str, int | None]:
+    """Return the largest memory use so far, see `DryRun.memory`, and stop the worker processes of joblib."""
+    get_reusable_executor(reuse=True).shutdown()  # getrusage counts only workers that have ended
     unit = 1 if sys.platform == "darwin" else 1024
     process, worker = (
         resource.getrusage(who).ru_maxrss * unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
@@ -168,23 +173,22 @@ def _memory(compute: Compute) -> dict[str, int | None]:
     return {"process": process, "worker": worker, "gpu": gpu}
 
 
-def _size_for_all(stage: Path, images: ImageSubset) -> int:
-    """The bytes of a stage's folder, were it made of all images: one file an image in folders, the others beside."""
-    factor = len(images) / len(images.samples) * images.pixels
+def estimate_folder_size(folder: Path, subset: ImageSubset) -> int:
+    """Return the bytes that a stage's folder would occupy with the full set of images.
+
+    Files in subfolders are one per image, and files in the folder itself do not depend on the number of images.
+    """
+    factor = subset.image_factor * subset.pixel_factor
     total = 0.0
-    for file in stage.rglob("*"):
+    for file in folder.rglob("*"):
         if file.is_file():
-            blocks = -(-file.stat().st_size // BLOCK) * BLOCK
-            total += blocks if file.parent == stage else blocks * factor
+            size = -(-file.stat().st_size // DISK_BLOCK) * DISK_BLOCK
+            total += size if file.parent == folder else size * factor
     return round(total)
 
 
-def _free(out: Path) -> int:
-    """The bytes that a run folder may come to hold: those free there, and those that it has already."""
+def available_disk_space(out: Path) -> int:
+    """Return the bytes that a run folder can take: those that are free there, and those that it takes already."""
     out = out.absolute()
-    nearest = next(path for path in (out, *out.parents) if path.exists())
-    return shutil.disk_usage(nearest).free + sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-
-
-def gigabytes(size: float) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
+    existing = next(path for path in (out, *out.parents) if path.exists())
+    return shutil.disk_usage(existing).free + sum(file.stat().st_size for file in out.rglob("*") if file.is_file())

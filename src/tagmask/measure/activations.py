@@ -1,94 +1,44 @@
-"""How even the activation is inside an object, and how far above the background (AMN, section 3)."""
+"""How uniform the activation is inside an object, and how far it is above the background."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
-
 import numpy as np
-import torch
-from torch import Tensor
-from torchmetrics import Metric
 
-from tagmask.measure.validation import as_array, check_maps
+from tagmask.measure.reports import ActivationStats
+from tagmask.measure.validation import check_maps
 
 
-class ActivationFigures(NamedTuple):
-    """Figures of each tagged class of an image ([K] float64), or their means over images (floats).
-
-    nan: nothing to measure. The class is not in the truth; for the gap, there is no background; for the others,
-    the map is zero in the whole region.
-
-    Attributes:
-        imbalance: 90th over 10th percentile of the class's activation inside its true region, 1 if it is
-            even, inf if over a tenth of the region is zero. Means are harmonic, so one inf does not fill them.
-        variation: standard deviation over mean of the activation inside the true region, 0 if it is even.
-        gap: mean activation inside the true region − mean activation of the same map on true background.
-    """
-
-    imbalance: Any
-    variation: Any
-    gap: Any
-
-
-def activation_figures(maps: np.ndarray, classes: np.ndarray, ground_truth: np.ndarray) -> ActivationFigures:
-    """Imbalance, coefficient of variation and gap of each of one image's maps.
+def activation_stats(maps: np.ndarray, classes: np.ndarray, target: np.ndarray) -> list[ActivationStats]:
+    """Compute the statistics of each response map of an image.
 
     Args:
         maps: [K, H, W] float, activations of the tagged classes; K may be 0.
-        classes: [K] int, their ids 1..n.
-        truth: [H, W] uint8, 0 background, 1..n classes, 255 left out.
+        classes: [K] int, ids of the classes, from 1.
+        target: [H, W] integers, 0 background, class ids, 255 ignored.
+
+    Returns:
+        K statistics. All values are nan for a class that does not occur in the target.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: the shapes do not fit.
+
+    Example:
+        >>> maps = np.array([[[0.8, 0.8, 0.2]]])
+        >>> activation_stats(maps, np.array([1]), np.array([[1, 1, 0]]))
+        [ActivationStats(imbalance=1.0, variation=0.0, gap=0.6000000000000001)]
     """
-    check_maps(maps, classes, ground_truth)
-    figures = np.full((3, len(maps)), np.nan)
-    background = ground_truth == 0
-    for k, c in enumerate(classes):
-        inside = maps[k][ground_truth == c].astype(np.float64)
+    check_maps(maps, classes, target)
+    background = target == 0
+    stats = []
+    for class_map, class_id in zip(maps, classes, strict=True):
+        inside = class_map[target == class_id].astype(np.float64)
+        imbalance = variation = gap = np.nan
         if inside.any():
             low, high = np.percentile(inside, (10, 90))
-            # Both zero: a region with almost no activation is as uneven as can be.
-            figures[0, k] = high / low if low > 0 else np.inf
-            figures[1, k] = inside.std() / inside.mean()
+            # If both are 0, almost the whole region has no activation, which is as imbalanced as possible.
+            imbalance = high / low if low > 0 else np.inf
+            variation = inside.std() / inside.mean()
         if inside.size and background.any():
-            figures[2, k] = inside.mean() - maps[k][background].mean(dtype=np.float64)
-    return ActivationFigures(*figures)
-
-
-class MeanActivationFigures(Metric):
-    """Means of `activation_figures` over all images' classes, summed over processes.
-
-    `compute()` gives an `ActivationFigures` of floats: the harmonic mean of the imbalance, the plain means of
-    the others. Pairs of image and class with nothing to measure are left out.
-    """
-
-    is_differentiable = False
-    full_state_update = False
-    total: Tensor
-    pairs: Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("total", torch.zeros(3, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("pairs", torch.zeros(3, dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(
-        self,
-        maps: np.ndarray | Tensor,
-        classes: Sequence[int] | np.ndarray | Tensor,
-        ground_truth: np.ndarray | Tensor,
-    ) -> None:
-        """Add one image; arguments as `activation_figures`."""
-        ids = np.asarray(as_array(classes) if isinstance(classes, Tensor) else classes, np.int64)
-        figures = activation_figures(as_array(maps), ids, as_array(ground_truth))
-        values = np.stack([1 / figures.imbalance, figures.variation, figures.gap])
-        self.total += torch.from_numpy(np.nansum(values, axis=1)).to(self.total.device)
-        self.pairs += torch.from_numpy(np.sum(~np.isnan(values), axis=1)).to(self.pairs.device)
-
-    def compute(self) -> ActivationFigures:
-        """The means over all images and processes so far; nan where nothing was measured."""
-        evenness, variation, gap = (self.total / self.pairs).tolist()
-        imbalance = 1 / evenness if evenness else float("inf")
-        return ActivationFigures(imbalance, variation, gap)
+            gap = inside.mean() - class_map[background].mean(dtype=np.float64)
+        stats.append(ActivationStats(float(imbalance), float(variation), float(gap)))
+    return stats

@@ -1,1 +1,1 @@
-"""The methods: one paper, one file, with its network head, its loss, its training step and its maps."""
+"""The methods, one file per paper: settings, network head, loss, training step and what they make."""

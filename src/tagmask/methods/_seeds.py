@@ -1,4 +1,4 @@
-"""The confident seeds of a stage on disk, for the methods that learn from them (AMN, IRN)."""
+"""Confident seeds on disk, for the methods that learn from them (AMN, IRN)."""
 
 from __future__ import annotations
 
@@ -13,31 +13,35 @@ from tagmask.data.images import read_image
 from tagmask.data.samples import Sample
 from tagmask.label_map import read_label_map, write_label_map
 from tagmask.maps import ResponseMaps
-from tagmask.refine.label_maps import ConfidentSeeds
-from tagmask.stage import StageContext, maps_path
+from tagmask.refine.dense_crf import compile_crf_kernels
+from tagmask.refine.label_maps import confident_seeds
+from tagmask.refine.settings import SeedSettings
+from tagmask.run_folder import StageFolder
+from tagmask.stage import StageContext
 
 
 @dataclass(frozen=True)
 class SeedFolder:
-    """`seeds/<id>.png` of a stage; called with a sample it is a layer "labels" of the training (`Layers`)."""
+    """The seeds `seeds/<id>.png` of a stage, which training reads as `ExtraTargets` of the name "labels"."""
 
-    stage: Path
+    stage: StageFolder
 
-    def file(self, sample: Sample) -> Path:
-        return self.stage / "seeds" / f"{sample.id}.png"
+    def path(self, image_id: str) -> Path:
+        """Return the path of the seeds of an image."""
+        return self.stage.path / "seeds" / f"{image_id}.png"
 
     def __call__(self, sample: Sample) -> Mapping[str, np.ndarray]:
-        return {"labels": read_label_map(self.file(sample))}
+        return {"labels": read_label_map(self.path(sample.id))}
 
 
-def write_seeds(seeds: ConfidentSeeds, context: StageContext) -> SeedFolder:
+def write_seeds(settings: SeedSettings, context: StageContext) -> SeedFolder:
     """Write the seeds of every image that has none yet, from the stage's input maps, in parallel."""
     folder = SeedFolder(context.folder)
-    groups = context.pending_shard([[sample] for sample in context.images.samples], folder.file)
-    if groups and seeds.crf:
-        seeds.crf.compile(context.info)
+    groups = context.pending_shard([[sample] for sample in context.images.samples], folder.path)
+    if groups and settings.crf:
+        compile_crf_kernels(context.reporter.info)
     jobs = (
-        delayed(_write)(seeds, sample.image, maps_path(context.inputs["maps"], sample), folder.file(sample))
+        delayed(_write)(settings, sample.image, context.inputs["maps"].maps_path(sample.id), folder.path(sample.id))
         for (sample,) in groups
     )
     context.run_parallel("seeds", jobs, len(groups))
@@ -45,5 +49,5 @@ def write_seeds(seeds: ConfidentSeeds, context: StageContext) -> SeedFolder:
     return folder
 
 
-def _write(seeds: ConfidentSeeds, image: str, maps_path: Path, path: Path) -> None:
-    write_label_map(path, seeds.label_map(read_image(image), ResponseMaps.load(maps_path)))
+def _write(settings: SeedSettings, image: str, maps_path: Path, path: Path) -> None:
+    write_label_map(path, confident_seeds(read_image(image), ResponseMaps.load(maps_path), settings))

@@ -1,24 +1,65 @@
-"""The kinds of settings that several methods have, checked when a recipe is read."""
+"""Settings that several methods share, and their validators."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 
 from tagmask.models.backbone import check_backbone
+from tagmask.stage import InitialWeights, Method
 
 N = TypeVar("N", int, float)
 
 
-def _in_order(ends: tuple[N, N]) -> tuple[N, N]:
-    if ends[0] > ends[1]:
-        raise ValueError(f"{ends[0]} is above {ends[1]}; give the smaller one first")
-    return ends
+def _check_ascending(limits: tuple[N, N]) -> tuple[N, N]:
+    if limits[0] > limits[1]:
+        raise ValueError(f"{limits[0]} is above {limits[1]}; give the smaller one first")
+    return limits
 
 
 BackboneName = Annotated[str, AfterValidator(check_backbone)]
 Stride = Literal[8, 16, 32]
 Scales = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
-ScaleRange = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_in_order)]
-LongSide = Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_in_order)]
+ScaleRange = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_check_ascending)]
+LongSideRange = Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_check_ascending)]
+
+CAM_SCALES = (1.0, 0.5, 1.5, 2.0)  # Ahn et al., CVPR 2019, as in its public code; ReCAM and AMN use the same
+
+
+class BackboneSettings(Method):
+    """The network that a method starts from; by default the run's classifier."""
+
+    backbone: BackboneName | None = Field(None, description="any timm model; null: the backbone of the classifier")
+    weights: str = Field(
+        "classifier",
+        description="initial weights: classifier (this run's), pretrained (timm's hub), none (random) or a file",
+    )
+    options: dict[str, Any] | None = Field(
+        None, description="further arguments of timm.create_model; null: those of the classifier"
+    )
+    output_stride: Stride = Field(16, description="pixels per feature cell, for backbones that can be dilated")
+
+    def initial_weights(self) -> InitialWeights:
+        return InitialWeights(self.backbone, self.weights)
+
+    def for_dry_run(self) -> Self:
+        method = super().for_dry_run()
+        return method.model_copy(update={"weights": "none"}) if method.weights == "pretrained" else method
+
+
+class InferenceSettings(Method):
+    """How a trained network is applied to whole images."""
+
+    scales: Scales = Field(
+        CAM_SCALES, description="factors by which images are resized; each view is used with its horizontal flip"
+    )
+    inference_batch_size: int = Field(16, ge=1, description="images of equal size that are processed together")
+
+
+class MapSettings(InferenceSettings):
+    """How a classifier makes response maps."""
+
+    inference_stride: Stride | None = Field(
+        None, description="output_stride of the backbone when it makes maps; null: as in training"
+    )

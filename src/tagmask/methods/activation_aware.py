@@ -1,45 +1,56 @@
-"""The activation-aware mask refinement loss: saliency refines the segmentation network (methods, section 4).
+"""The activation-aware mask refinement loss: saliency refines the training of the segmentation network.
 
 After Sun, Zhang and Barnes, "Inferring the Class Conditional Response Map for Weakly Supervised Semantic Segmentation",
-WACV 2022: saliency sharpens the foreground, and must not suppress tagged objects that are not salient. The formula is
-ours, not the paper's equation: saliency is first completed by activation, and left out where the two disagree.
+WACV 2022 (arXiv:2110.14309): saliency sharpens the foreground but must not suppress tagged objects that are not
+salient. The formula is ours, not the paper's equation: activation first completes the saliency, and pixels where the
+two contradict each other are left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch.nn.functional as F
 from joblib import delayed
 from pydantic import BaseModel, ConfigDict, Field
 from scipy import ndimage
-from torch import Tensor
+from torch import Tensor, nn
 
 from tagmask.data.loading import ExtraTargets
-from tagmask.data.saliency import read_saliency, saliency_hash
+from tagmask.data.saliency import read_saliency, saliency_fingerprint
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.errors import DataError
 from tagmask.label_map import IGNORE_INDEX, read_label_map, write_label_map
 from tagmask.maps import ResponseMaps
-from tagmask.methods.segment import PseudoMasks, Segment, SegmentTraining, pixel_loss
-from tagmask.stage import ArtifactKind, StageContext, maps_path
+from tagmask.methods.segment import PseudoMaskTargets, Segment, SegmentTraining, pixel_loss
+from tagmask.models.segmenter import Segmenter
+from tagmask.run_folder import StageFolder
+from tagmask.stage import ArtifactKind, StageContext
 
 
 class Completion(BaseModel):
-    """What counts as salient, as claimed by a tagged class, and as active."""
+    """The thresholds by which activation completes saliency."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     salient: float = Field(0.5, ge=0, le=1, description="saliency from which a pixel is salient")
     percentile: float = Field(
-        90, ge=0, le=100, description="of a class's positive activations in the image: above it, it claims a pixel"
+        90,
+        ge=0,
+        le=100,
+        description="percentile of a class's positive activations in the image, above which a pixel is claimed by the "
+        "class",
     )
     active: float = Field(
-        0.1, ge=0, le=1, description="activation from which a pixel, or on average a salient component, may be tagged"
+        0.1,
+        ge=0,
+        le=1,
+        description="activation from which a pixel can belong to a tagged object; a salient component with a lower "
+        "mean activation is taken for an untagged object",
     )
 
 
@@ -47,147 +58,165 @@ COMPLETION = Completion()
 
 
 class ActivationAware(Segment):
-    """Train the segmentation network on the pseudo-masks and on saliency, where activation does not contradict it."""
+    """Train the segmentation network on the pseudo-masks, and on saliency where activation does not contradict it."""
 
     needs: ClassVar[tuple[ArtifactKind, ...]] = ("masks", "classifier", "maps")
 
-    saliency_weight: float = Field(0.1, ge=0, description="λ of the saliency's part of the loss")
-    completion: Completion = COMPLETION
+    saliency_weight: float = Field(0.1, ge=0, description="weight λ of the saliency term of the loss")
+    completion: Completion = Field(COMPLETION, description="how activation completes saliency")
 
-    def check(self, images: TaggedImages) -> None:
+    def check_images(self, images: TaggedImages) -> None:
         if not any(sample.saliency for sample in images.samples):
             raise DataError(
-                f"no image of {images.name} has saliency, which the activation-aware loss needs: "
-                "give --saliency FOLDER, or make it with `tagmask saliency DATA --out FOLDER`."
+                f"no image of {images.name} has a saliency map, which the activation-aware loss needs: "
+                "give --saliency FOLDER, or make them with `tagmask saliency DATA --out FOLDER`."
             )
 
     def extra_fingerprint(self, images: TaggedImages) -> str | None:
-        return saliency_hash(images)
+        return saliency_fingerprint(images)
 
-    def layers(self, context: StageContext) -> ExtraTargets:
-        write_targets(context, self.completion)
-        return SaliencyTargets(PseudoMasks(context.inputs["masks"]), context.folder)
+    def extra_targets(self, context: StageContext) -> ExtraTargets:
+        write_saliency_targets(context, self.completion)
+        return SaliencyTargets(PseudoMaskTargets(context.inputs["masks"]), context.folder)
 
-    def training(self, *arguments: Any, **settings: Any) -> SegmentTraining:
-        module = ActivationAwareTraining(*arguments, **settings)
-        module.saliency_weight = self.saliency_weight
-        return module
+    def make_training(
+        self, network: Segmenter, parameter_groups: Iterable[tuple[Iterable[nn.Parameter], float]]
+    ) -> SegmentTraining:
+        return ActivationAwareTraining(network, parameter_groups, self)
 
 
 class ActivationAwareTraining(SegmentTraining):
-    """Cross-entropy against the pseudo-mask + λ times that of the foreground as a whole against the saliency."""
+    """Cross-entropy against the pseudo-mask, plus λ times that of the foreground against the completed saliency."""
 
-    saliency_weight: float
+    def __init__(
+        self,
+        network: Segmenter,
+        parameter_groups: Iterable[tuple[Iterable[nn.Parameter], float]],
+        settings: ActivationAware,
+    ) -> None:
+        super().__init__(network, parameter_groups, settings)
+        self.saliency_weight = settings.saliency_weight
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        logits = self.logits(batch)
-        return activation_aware_loss(logits, batch["labels"], batch["saliency"], self.saliency_weight, self.all_mean)
+        logits, labels, saliency = self.logits(batch), batch["labels"], batch["saliency"]
+        return activation_aware_loss(logits, labels, saliency, self.saliency_weight, self.mean_over_processes)
 
 
 def activation_aware_loss(
     logits: Tensor,
     labels: Tensor,
-    target: Tensor,
-    weight: float = 0.1,
-    over_processes: Callable[[Tensor], Tensor] = Tensor.float,
+    saliency_target: Tensor,
+    saliency_weight: float = 0.1,
+    reduce_mean: Callable[[Tensor], Tensor] = Tensor.float,
 ) -> dict[str, Tensor]:
-    """L = CE(p, labels) + λ · Σ w BCE(p_fg, S') / Σ w, with the foreground's mass p_fg = 1 − p_bg.
+    """Compute L = CE(p, labels) + λ · Σ w BCE(p_fg, S') / Σ w, with the foreground probability p_fg = 1 − p_bg.
 
     Args:
         logits: [B, K + 1, H, W], background first.
-        labels: [B, H, W] uint8, the pseudo-masks: 0 background, 1..K classes, 255 unsure.
-        target: [B, H, W] uint8, as `saliency_target` gives it: S', or 255 where w is 0.
-        weight: λ.
-        over_processes: as in `pixel_loss`.
+        labels: [B, H, W] uint8, the pseudo-masks: 0 background, 1..K classes, 255 ignored.
+        saliency_target: [B, H, W] uint8, from `make_saliency_target`: S', or 255 where the weight w is 0.
+        saliency_weight: λ.
+        reduce_mean: as in `pixel_loss`.
 
     Returns:
-        "loss" and its two parts before λ, "ce" and "saliency"; a part without pixels is 0.
+        "loss" and its two terms before λ, "ce" and "saliency"; a term without pixels is 0.
     """
-    ce = pixel_loss(logits, labels, over_processes)
-    foreground = logits[:, 1:].logsumexp(1) - logits[:, 0]  # the logit of p_fg
-    counted = (target != IGNORE_INDEX).float()
-    bce = F.binary_cross_entropy_with_logits(foreground, (target == 1).float(), counted, reduction="sum")
-    n = over_processes(counted.sum())
-    saliency = bce / n.where(n > 0, 1)
-    return {"loss": ce + weight * saliency, "ce": ce, "saliency": saliency}
+    ce = pixel_loss(logits, labels, reduce_mean)
+    foreground_logit = logits[:, 1:].logsumexp(1) - logits[:, 0]
+    weight = (saliency_target != IGNORE_INDEX).float()
+    bce = F.binary_cross_entropy_with_logits(
+        foreground_logit, (saliency_target == 1).float(), weight, reduction="sum"
+    )
+    count = reduce_mean(weight.sum())
+    saliency = bce / count.where(count > 0, 1)
+    return {"loss": ce + saliency_weight * saliency, "ce": ce, "saliency": saliency}
 
 
-def saliency_target(saliency: np.ndarray | None, maps: ResponseMaps, completion: Completion = COMPLETION) -> np.ndarray:
-    """What saliency, completed by activation, says of each pixel of an image.
+def make_saliency_target(
+    saliency: np.ndarray | None, maps: ResponseMaps, completion: Completion = COMPLETION
+) -> np.ndarray:
+    """Complete the saliency of an image by the activation of its tagged classes.
 
-    A tagged class claims the pixels where its activation is above the 90th percentile of its positive values. (The
-    numbers here are `completion`'s defaults.)
+    A class claims the pixels where its activation is above the 90th percentile of its positive values. (The numbers
+    here are the defaults of `completion`.) A pixel is
+
+    - 1 (foreground) if it is salient (S ≥ 0.5) or claimed by one class;
+    - 255 (left out, w = 0) if several classes claim it; if it lies in a salient component (of 4-neighbors) whose mean
+      of max_k A_k is below 0.1, which is taken for an untagged object; if it is neither salient nor claimed, but active
+      (max_k A_k ≥ 0.1); or if there is no saliency map;
+    - 0 (background) otherwise.
 
     Args:
-        saliency: [H, W] float, 0..1, at the image's size; None: there is none.
-        maps: the image's response maps A_k.
-        completion: the limits.
+        saliency: S [H, W] float, 0..1, at the size of the image; None: there is none.
+        maps: the response maps A_k of the image.
+        completion: the thresholds.
 
     Returns:
-        [H, W] uint8. 1: foreground, for it is salient (S ≥ 0.5) or claimed by a class. 255: left out (w = 0), for it
-        is claimed by several classes; or in a salient component (of 4-neighbours) whose mean of max A_k is below 0.1,
-        an untagged object; or neither salient nor claimed, but active (max A_k ≥ 0.1); or there is no saliency.
-        0: background, which is all the rest.
+        [H, W] uint8.
 
     Raises:
-        ValueError: the saliency is of another size than the image.
+        ValueError: the saliency has another size than the image.
     """
     if saliency is None:
         return np.full(maps.size, IGNORE_INDEX, np.uint8)
     if saliency.shape != maps.size:
         raise ValueError(f"saliency is {list(saliency.shape)}, its image {list(maps.size)}")
     activations = maps.full_size()
-    strongest = activations.max(0, initial=0)
-    claims = np.zeros(maps.size, np.uint8)
+    max_activation = activations.max(0, initial=0)
+    num_claims = np.zeros(maps.size, np.uint8)
     for activation in activations:
         if (activation > 0).any():
-            claims += activation > np.percentile(activation[activation > 0], completion.percentile)
+            num_claims += activation > np.percentile(activation[activation > 0], completion.percentile)
     salient = saliency >= completion.salient
     components, _ = ndimage.label(salient)
-    sums = np.bincount(components.ravel(), strongest.ravel())
+    sums = np.bincount(components.ravel(), max_activation.ravel())
     untagged = (sums < completion.active * np.bincount(components.ravel()))[components] & salient
-    foreground = salient | (claims > 0)
-    left_out = (claims > 1) | untagged | (~foreground & (strongest >= completion.active))
+    foreground = salient | (num_claims > 0)
+    left_out = (num_claims > 1) | untagged | (~foreground & (max_activation >= completion.active))
     return np.where(left_out, IGNORE_INDEX, foreground).astype(np.uint8)
 
 
 @dataclass(frozen=True)
 class SaliencyTargets:
-    """The pseudo-masks, and `saliency/<id>.png` of a stage as the layer "saliency" (`Layers`)."""
+    """The pseudo-masks ("labels") and `saliency/<id>.png` of a stage ("saliency") as `ExtraTargets`."""
 
-    masks: PseudoMasks
-    stage: Path
+    masks: PseudoMaskTargets
+    stage: StageFolder
 
     def __call__(self, sample: Sample) -> Mapping[str, np.ndarray]:
-        return {**self.masks(sample), "saliency": read_label_map(target_file(self.stage, sample))}
+        return {**self.masks(sample), "saliency": read_label_map(saliency_target_path(self.stage, sample.id))}
 
 
-def target_file(stage: Path, sample: Sample) -> Path:
-    return stage / "saliency" / f"{sample.id}.png"
+def saliency_target_path(stage: StageFolder, image_id: str) -> Path:
+    """Return the path of the completed saliency of an image."""
+    return stage.path / "saliency" / f"{image_id}.png"
 
 
-def write_targets(context: StageContext, completion: Completion) -> None:
-    """Write the `saliency_target` of every image that has none yet, in parallel.
+def write_saliency_targets(context: StageContext, completion: Completion) -> None:
+    """Write the completed saliency of every image that has none yet, in parallel.
 
     Raises:
-        DataError: a saliency map cannot be read, or has not its image's shape.
+        DataError: a saliency map cannot be read, or its aspect ratio is not that of its image.
     """
     samples = context.images.samples
-    without = sum(sample.saliency is None for sample in samples)
-    if without:
-        context.info(f"{without} of {len(samples)} images have no saliency: they are learnt from their masks alone")
-    groups = context.pending_shard([[sample] for sample in samples], lambda sample: target_file(context.folder, sample))
-    jobs = (
-        delayed(_write)(
-            completion, sample.saliency, maps_path(context.inputs["maps"], sample), target_file(context.folder, sample)
+    if num_without := sum(sample.saliency is None for sample in samples):
+        context.reporter.info(
+            f"  {num_without} of {len(samples)} images have no saliency map: their masks alone are learned"
         )
+
+    def path(image_id: str) -> Path:
+        return saliency_target_path(context.folder, image_id)
+
+    groups = context.pending_shard([[sample] for sample in samples], path)
+    jobs = (
+        delayed(_write)(completion, sample.saliency, context.inputs["maps"].maps_path(sample.id), path(sample.id))
         for (sample,) in groups
     )
     context.run_parallel("saliency and activation", jobs, len(groups))
     context.compute.barrier()
 
 
-def _write(completion: Completion, saliency: Path | None, maps_path: Path, path: Path) -> None:
+def _write(completion: Completion, saliency_path: Path | None, maps_path: Path, path: Path) -> None:
     maps = ResponseMaps.load(maps_path)
-    salient = read_saliency(saliency, maps.size) if saliency else None
-    write_label_map(path, saliency_target(salient, maps, completion))
+    saliency = read_saliency(saliency_path, maps.size) if saliency_path else None
+    write_label_map(path, make_saliency_target(saliency, maps, completion))

@@ -1,178 +1,192 @@
-"""IRN: boundaries and displacements learnt from confident seeds, and the random walk that stops at the boundaries.
+"""IRN: boundaries learned from confident seeds, and a random walk that spreads response maps up to them.
 
 Ahn, Cho and Kwak, "Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations", CVPR 2019
-(methods, section 6).
+(arXiv:1904.05044), with the values of its public code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import torch
 from joblib import delayed
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tagmask.artifacts import read_json, write_json
-from tagmask.data.loading import TrainingSet, whole_images
-from tagmask.data.samples import Sample, TaggedImages
-from tagmask.data.transforms import RandomScale, labels_on_grid, normalize_images, training_transform
-from tagmask.label_map import IGNORE_INDEX, read_label_map, write_label_map
+from tagmask.data.loading import TrainingSet, load_image_batches
+from tagmask.data.samples import Sample
+from tagmask.data.transforms import RandomScale, downsample_labels, normalize_images, training_transform
+from tagmask.label_map import IGNORE_INDEX
 from tagmask.maps import STRIDE, ResponseMaps
 from tagmask.methods._seeds import SeedFolder, write_seeds
-from tagmask.methods._settings import BackboneName, ScaleRange, Stride
-from tagmask.methods._threshold import OneThreshold, kept_threshold
-from tagmask.models.boundary_network import FILE, BoundaryNetwork, predict_boundaries
+from tagmask.methods._settings import BackboneSettings, ScaleRange
+from tagmask.methods._threshold import GlobalThreshold, record_threshold
+from tagmask.models.boundary_network import BoundaryNetwork, predict_boundaries
 from tagmask.models.classifier import initial_backbone
-from tagmask.models.inference import prepare_for_inference
+from tagmask.models.inference import make_inference_only
 from tagmask.outputs.coco_instances import instance_annotation, write_instances
-from tagmask.outputs.folder import file_name
-from tagmask.refine.label_maps import ConfidentSeeds
-from tagmask.refine.random_walk import half_disc, path_cells, propagate
-from tagmask.refine.walk import Walk
-from tagmask.stage import ArtifactKind, Method, StageContext, group_by_size, maps_path
-from tagmask.training import Optimizer, Training, fit, train_once
+from tagmask.outputs.writer import image_file_name
+from tagmask.refine.instances import find_instances
+from tagmask.refine.random_walk import half_disc, path_cells, propagate, walk_maps
+from tagmask.refine.settings import RandomWalkSettings, SeedSettings
+from tagmask.run_folder import StageFolder
+from tagmask.stage import ArtifactKind, StageContext, group_by_size
+from tagmask.training import Training, TrainingSettings, fit, train_once
 
-EPSILON = 1e-5  # in the logarithms, and in the counts of pairs
-MEAN_IMAGES = 1464  # that stand for all of a run, at most; the reference's number, VOC train
-WALK_FILE = "walk.json"
+EPSILON = 1e-5  # added inside logarithms and to the counts of pairs, as in the public code
+MAX_MEAN_IMAGES = 1464  # images over which the mean displacement is taken, the size of VOC train, as in the public code
 INSTANCES_FILE = "instances.json"
 
+T = TypeVar("T")
+Prediction = tuple[Sample, np.ndarray, np.ndarray]
+"""A sample, its boundary map [h, w] in 0..1 and its displacement field [2, h, w] in cells."""
 
-class Irn(Method):
-    """Learn class boundaries from confident seeds; spread the maps by a random walk up to them."""
+
+class Irn(BackboneSettings, TrainingSettings):
+    """Learn class boundaries from confident seeds, and spread the response maps by a random walk up to them.
+
+    The maps after the walk are cut by a later `pseudo_masks` stage.
+    """
 
     needs: ClassVar[tuple[ArtifactKind, ...]] = ("maps", "classifier")
-    makes: ClassVar[tuple[ArtifactKind, ...]] = ("masks",)
+    makes: ClassVar[tuple[ArtifactKind, ...]] = ("maps",)
+    learning_rates: ClassVar[tuple[str, ...]] = ("lr", "displacement_lr")
 
-    seeds: ConfidentSeeds = Field(
-        ConfidentSeeds(), description="to learn from; the papers' fg and bg: ReCAM 0.35, 0.1; AMN 0.45, 0.15"
+    seeds: SeedSettings = Field(
+        SeedSettings(),
+        description="the labels that the network learns from; the papers use fg 0.35 and bg 0.1 after ReCAM, fg 0.45 "
+        "and bg 0.15 after AMN",
     )
-    # The classifier's, because it is there without a download; the paper's: resnet50, pretrained.
-    backbone: BackboneName | None = Field(None, description="any timm network; null: the classifier's")
-    weights: str = Field("classifier", description="of the backbone: classifier (this run's), pretrained, none, a file")
-    options: dict[str, Any] | None = Field(None, description="further arguments of timm.create_model")
-    output_stride: Stride = 16
-    pair_radius: int = Field(10, ge=2, description="in cells of 4 pixels; nearer ones are pairs to learn from")
-    epochs: int = Field(3, ge=0)
-    batch_size: int = Field(32, ge=1)
-    crop_size: int = Field(512, ge=16, description="pixels")
-    scale: ScaleRange = Field((0.5, 1.5), description="images are resized by a random factor in this range")
-    optimizer: Optimizer = "sgd"
-    lr: float = Field(0.1, gt=0, description="of the boundary branch")
-    displacement_lr: float = Field(1.0, gt=0, description="of the displacement branch")
-    momentum: float = 0.0
-    weight_decay: float = 1e-4
-    walk: Walk = Walk()
-    threshold: OneThreshold = Field(
+    pair_radius: int = Field(10, ge=2, description="pixel pairs closer than this many cells of 4 pixels are learned from")
+    scale_range: ScaleRange = Field((0.5, 1.5), description="range of the random factor by which images are resized")
+    epochs: int = Field(3, ge=0, description="passes over the training images")
+    batch_size: int = Field(32, ge=1, description="images per step, over all processes")
+    lr: float = Field(0.1, gt=0, description="learning rate of the boundary branch")
+    displacement_lr: float = Field(1.0, gt=0, description="learning rate of the displacement branch")
+    walk: RandomWalkSettings = Field(RandomWalkSettings(), description="the random walk")
+    inference_batch_size: int = Field(8, ge=1, description="images of equal size that are processed together")
+    instances: bool = Field(False, description="also write instances.json: COCO instance masks, one per object")
+    instance_threshold: GlobalThreshold = Field(
         "auto",
-        description="share of the image's highest activation after the walk, below: background; auto: Otsu's on the "
-        "walked maps of the run; the papers': 0.25",
+        description="share of the image's highest activation after the walk below which a pixel belongs to no "
+        "instance; auto: Otsu's threshold over the maps after the walk; the paper uses 0.25",
     )
-    instances: bool = Field(False, description="also write instances.json: COCO, an annotation an object")
-    inference_batch_size: int = Field(8, ge=1, description="images of one size that go through the network together")
 
     @model_validator(mode="after")
     def _crop_holds_pairs(self) -> Self:
         cells = -(-self.crop_size // STRIDE)
         if cells < 2 * self.pair_radius:
-            raise ValueError(f"crop must be {8 * self.pair_radius} or more for pair_radius {self.pair_radius}")
+            raise ValueError(f"crop_size must be at least {8 * self.pair_radius} for pair_radius {self.pair_radius}")
         return self
 
     def run(self, context: StageContext) -> None:
         seeds = write_seeds(self.seeds, context)
-        train_once(context, FILE, lambda: self.train(context, seeds))
-        network = prepare_for_inference(BoundaryNetwork.load(context.folder), context.compute)
-        propagate(np.zeros((1, 2, 2), np.float32), np.zeros((2, 2), np.float32), steps=1)  # compiled once, for all
-        some = context.compute.shard(evenly_spaced(context.images.select(lambda sample: bool(sample.tags))))
-        threshold = kept_threshold(context, self.threshold, self.walked(network, context, some), len(some), WALK_FILE)
-        self.write_masks(network, threshold, context)
-        context.compute.barrier()
-        if self.instances and context.compute.is_main_process:
-            gather_instances(context)
+        weights = BoundaryNetwork.weights_path(context.folder.path)
+        train_once(context, weights, lambda: self.train(context, seeds))
+        network = make_inference_only(BoundaryNetwork.load(context.folder.path), context.compute)
+        # compile the kernel once, before worker processes would each do it
+        propagate(np.zeros((1, 2, 2), np.float32), np.zeros((2, 2), np.float32), steps=1)
+        self.make_maps(network, context)
+        if self.instances:
+            context.compute.barrier()
+            self.make_instances(network, context)
 
     def train(self, context: StageContext, seeds: SeedFolder) -> None:
-        """Train the two branches on the seeds and write the network to `work.folder`."""
+        """Train both branches on the seeds and write the network to the stage folder."""
         torch.manual_seed(context.seed)
-        classifier = context.inputs["classifier"]
+        classifier = context.inputs["classifier"].path
         backbone = initial_backbone(classifier, self.backbone, self.weights, self.output_stride, self.options)
         network = BoundaryNetwork(backbone)
-        transform = training_transform(RandomScale(*self.scale), self.crop_size, backbone.mean, backbone.std)
-        rates = {"boundary": self.lr, "displacement": self.displacement_lr}
-        module = IrnTraining(
-            network,
-            [(network.parameters_of(branch), rate) for branch, rate in rates.items()],
-            optimizer=self.optimizer,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-        )
-        module.radius = self.pair_radius
+        transform = training_transform(RandomScale(*self.scale_range), self.crop_size, backbone.mean, backbone.std)
+        parameter_groups = [
+            (network.boundary_parameters(), self.lr),
+            (network.displacement_parameters(), self.displacement_lr),
+        ]
+        module = IrnTraining(network, parameter_groups, self)
         data = TrainingSet(context.images, transform, context.seed, seeds)
         fit(module, data, context, epochs=self.epochs, batch_size=self.batch_size)
         if context.compute.is_main_process:
             network.mean_displacement = mean_displacement(network, context, self.inference_batch_size)
-            network.save(context.folder)
+            network.save(context.folder.path)
 
-    def walked(
-        self, network: BoundaryNetwork, context: StageContext, samples: Sequence[Sample]
-    ) -> Iterator[ResponseMaps]:
-        """The samples' maps after the walk."""
-        for sample, boundary, _ in predictions(
-            network, context, group_by_size(samples, self.inference_batch_size, context.compute.batch_pixels)
-        ):
-            yield self.walk.walked(ResponseMaps.load(maps_path(context.inputs["maps"], sample)), boundary)
-
-    def write_masks(self, network: BoundaryNetwork, threshold: float, context: StageContext) -> None:
-        """Write the label map (and the instances) of every image of the stage that has none yet."""
-        groups = context.pending_shard(
-            group_by_size(context.images.samples, self.inference_batch_size, context.compute.batch_pixels),
-            context.mask_path,
+    def make_maps(self, network: BoundaryNetwork, context: StageContext) -> None:
+        """Write the maps after the walk of every image that has none yet."""
+        maps_path = context.folder.maps_path
+        batches = context.pending_shard(context.batches(self.inference_batch_size), maps_path)
+        write = partial(_write_walked_maps, self.walk, _threads(context))
+        jobs = (
+            delayed(write)(context.inputs["maps"].maps_path(sample.id), maps_path(sample.id), boundary)
+            for sample, boundary, _ in predict(network, context, batches)
         )
-        threads = 1 if context.compute.workers > 1 else None
-        cut = partial(_write, self.walk, threshold, threads)
+        context.run_parallel("random walk", jobs, sum(map(len, batches)))
 
-        def jobs() -> Iterator[Any]:
-            for sample, boundary, displacement in predictions(network, context, groups):
-                files = maps_path(context.inputs["maps"], sample), context.mask_path(sample)
-                moves = displacement if self.instances else None
-                yield delayed(cut)(*files, _instances_file(context.folder, sample), boundary, moves)
-
-        context.run_parallel("random walk", jobs(), sum(map(len, groups)))
+    def make_instances(self, network: BoundaryNetwork, context: StageContext) -> None:
+        """Write `instances.json`: the COCO instance masks of all images."""
+        threshold = record_threshold(context, self.instance_threshold, context.folder)
+        path = partial(_instances_path, context.folder)
+        batches = context.pending_shard(context.batches(self.inference_batch_size), path)
+        write = partial(_write_instances, self.walk, threshold, _threads(context))
+        jobs = (
+            delayed(write)(context.inputs["maps"].maps_path(sample.id), path(sample.id), boundary, displacement)
+            for sample, boundary, displacement in predict(network, context, batches)
+        )
+        context.run_parallel("instances", jobs, sum(map(len, batches)))
+        context.compute.barrier()
+        if context.compute.is_main_process:
+            gather_instances(context)
 
 
 class IrnTraining(Training):
     """The affinity and displacement losses against the seeds."""
 
     network: BoundaryNetwork
-    radius: int
+
+    def __init__(
+        self,
+        network: BoundaryNetwork,
+        parameter_groups: Iterable[tuple[Iterable[nn.Parameter], float]],
+        settings: Irn,
+    ) -> None:
+        super().__init__(network, parameter_groups, settings)
+        self.pair_radius = settings.pair_radius
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         boundary, displacement = self.network(batch["image"])
-        labels = labels_on_grid(batch["labels"], (boundary.shape[1], boundary.shape[2]))
-        losses = pair_losses(boundary.float(), displacement.float(), labels, self.radius, self.all_mean)
+        labels = downsample_labels(batch["labels"], (boundary.shape[1], boundary.shape[2]))
+        losses = pair_losses(
+            boundary.float(), displacement.float(), labels, self.pair_radius, self.mean_over_processes
+        )
         return {"loss": losses.total, "boundary": (losses.positive + losses.negative) / 2}
 
 
 @dataclass(frozen=True)
 class PairLosses:
-    """Scalars: −log affinity of pairs of one label (half background's, half the classes'), −log (1 − affinity) of
-    pairs of two labels, L1 of the displacements of foreground and of background pairs; `pairs` [3] counts background,
-    foreground and different pairs. The mean of a kind that has no pair is 0."""
+    """The losses of IRN, as scalars. The mean over a kind of pairs that does not occur is 0.
+
+    Attributes:
+        positive: −log(affinity) of pairs with equal labels; background and foreground pairs count half each.
+        negative: −log(1 − affinity) of pairs with different labels.
+        displacement_fg: L1 loss of the displacements of foreground pairs.
+        displacement_bg: L1 loss of the displacements of background pairs.
+        num_pairs: [3] the number of background pairs, foreground pairs and pairs with different labels.
+    """
 
     positive: Tensor
     negative: Tensor
     displacement_fg: Tensor
     displacement_bg: Tensor
-    pairs: Tensor
+    num_pairs: Tensor
 
     @property
     def total(self) -> Tensor:
+        """The loss that is minimized."""
         return (self.positive + self.negative + self.displacement_fg + self.displacement_bg) / 2
 
 
@@ -181,61 +195,62 @@ def pair_losses(
     displacement: Tensor,
     labels: Tensor,
     radius: int = 10,
-    over_processes: Callable[[Tensor], Tensor] = Tensor.float,
+    reduce_mean: Callable[[Tensor], Tensor] = Tensor.float,
 ) -> PairLosses:
-    """IRN's losses over all pairs of cells nearer than `radius` (sections 4.1 and 4.2, equations 4, 5 and 9 to 11).
+    """Compute IRN's losses over all pairs of cells closer than `radius` (Sections 4.1 and 4.2).
 
-    The first of a pair is any cell with the whole half disc of second ones below it on the grid.
+    The first cell of a pair is any cell for which the whole half disc of second cells lies on the grid.
 
     Args:
         boundary: [B, h, w] logits.
         displacement: [B, 2, h, w] (rows, columns) in cells.
-        labels: [B, h, w] int: 0, class ids, 255 unsure (in no pair).
+        labels: [B, h, w] int: 0 background, class ids, 255 ignored cells, which are in no pair.
         radius: in cells; the grid must be at least `radius` high and 2 · `radius` − 1 wide.
-        over_processes: the counts' mean, for processes whose common batch this is a part of (`Training.all_mean`).
+        reduce_mean: returns the mean of the pair counts over the processes that share a batch
+            (`Training.mean_over_processes`).
     """
     probability = boundary.sigmoid()
-    # An offset at a time, and once more backwards: all pairs of a batch at once would take gigabytes.
-    per_offset = [
-        checkpoint(_sums, probability, displacement, labels, offset, radius, use_reentrant=False)
+    # One offset at a time, recomputed in the backward pass: all pairs of a batch at once would take gigabytes.
+    sums_per_offset = [
+        checkpoint(_pair_sums, probability, displacement, labels, offset, radius, use_reentrant=False)
         for offset in half_disc(radius).tolist()
     ]
-    bg, fg, different, disp_fg, disp_bg, *pairs = torch.stack(per_offset).sum(0)
-    counts = torch.stack(pairs).detach()
-    n_bg, n_fg, n_different = over_processes(counts.clone())  # which are averaged in place
+    bg, fg, different, displacement_fg, displacement_bg, *counts = torch.stack(sums_per_offset).sum(0)
+    num_pairs = torch.stack(counts).detach()
+    mean_bg, mean_fg, mean_different = reduce_mean(num_pairs.clone())  # the reduction overwrites its argument
     return PairLosses(
-        (bg / (n_bg + EPSILON) + fg / (n_fg + EPSILON)) / 2,
-        different / (n_different + EPSILON),
-        disp_fg / (2 * n_fg + EPSILON),
-        disp_bg / (2 * n_bg + EPSILON),
-        counts,
+        (bg / (mean_bg + EPSILON) + fg / (mean_fg + EPSILON)) / 2,
+        different / (mean_different + EPSILON),
+        displacement_fg / (2 * mean_fg + EPSILON),
+        displacement_bg / (2 * mean_bg + EPSILON),
+        num_pairs,
     )
 
 
-def _sums(probability: Tensor, displacement: Tensor, labels: Tensor, offset: list[int], radius: int) -> Tensor:
-    """Sums over the pairs at one offset: three of −log terms, two of displacements, three counts."""
+def _pair_sums(probability: Tensor, displacement: Tensor, labels: Tensor, offset: list[int], radius: int) -> Tensor:
+    """Sum over the pairs at one offset: three sums of −log terms, two of displacements, and three counts."""
     rows, columns = labels.shape[1] - radius + 1, labels.shape[2] - 2 * (radius - 1)
 
-    def moved(grids: Tensor, dy: int, dx: int) -> Tensor:
+    def shifted(grids: Tensor, dy: int, dx: int) -> Tensor:
         return grids[..., dy : dy + rows, radius - 1 + dx : radius - 1 + dx + columns]
 
     dy, dx = offset
-    highest = torch.stack([moved(probability, y, x) for y, x in path_cells(dy, dx)]).amax(0)
-    first, second = moved(labels, 0, 0), moved(labels, dy, dx)
+    max_boundary = torch.stack([shifted(probability, y, x) for y, x in path_cells(dy, dx)]).amax(0)
+    first, second = shifted(labels, 0, 0), shifted(labels, dy, dx)
     known = (first != IGNORE_INDEX) & (second != IGNORE_INDEX)
     same = known & (first == second)
     background, foreground, different = same & (first == 0), same & (first != 0), known & (first != second)
-    alike, unlike = -(1 - highest + EPSILON).log(), -(highest + EPSILON).log()
-    move = moved(displacement, 0, 0) - moved(displacement, dy, dx)
-    # both cells point to one centroid: their displacements differ by the way from one to the other
-    towards = (move - move.new_tensor(offset)[:, None, None]).abs().sum(1)
+    same_loss, different_loss = -(1 - max_boundary + EPSILON).log(), -(max_boundary + EPSILON).log()
+    difference = shifted(displacement, 0, 0) - shifted(displacement, dy, dx)
+    # two cells of one object point to one centroid, so their displacements differ by the offset between them
+    fg_error = (difference - difference.new_tensor(offset)[:, None, None]).abs().sum(1)
     return torch.stack(
         [
-            (alike * background).sum(),
-            (alike * foreground).sum(),
-            (unlike * different).sum(),
-            (towards * foreground).sum(),
-            (move.abs().sum(1) * background).sum(),
+            (same_loss * background).sum(),
+            (same_loss * foreground).sum(),
+            (different_loss * different).sum(),
+            (fg_error * foreground).sum(),
+            (difference.abs().sum(1) * background).sum(),
             background.sum(),
             foreground.sum(),
             different.sum(),
@@ -243,68 +258,78 @@ def _sums(probability: Tensor, displacement: Tensor, labels: Tensor, offset: lis
     )
 
 
-def predictions(
-    network: BoundaryNetwork, context: StageContext, groups: Sequence[Sequence[Sample]]
-) -> Iterator[tuple[Sample, np.ndarray, np.ndarray]]:
-    """Each sample with its boundary [h, w] and displacement [2, h, w]."""
+def predict(
+    network: BoundaryNetwork, context: StageContext, batches: Sequence[Sequence[Sample]]
+) -> Iterator[Prediction]:
+    """Yield the boundary and the displacement of each sample of the batches."""
     backbone = network.backbone
-    for samples, pixels in whole_images(groups, context.compute) if groups else ():
+    for samples, pixels in load_image_batches(batches, context.compute) if batches else ():
         images = normalize_images(pixels.to(context.compute.device), backbone.mean, backbone.std)
-        with context.compute.autocast(network):  # here: joblib may run this generator in a thread of its own
+        with context.compute.autocast(network):  # here, because joblib may run this generator in another thread
             boundary, displacement = predict_boundaries(network, images)
         yield from zip(samples, boundary.cpu().numpy(), displacement.cpu().numpy(), strict=True)
 
 
-def evenly_spaced(images: TaggedImages) -> Sequence[Sample]:
-    """Some images that stand for all."""
-    return images.samples[:: -(-len(images) // MEAN_IMAGES)]
+def evenly_spaced(items: Sequence[T]) -> Sequence[T]:
+    """Return at most `MAX_MEAN_IMAGES` items, evenly spaced."""
+    return items[:: -(-len(items) // MAX_MEAN_IMAGES)]
 
 
 def mean_displacement(network: BoundaryNetwork, context: StageContext, batch_size: int) -> Tensor:
-    """The mean [2] of the displacements over (some of) the training images, each image alike."""
-    some = evenly_spaced(context.images)
+    """Compute the mean displacement [2] over (a subset of) the training images, each with equal weight."""
+    samples = evenly_spaced(context.images.samples)
+    total = len(evenly_spaced(range(context.images_per_epoch)))  # of a whole run; a dry run has fewer samples
     network = network.to(memory_format=torch.channels_last).eval()
     network.mean_displacement.zero_()
-    groups = group_by_size(some, batch_size, context.compute.batch_pixels)
+    batches = group_by_size(samples, batch_size, context.compute.batch_pixels)
     means = []
-    with context.progress("mean displacement", len(some)) as advance:
-        for _, _, move in predictions(network, context, groups):
-            means.append(move.mean((1, 2)))
+    with context.reporter.progress("mean displacement", total, "steps") as advance:
+        for _, _, displacement in predict(network, context, batches):
+            means.append(displacement.mean((1, 2)))
             advance(1)
     return torch.from_numpy(np.mean(means, 0)).to(network.mean_displacement)
 
 
-def _write(
-    walk: Walk,
+def _threads(context: StageContext) -> int | None:
+    """Threads per random walk: one if several processes walk at the same time, else all."""
+    return 1 if context.compute.workers > 1 else None
+
+
+def _write_walked_maps(
+    settings: RandomWalkSettings, threads: int | None, maps_path: Path, path: Path, boundary: np.ndarray
+) -> None:
+    if not path.exists():
+        walk_maps(ResponseMaps.load(maps_path), boundary, settings, threads).save(path)
+
+
+def _write_instances(
+    settings: RandomWalkSettings,
     threshold: float,
     threads: int | None,
     maps_path: Path,
-    mask_path: Path,
-    instances_path: Path,
+    path: Path,
     boundary: np.ndarray,
-    displacement: np.ndarray | None,
+    displacement: np.ndarray,
 ) -> None:
-    """Write one image's instances (if there is a displacement), then its label map: where that is, all is."""
+    if path.exists():
+        return
     maps = ResponseMaps.load(maps_path)
-    if displacement is not None:
-        found = walk.instances(maps, boundary, displacement, threshold, threads)
-        write_json(instances_path, [instance_annotation(i.class_id, i.mask, i.score) for i in found])
-    write_label_map(mask_path, walk.walked(maps, boundary, threads).label_map(threshold))
+    instances = find_instances(maps, boundary, displacement, settings, threshold=threshold, threads=threads)
+    annotations = [instance_annotation(i.class_id, i.mask, i.score) for i in instances]
+    write_json(path, {"size": list(maps.size), "annotations": annotations})
 
 
-def _instances_file(stage: Path, sample: Sample) -> Path:
-    """Where a sample's instances are, before they are gathered."""
-    return stage / "instances" / f"{sample.id}.json"
+def _instances_path(stage: StageFolder, image_id: str) -> Path:
+    """Return the path of the instances of one image, before they are gathered in one file."""
+    return stage.path / "instances" / f"{image_id}.json"
 
 
 def gather_instances(context: StageContext) -> None:
-    """Write `instances.json`: all images' instances, in the samples' order."""
-    items = (
-        (
-            file_name(sample),
-            read_label_map(context.mask_path(sample)).shape,
-            read_json(_instances_file(context.folder, sample)),
-        )
-        for sample in context.images.samples
-    )
-    write_instances(context.folder / INSTANCES_FILE, items, context.images.classes)
+    """Write the instances of all images to `instances.json`, in the order of the samples."""
+
+    def items() -> Iterator[tuple[str, tuple[int, ...], list[dict[str, Any]]]]:
+        for sample in context.images.samples:
+            instances = read_json(_instances_path(context.folder, sample.id))
+            yield image_file_name(sample), tuple(instances["size"]), instances["annotations"]
+
+    write_instances(context.folder.path / INSTANCES_FILE, items(), context.images.classes)

@@ -1,6 +1,6 @@
-"""A ready classifier as it is: response maps of the classes that it already knows, nothing trained.
+"""Response maps of a ready classifier: the classes that a network such as an ImageNet classifier knows already.
 
-For single-label networks such as ImageNet's, whose logits are a linear layer of the mean of the features.
+Nothing is trained. The network must be a single-label classifier whose logits are a linear layer of its mean features.
 """
 
 from __future__ import annotations
@@ -16,86 +16,93 @@ from timm.data import ImageNetInfo
 from torch import Tensor
 
 from tagmask.errors import RecipeError
-from tagmask.methods._settings import BackboneName, Scales, Stride
-from tagmask.methods.cam import SCALES, make_maps
-from tagmask.models.backbone import Backbone, create_network, load_weights
-from tagmask.models.classifier import FILE, Classifier
-from tagmask.stage import ArtifactKind, Method, StageContext
+from tagmask.methods._settings import BackboneName, BackboneSettings, MapSettings
+from tagmask.methods.cam import make_maps
+from tagmask.models.backbone import Backbone, create_timm_model, load_weights
+from tagmask.models.classifier import Classifier
+from tagmask.stage import ArtifactKind, StageContext
 from tagmask.text import did_you_mean
 
-PROBE = 224  # pixels: the size that most networks of a fixed size take, and a multiple of the usual patches
+PROBE_SIZE = 224  # pixels; most networks of a fixed size take it, and it is a multiple of the usual patch sizes
 
 
-class Pretrained(Method):
-    """Make response maps with a timm network's own classes, found by their names or given by their numbers."""
+class Pretrained(BackboneSettings, MapSettings):
+    """Make response maps with the classes of a timm network, found by their names or given by their outputs."""
 
+    needs: ClassVar[tuple[ArtifactKind, ...]] = ()
     makes: ClassVar[tuple[ArtifactKind, ...]] = ("classifier", "maps")
 
     backbone: BackboneName = Field("resnet50", description="any timm classifier")
-    weights: str = Field("pretrained", description="pretrained (timm's hub), or a local file")
+    weights: str = Field("pretrained", description="pretrained (timm's hub) or a file")
     options: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
-    output_stride: Stride = 16
-    num_outputs: int | None = Field(None, ge=1, description="of a weights file's network; null: timm's number for it")
-    outputs: dict[str, list[int]] = Field(
-        {}, description="class → numbers (from 0) of the outputs that mean it; others: by the names of ImageNet's"
+    num_outputs: int | None = Field(
+        None, ge=1, description="number of outputs of the network in a weights file; null: timm's number for the model"
     )
-    scales: Scales = Field(SCALES, description="of the maps; each with its mirror image")
-    inference_batch_size: int = Field(16, ge=1, description="images of one size that are mapped together")
+    outputs: dict[str, list[int]] = Field(
+        {},
+        description="for a class, the numbers (from 0) of the outputs that mean it; other classes are looked up among "
+        "the names of ImageNet's classes",
+    )
 
     @model_validator(mode="after")
-    def _outputs_are_those_of_the_weights(self) -> Self:
+    def _check_outputs(self) -> Self:
         if "num_classes" in self.options:
-            raise RecipeError("leave num_classes out of the options; num_outputs says how many outputs a file has.")
+            raise RecipeError("leave num_classes out of the options; num_outputs gives the number of outputs of a file.")
         if self.num_outputs is not None and self.weights == "pretrained":
             raise RecipeError(
-                "num_outputs goes with a weights file: timm's own weights keep the outputs that they have "
-                "(with another number of them timm would put a random layer in their place); leave it out."
+                "num_outputs is for weights files only: with another number timm would replace the last layer of its "
+                "own weights by a random one; leave num_outputs out."
             )
         return self
 
     def run(self, context: StageContext) -> None:
-        if context.compute.is_main_process and not (context.folder / FILE).exists():
-            self.classifier(context.images.classes).save(context.folder, weights=self.weights)
+        folder = context.folder.path
+        if context.compute.is_main_process and not Classifier.weights_path(folder).exists():
+            self.classifier(context.images.classes).save(folder, weights=self.weights)
         context.compute.barrier()
-        make_maps(Classifier.load(context.folder), context, scales=self.scales, batch_size=self.inference_batch_size)
+        make_maps(Classifier.load(folder, output_stride=self.inference_stride), context, self)
 
     def classifier(self, classes: tuple[str, ...]) -> Classifier:
-        """The network, with a row of weights for each class.
+        """Return a classifier with one row of weights per class.
 
-        A class of several outputs has the mean of their rows. What all rows have in common is taken off: it changes
-        no probability of a softmax, but it would change which activations are above 0.
+        A class with several outputs gets the mean of their rows. The mean of all rows is subtracted: it changes no
+        probability of a softmax, but it would change which activations are above 0.
 
         Raises:
-            RecipeError: a class is not among the network's, or its head is more than a linear layer.
+            RecipeError: the network does not know a class, or its head is not a linear layer.
         """
         options = self.options | ({"num_classes": self.num_outputs} if self.num_outputs else {})
-        net: Any = create_network(self.backbone, self.weights == "pretrained", self.output_stride, options, head=True)
-        if self.weights not in ("pretrained", "none"):  # none: for a rehearsal
+        net: Any = create_timm_model(self.backbone, self.weights == "pretrained", self.output_stride, options, with_head=True)
+        if self.weights not in ("pretrained", "none"):  # none: a dry run
             load_weights(net, Path(self.weights))
         rows = linear_head(net.eval(), self.backbone)
-        found = outputs_of(classes, len(rows), self.outputs)
+        numbers = outputs_of(classes, len(rows), self.outputs)
         backbone = Backbone(self.backbone, "none", self.output_stride, self.options)
         own = backbone.net.state_dict()
         backbone.net.load_state_dict({name: value for name, value in net.state_dict().items() if name in own})
         classifier = Classifier(backbone, classes)
         with torch.no_grad():
-            centred = rows - rows.mean(0)
-            classifier.weight.copy_(torch.stack([centred[numbers].mean(0) for numbers in found]))
+            centered = rows - rows.mean(0)
+            classifier.weight.copy_(torch.stack([centered[n].mean(0) for n in numbers]))
         return classifier
 
 
 @torch.inference_mode()
 def linear_head(net: Any, name: str) -> Tensor:
-    """The weights [N, D] of a timm network's last layer. Raises RecipeError if its logits are not W · GAP(f) + b."""
+    """Return the weights [N, D] of a timm network's last layer.
+
+    Raises:
+        RecipeError: the logits are not W · GAP(f) + b.
+    """
     try:
-        features = net.forward_features(torch.randn(2, 3, PROBE, PROBE))
+        features = net.forward_features(torch.randn(2, 3, PROBE_SIZE, PROBE_SIZE))
         grid = (1, 2) if getattr(net, "output_fmt", "NCHW") == "NHWC" else (2, 3)
         last = net.get_classifier()
         weight: Tensor = last.weight.detach().flatten(1)
         logits = F.linear(features.mean(grid), weight, last.bias)
         if not torch.allclose(logits, net.forward_head(features), rtol=1e-3, atol=1e-4):
-            raise ValueError("the head does more than that")
-    except Exception as error:  # a size that it does not take, features without a grid, a head of several layers, ...
+            raise ValueError("the head is more than a linear layer")
+    except Exception as error:  # an unsuitable input size, features without a grid, a head of several layers, ...
         raise RecipeError(
             f"the logits of {name!r} are not a linear layer of its mean features, so it has no class activation maps: "
             "choose another, e.g. resnet50, or train one with the cam method."
@@ -104,10 +111,15 @@ def linear_head(net: Any, name: str) -> Tensor:
 
 
 def outputs_of(classes: tuple[str, ...], num_outputs: int, given: Mapping[str, list[int]]) -> list[list[int]]:
-    """For each class the numbers of the outputs that mean it: those given, or else the ImageNet class of this name.
+    """Return, for each class, the numbers of the outputs that mean it.
+
+    Args:
+        classes: the class names.
+        num_outputs: the number of outputs of the network.
+        given: numbers by class name; a class that it lacks is looked up among the names of ImageNet's classes.
 
     Raises:
-        RecipeError: a number that the network has not, or a class that is no name of ImageNet's.
+        RecipeError: the network does not have an output, or a class is not an ImageNet class.
     """
     names: dict[str, list[int]] = {}
     info = ImageNetInfo()
@@ -120,7 +132,7 @@ def outputs_of(classes: tuple[str, ...], num_outputs: int, given: Mapping[str, l
         numbers = names.get(name.lower())
         if not numbers:
             raise RecipeError(
-                f"class {name!r} is not one that the network knows by this name{did_you_mean(name, names)}; "
+                f"class {name!r} is not a class that the network knows{did_you_mean(name, names)}; "
                 f"say which outputs mean it, e.g. pretrained.outputs={{{name}: [7, 8]}}."
             )
         if not 0 <= min(numbers) <= max(numbers) < num_outputs:

@@ -1,7 +1,12 @@
-"""ReCAM: a converged CAM, re-activated with softmax cross-entropy (Chen et al., CVPR 2022; methods, section 2)."""
+"""ReCAM: a converged classifier, trained further with softmax cross-entropy on class features.
+
+Chen et al., "Class Re-Activation Maps for Weakly-Supervised Semantic Segmentation", CVPR 2022 (arXiv:2203.00962),
+Section 4.1, with the values of its public code.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
@@ -11,97 +16,97 @@ from torch import Tensor, nn
 
 from tagmask.data.loading import TrainingSet
 from tagmask.data.transforms import RandomLongSide, training_transform
-from tagmask.methods._settings import LongSide, Scales, Stride
-from tagmask.methods.cam import EPSILON, SCALES, make_maps
-from tagmask.models.classifier import FILE, Classifier
-from tagmask.stage import ArtifactKind, Method, StageContext
-from tagmask.training import Optimizer, Training, fit, train_once
+from tagmask.methods._settings import LongSideRange, MapSettings
+from tagmask.methods.cam import EPSILON, make_maps
+from tagmask.models.classifier import Classifier
+from tagmask.stage import ArtifactKind, StageContext
+from tagmask.training import Training, TrainingSettings, fit, train_once
 
 
-class ReCam(Method):
-    """Go on training a classifier with a second one on its class features, and make maps with both."""
+class ReCam(TrainingSettings, MapSettings):
+    """Train a classifier further, together with a second one on its class features, and make maps with both."""
 
     needs: ClassVar[tuple[ArtifactKind, ...]] = ("classifier",)
     makes: ClassVar[tuple[ArtifactKind, ...]] = ("classifier", "maps")
 
-    sce_weight: float = Field(1.0, ge=0, description="λ of the softmax cross-entropy; 0.1 in the paper's COCO setting")
+    sce_weight: float = Field(
+        1.0, ge=0, description="weight λ of the softmax cross-entropy; the paper uses 0.1 on COCO"
+    )
     keep_sign: bool = Field(
         False,
-        description="a channel that speaks against a class in both classifiers does not speak for it: the maps' "
-        "weights are V ∘ ReLU(W), not the paper's V ∘ W (docs/claims.md)",
+        description="make maps with V ∘ ReLU(W) instead of the paper's V ∘ W, so that a channel that is negative in "
+        "both classifiers does not count for the class",
     )
-    frozen_stride: int = Field(0, description="layers up to this stride stay as they are; 0: all learn")
-    freeze_norm: bool = Field(True, description="keep the norm layers' running statistics")
-    epochs: int = Field(4, ge=0)
-    batch_size: int = Field(16, ge=1)
-    crop_size: int = Field(512, ge=16, description="pixels")
-    long_side_range: LongSide = Field((320, 640), description="resize the long side to a random length in this range")
-    optimizer: Optimizer = "sgd"
-    lr: float = Field(5e-5, gt=0, description="of the backbone and the first classifier W")
-    head_lr: float = Field(5e-4, gt=0, description="of the second classifier V")
-    momentum: float = 0.0
-    weight_decay: float = 1e-4
-    scales: Scales = Field(SCALES, description="of the response maps; each with its mirror image")
-    inference_stride: Stride | None = Field(
-        None, description="output_stride when mapping, which may be finer than in training; null: the same"
+    frozen_stride: int = Field(0, ge=0, description="layers up to this stride are not trained; 0: all are trained")
+    freeze_norm: bool = Field(True, description="keep the running statistics of batch norms fixed")
+    long_side_range: LongSideRange = Field(
+        (320, 640), description="range of the random length in pixels to which the long side is resized"
     )
-    inference_batch_size: int = Field(16, ge=1, description="images of one size that are mapped together")
+    epochs: int = Field(4, ge=0, description="passes over the training images")
+    lr: float = Field(5e-5, gt=0, description="learning rate of the backbone and of the first classifier W")
+    head_lr: float = Field(5e-4, gt=0, description="learning rate of the second classifier V")
 
     def run(self, context: StageContext) -> None:
-        train_once(context, FILE, lambda: self.train(context))
-        classifier = Classifier.load(context.folder, output_stride=self.inference_stride)
-        make_maps(classifier, context, scales=self.scales, batch_size=self.inference_batch_size)
+        train_once(context, Classifier.weights_path(context.folder.path), lambda: self.train(context))
+        classifier = Classifier.load(context.folder.path, output_stride=self.inference_stride)
+        make_maps(classifier, context, self)
 
     def train(self, context: StageContext) -> None:
-        """Train both classifiers and write the one whose maps are of both to `work.folder`."""
+        """Train both classifiers, and write one whose CAM weights combine them to the stage folder."""
         torch.manual_seed(context.seed)
-        network = ReCamNetwork(Classifier.load(context.inputs["classifier"]))
+        network = ReCamNetwork(Classifier.load(context.inputs["classifier"].path))
         backbone = network.classifier.backbone
         backbone.freeze(self.frozen_stride, self.freeze_norm)
         transform = training_transform(
             RandomLongSide(*self.long_side_range), self.crop_size, backbone.mean, backbone.std
         )
-        module = ReCamTraining(
-            network,
-            [(network.classifier.parameters(), self.lr), ([network.second], self.head_lr)],
-            optimizer=self.optimizer,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-        )
-        module.sce_weight = self.sce_weight
+        parameter_groups = [(network.classifier.parameters(), self.lr), ([network.second_weight], self.head_lr)]
+        module = ReCamTraining(network, parameter_groups, self)
         data = TrainingSet(context.images, transform, context.seed)
         fit(module, data, context, epochs=self.epochs, batch_size=self.batch_size)
         if context.compute.is_main_process:
-            network.reactivated(self.keep_sign).save(context.folder)
+            network.combined_classifier(self.keep_sign).save(context.folder.path)
 
 
 class ReCamNetwork(nn.Module):
-    """A classifier (f and W), and the second classifier V [K, D] that sees its class features."""
+    """A classifier (features f, weights W [K, D]) and a second classifier V [K, D] on its class features.
+
+    Args:
+        classifier: the converged classifier.
+    """
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         self.classifier = classifier
-        self.second = nn.Parameter(torch.empty_like(classifier.weight))
-        nn.init.kaiming_uniform_(self.second, a=5**0.5)  # as nn.Conv2d's own
+        self.second_weight = nn.Parameter(torch.empty_like(classifier.weight))
+        nn.init.kaiming_uniform_(self.second_weight, a=5**0.5)  # the default of nn.Conv2d
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images [B, 3, H, W] → W's logits [B, K], and V's logits of each class feature [B, K, K]."""
+        """Map images [B, 3, H, W] to the logits of W [B, K], and of V for each class feature [B, K, K]."""
         features = self.classifier.backbone(images)
-        of_classes, _ = class_features(features, self.classifier.weight)
-        return self.classifier.logits(features), of_classes @ self.second.T
+        class_features, _ = compute_class_features(features, self.classifier.weight)
+        return self.classifier.logits(features), class_features @ self.second_weight.T
 
-    def reactivated(self, keep_sign: bool = False) -> Classifier:
-        """The classifier, with V ∘ W (or V ∘ ReLU(W)) as the weights of its response maps."""
-        first = self.classifier.weight
-        self.classifier.map_weight = self.second * (first.relu() if keep_sign else first)
+    def combined_classifier(self, keep_sign: bool = False) -> Classifier:
+        """Return the classifier with V ∘ W, or V ∘ ReLU(W), as the weights of its response maps."""
+        first_weight = self.classifier.weight
+        self.classifier.map_weight = self.second_weight * (first_weight.relu() if keep_sign else first_weight)
         return self.classifier
 
 
 class ReCamTraining(Training):
-    """L_bce + λ L_sce."""
+    """L = L_bce + λ L_sce."""
 
     network: ReCamNetwork
-    sce_weight: float
+
+    def __init__(
+        self,
+        network: ReCamNetwork,
+        parameter_groups: Iterable[tuple[Iterable[nn.Parameter], float]],
+        settings: ReCam,
+    ) -> None:
+        super().__init__(network, parameter_groups, settings)
+        self.sce_weight = settings.sce_weight
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         logits, class_logits = self.network(batch["image"])
@@ -110,30 +115,32 @@ class ReCamTraining(Training):
         return {"loss": bce + self.sce_weight * sce, "bce": bce, "sce": sce}
 
 
-def class_features(features: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """What the network sees of each class: its features under the class's own normalised CAM.
+def compute_class_features(features: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Pool the features of each class under its own normalized CAM.
 
     Args:
         features: f [B, D, h, w].
         weight: W [K, D].
 
     Returns:
-        f_k [B, K, D], the plain mean of m_k · f over the grid, and the soft masks m_k [B, K, h, w].
+        The class features f_k [B, K, D], which are the plain mean of m_k · f over the grid, and the soft masks m_k
+        [B, K, h, w]. Gradients flow through the masks.
     """
     cams = torch.relu(F.conv2d(features, weight[:, :, None, None]))
-    masks = cams / (cams.amax((2, 3), keepdim=True) + EPSILON)  # not detached: L_sce shapes the masks, too
+    masks = cams / (cams.amax((2, 3), keepdim=True) + EPSILON)
     return masks.flatten(2) @ features.flatten(2).mT / masks[0, 0].numel(), masks
 
 
 def softmax_loss(class_logits: Tensor, tags: Tensor) -> Tensor:
-    """L_sce: softmax cross-entropy of each tagged class's feature, whose one label is that class.
+    """Compute L_sce: the softmax cross-entropy of each tagged class's feature, whose label is that class.
 
     Args:
-        class_logits: [B, K, K]; row k are the K logits of f_k.
+        class_logits: [B, K, K]; row k holds the K logits of f_k.
         tags: [B, K] of 0 and 1.
 
     Returns:
-        The mean over an image's tags, summed over images / B. An image without tags adds nothing, but counts in B.
+        A scalar: the mean over the tags of an image, summed over the images, divided by B. An image without tags adds
+        nothing to the sum but counts in B.
     """
     losses = -class_logits.log_softmax(2).diagonal(dim1=1, dim2=2)
     return ((losses * tags).sum(1) / tags.sum(1).clamp(min=1)).mean()

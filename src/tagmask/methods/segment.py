@@ -1,231 +1,251 @@
-"""The segmentation network, trained on pseudo-masks as if they were true (methods, section 8).
+"""The segmentation network, trained on pseudo-masks as if they were ground truth.
 
-The second ground, beside `cam`, that other methods stand on: one that trains the network with another loss overrides
-`Segment.layers` and `Segment.training`, and one that asks a network for masks takes what it says from `segmented`.
+DeepLab-v2 (Chen et al., TPAMI 2018) on any timm backbone, or any architecture of segmentation_models_pytorch.
+
+Shared base, like `cam`: methods that train the network with another loss override `Segment.extra_targets` and
+`Segment.make_training`; methods that need the network's probabilities use `predict_probabilities`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from joblib import delayed
 from pydantic import AfterValidator, Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from tagmask.data.loading import ExtraTargets, TrainingSet, whole_images
+from tagmask.data.loading import ExtraTargets, TrainingSet, load_image_batches
 from tagmask.data.samples import Sample
 from tagmask.data.transforms import RandomScale, normalize_images, training_transform
 from tagmask.errors import RecipeError
 from tagmask.label_map import IGNORE_INDEX, read_label_map, write_label_map
-from tagmask.methods._settings import BackboneName, ScaleRange, Scales, Stride
-from tagmask.models.backbone import Backbone
-from tagmask.models.classifier import FILE as CLASSIFIER_FILE
-from tagmask.models.classifier import Classifier
-from tagmask.models.inference import prepare_for_inference, with_hflip
-from tagmask.models.saved_network import read_weights
-from tagmask.models.segmenter import FILE, Segmenter, check_architecture
-from tagmask.refine.dense_crf import unary_from_probabilities
+from tagmask.methods._settings import BackboneSettings, InferenceSettings, ScaleRange, Scales, Stride
+from tagmask.models.inference import make_inference_only, scaled_with_hflip
+from tagmask.models.segmenter import Segmenter, check_architecture, initial_segmenter
+from tagmask.refine.dense_crf import apply_crf, unary_from_probabilities
 from tagmask.refine.settings import NETWORK_CRF, CrfSettings
-from tagmask.stage import ArtifactKind, Method, StageContext, group_by_size, mask_path
-from tagmask.training import Optimizer, Training, fit, train_once
+from tagmask.run_folder import StageFolder
+from tagmask.stage import ArtifactKind, InferenceContext, StageContext
+from tagmask.training import Training, TrainingSettings, fit, train_once
 
-TEST_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)
+Prediction = tuple[Sample, np.ndarray, np.ndarray, np.ndarray]
+"""A sample, its image [H, W, 3] uint8, and the ids [L] and probabilities [L, H, W] of its labels."""
 
 
-class Segment(Method):
+class Segment(BackboneSettings, TrainingSettings, InferenceSettings):
     """Train a segmentation network on the pseudo-masks, and segment the training images with it."""
 
     needs: ClassVar[tuple[ArtifactKind, ...]] = ("masks", "classifier")
     makes: ClassVar[tuple[ArtifactKind, ...]] = ("segmenter", "masks")
 
     architecture: Annotated[str, AfterValidator(check_architecture)] = Field(
-        "deeplabv2", description="deeplabv2, or any of segmentation_models_pytorch"
+        "deeplabv2", description="deeplabv2, or an architecture of segmentation_models_pytorch"
     )
-    backbone: BackboneName | None = Field(None, description="any timm network; null: the classifier's")
-    weights: str = Field("classifier", description="start from: classifier (this run's), pretrained, none, or a file")
-    options: dict[str, Any] | None = Field(None, description="further arguments of timm.create_model")
-    output_stride: Stride = 8
-    steps: int = Field(20_000, ge=1, description="of training, rounded to whole epochs")
-    epochs: int | None = Field(None, ge=0, description="instead of steps")
-    batch_size: int = Field(10, ge=1)
-    crop_size: int = Field(321, ge=16, description="pixels")
-    scale: ScaleRange = Field((0.5, 1.5), description="images are resized by a random factor in this range")
-    freeze_norm: bool = Field(True, description="keep the encoder's norm layers' running statistics")
-    optimizer: Optimizer = "sgd"
-    lr: float = Field(2.5e-4, gt=0, description="of the encoder")
-    head_lr: float = Field(10, gt=0, description="new layers learn this many times faster")
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    scales: Scales = Field(TEST_SCALES, description="each with its mirror image")
-    inference_batch_size: int = Field(8, ge=1)
-    crf: CrfSettings | None = Field(NETWORK_CRF, description="after the network at test time; null: none")
+    output_stride: Stride = Field(8, description="pixels per feature cell, for backbones that can be dilated")
+    steps: int = Field(20_000, ge=1, description="training steps, rounded up to whole epochs")
+    epochs: int | None = Field(  # type: ignore[assignment]
+        None, ge=0, description="passes over the training images, instead of steps"
+    )
+    batch_size: int = Field(10, ge=1, description="images per step, over all processes")
+    crop_size: int = Field(321, ge=16, description="side of the random crops in pixels")
+    scale_range: ScaleRange = Field((0.5, 1.5), description="range of the random factor by which images are resized")
+    freeze_norm: bool = Field(True, description="keep the running statistics of the encoder's batch norms fixed")
+    lr: float = Field(2.5e-4, gt=0, description="learning rate of the encoder")
+    head_lr: float = Field(2.5e-3, gt=0, description="learning rate of the new layers; the papers use 10 times lr")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
+    weight_decay: float = Field(5e-4, ge=0, description="weight decay")
+    scales: Scales = Field(
+        (0.5, 0.75, 1.0, 1.25, 1.5),
+        description="factors by which images are resized at inference; each view is used with its horizontal flip",
+    )
+    inference_batch_size: int = Field(8, ge=1, description="images of equal size that are processed together")
+    crf: CrfSettings | None = Field(
+        NETWORK_CRF, description="dense CRF on the network's probabilities at inference; null: none"
+    )
 
     def run(self, context: StageContext) -> None:
-        train_once(context, FILE, lambda: self.train(context))
-        network = prepare_for_inference(Segmenter.load(context.folder), context.compute)
+        train_once(context, Segmenter.weights_path(context.folder.path), lambda: self.train(context))
+        network = make_inference_only(Segmenter.load(context.folder.path), context.compute)
         write_masks(network, context, scales=self.scales, crf=self.crf, batch_size=self.inference_batch_size)
 
     def train(self, context: StageContext) -> None:
-        """Train the network and write it to `work.folder`."""
+        """Train the network and write it to the stage folder."""
         torch.manual_seed(context.seed)
-        network = self.untrained(context)
-        transform = training_transform(RandomScale(*self.scale), self.crop_size, network.mean, network.std)
-        data = TrainingSet(context.images, transform, context.seed, self.layers(context))
-        new = network.new_parameters()
-        groups = [(network.timm_network().parameters(), self.lr), (new, self.lr * self.head_lr)]
-        module = self.training(
-            network, groups, optimizer=self.optimizer, momentum=self.momentum, weight_decay=self.weight_decay
+        network = initial_segmenter(
+            context.inputs["classifier"].path,
+            self.architecture,
+            context.images.classes,
+            self.backbone,
+            self.weights,
+            self.output_stride,
+            self.options,
         )
         network.freeze_norm = self.freeze_norm
-        steps_an_epoch = max(1, len(context.images) // self.batch_size)
-        epochs = math.ceil(self.steps / steps_an_epoch) if self.epochs is None else self.epochs
+        transform = training_transform(RandomScale(*self.scale_range), self.crop_size, network.mean, network.std)
+        data = TrainingSet(context.images, transform, context.seed, self.extra_targets(context))
+        parameter_groups = [
+            (network.timm_network().parameters(), self.lr),
+            (network.head_parameters(), self.head_lr),
+        ]
+        module = self.make_training(network, parameter_groups)
+        steps_per_epoch = max(1, context.images_per_epoch // self.batch_size)
+        epochs = math.ceil(self.steps / steps_per_epoch) if self.epochs is None else self.epochs
         try:
             fit(module, data, context, epochs=epochs, batch_size=self.batch_size)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
             raise RecipeError(
-                f"{self.architecture} cannot learn from one image at a time, as it pools an image to one point: "
-                "give a larger batch_size and more images, or another architecture, e.g. Unet."
+                f"{self.architecture} cannot be trained with one image per step, because it pools an image to one "
+                "point: give a larger batch_size and more images, or another architecture, e.g. Unet."
             ) from error
         if context.compute.is_main_process:
-            test = {"scales": self.scales, "crf": self.crf and self.crf.model_dump()}
-            network.save(context.folder, test=test)
+            inference = {"scales": self.scales, "crf": self.crf and self.crf.model_dump()}
+            network.save(context.folder.path, test=inference)
 
-    def layers(self, context: StageContext) -> ExtraTargets:
-        """What goes into the loss besides the images; `labels` [H, W] uint8 among it."""
-        return PseudoMasks(context.inputs["masks"])
+    def extra_targets(self, context: StageContext) -> ExtraTargets:
+        """Return what the loss needs of each sample besides the image; one target is "labels" [H, W] uint8."""
+        return PseudoMaskTargets(context.inputs["masks"])
 
-    def training(self, *arguments: Any, **settings: Any) -> SegmentTraining:
-        """The loss, with the network; the arguments are `Training`'s."""
-        return SegmentTraining(*arguments, **settings)
-
-    def untrained(self, context: StageContext) -> Segmenter:
-        """The network to begin with, its encoder from the weights that the settings name."""
-        _, config = read_weights(context.inputs["classifier"] / CLASSIFIER_FILE)
-        same = self.backbone in (None, config["backbone"]["name"])
-        backbone = self.backbone or config["backbone"]["name"]
-        options = config["backbone"]["options"] if self.options is None and same else self.options
-        network = Segmenter(self.architecture, backbone, context.images.classes, self.output_stride, options)
-        if self.weights == "classifier":
-            network.load_encoder(Classifier.load(context.inputs["classifier"]).backbone.net.state_dict())
-        elif self.weights != "none":
-            network.load_encoder(Backbone(backbone, self.weights, options=options).net.state_dict())
-        return network
+    def make_training(
+        self, network: Segmenter, parameter_groups: Iterable[tuple[Iterable[nn.Parameter], float]]
+    ) -> SegmentTraining:
+        """Return the network with its loss."""
+        return SegmentTraining(network, parameter_groups, self)
 
 
 class SegmentTraining(Training):
-    """Per-pixel cross-entropy against the pseudo-mask; unsure pixels are left out."""
+    """Per-pixel cross-entropy against the pseudo-masks, without ignored pixels."""
 
     network: Segmenter
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"loss": pixel_loss(self.logits(batch), batch["labels"], self.all_mean)}
+        return {"loss": pixel_loss(self.logits(batch), batch["labels"], self.mean_over_processes)}
 
     def logits(self, batch: dict[str, Tensor]) -> Tensor:
-        """[B, K + 1, H, W] float32, at the labels' size."""
+        """Return the logits [B, K + 1, H, W] float32 at the size of the labels."""
         return F.interpolate(self.network(batch["image"]).float(), batch["labels"].shape[1:], mode="bilinear")
 
 
-def pixel_loss(logits: Tensor, labels: Tensor, over_processes: Callable[[Tensor], Tensor] = Tensor.float) -> Tensor:
-    """Cross-entropy, averaged over the known pixels; 0 where all are unsure.
+def pixel_loss(logits: Tensor, labels: Tensor, reduce_mean: Callable[[Tensor], Tensor] = Tensor.float) -> Tensor:
+    """Compute the cross-entropy, averaged over all pixels that are not ignored; 0 if all are.
 
     Args:
         logits: [B, K + 1, H, W].
-        labels: [B, H, W] uint8: 0 background, 1..K classes, 255 unsure.
-        over_processes: gives a count's mean over the processes, whose gradients are averaged (`Training.all_mean`).
+        labels: [B, H, W] uint8: 0 background, 1..K classes, 255 ignored.
+        reduce_mean: returns the mean of a count over the processes that share a batch
+            (`Training.mean_over_processes`).
     """
-    known = over_processes((labels != IGNORE_INDEX).sum())
-    known = known.where(known > 0, 1)  # less than 1 where some of many processes has the only known pixel
-    return F.cross_entropy(logits, labels.long(), ignore_index=IGNORE_INDEX, reduction="sum") / known
+    count = reduce_mean((labels != IGNORE_INDEX).sum())
+    count = count.where(count > 0, 1)  # the mean is below 1 if only one of many processes has a labeled pixel
+    return F.cross_entropy(logits, labels.long(), ignore_index=IGNORE_INDEX, reduction="sum") / count
 
 
 @dataclass(frozen=True)
-class PseudoMasks:
-    """`masks/<id>.png` of a stage as the layer "labels" of the training (`Layers`)."""
+class PseudoMaskTargets:
+    """The masks of a stage as the training target "labels" (see `ExtraTargets`)."""
 
-    folder: Path
+    stage: StageFolder
 
     def __call__(self, sample: Sample) -> Mapping[str, np.ndarray]:
-        return {"labels": read_label_map(mask_path(self.folder, sample))}
+        return {"labels": read_label_map(self.stage.mask_path(sample.id))}
 
 
 @torch.inference_mode()
-def probabilities(
+def class_probabilities(
     network: Segmenter, images: Tensor, tags: Sequence[Sequence[int] | None], scales: Sequence[float] = (1.0,)
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Class probabilities, averaged over scales and mirror images.
+    """Compute the label probabilities of images, averaged over scales and horizontal flips.
 
     Args:
-        images: [B, 3, H, W] normalised, of one size.
-        tags: for each image the class ids that may appear (background always may); None: any.
+        network: in eval mode.
+        images: [B, 3, H, W] normalized, of equal size.
+        tags: for each image the class ids that can appear beside background; None: all.
+        scales: factors by which the images are resized.
 
     Returns:
-        For each image the channels' ids [L] uint8 (0 first) and the probabilities [L, H, W] float32.
+        For each image the ids of its L labels [L] uint8 (0 first) and their probabilities [L, H, W] float32.
     """
     size = (images.shape[2], images.shape[3])
-    n = len(network.classes) + 1
-    allowed = [list(range(n)) if ids is None else [0, *sorted(ids)] for ids in tags]
-    summed = [torch.zeros(len(ids), *size, device=images.device) for ids in allowed]
+    num_labels = len(network.classes) + 1
+    labels = [list(range(num_labels)) if ids is None else [0, *sorted(ids)] for ids in tags]
+    summed = [torch.zeros(len(ids), *size, device=images.device) for ids in labels]
     for scale in scales:
-        straight, mirrored = network(with_hflip(images, scale)).float().chunk(2)
-        for i, ids in enumerate(allowed):
-            pair = torch.stack([straight[i, ids], mirrored[i, ids].flip(2)])
-            full = F.interpolate(pair, size, mode="bilinear", align_corners=False)
-            summed[i] += full.softmax(1).sum(0)
-    total = 2 * len(scales)
-    return [(np.array(ids, np.uint8), (s / total).cpu().numpy()) for ids, s in zip(allowed, summed, strict=True)]
+        plain, flipped = network(scaled_with_hflip(images, scale)).float().chunk(2)
+        for i, ids in enumerate(labels):
+            pair = torch.stack([plain[i, ids], flipped[i, ids].flip(2)])
+            full_size = F.interpolate(pair, size, mode="bilinear", align_corners=False)
+            summed[i] += full_size.softmax(1).sum(0)
+    num_views = 2 * len(scales)
+    return [(np.array(ids, np.uint8), (s / num_views).cpu().numpy()) for ids, s in zip(labels, summed, strict=True)]
 
 
-def decide(image: np.ndarray, ids: np.ndarray, probs: np.ndarray, crf: CrfSettings | None) -> np.ndarray:
-    """Each pixel's class: [H, W] uint8 from the image [H, W, 3] uint8 and `probabilities`' ids and values."""
+def most_probable_labels(
+    image: np.ndarray, ids: np.ndarray, probabilities: np.ndarray, crf: CrfSettings | None
+) -> np.ndarray:
+    """Return the label map [H, W] uint8 of the most probable labels, after the dense CRF if there is one.
+
+    Args:
+        image: [H, W, 3] uint8.
+        ids: [L] uint8 label ids.
+        probabilities: [L, H, W] float32.
+        crf: settings of the dense CRF; None: none.
+    """
     if crf is not None and len(ids) > 1:
-        probs = crf.apply(image, unary_from_probabilities(probs))
-    return ids[probs.argmax(0)]
+        probabilities = apply_crf(image, unary_from_probabilities(probabilities), crf)
+    return ids[probabilities.argmax(0)]
 
 
-def segmented(
-    network: Segmenter, context: StageContext, *, scales: Sequence[float], batch_size: int
-) -> tuple[Iterator[tuple[Sample, np.ndarray, np.ndarray, np.ndarray]], int]:
-    """What the network, made ready `for_inference`, says of this process's images of the stage that have no mask yet.
+def predict_probabilities(
+    network: Segmenter, context: InferenceContext, scales: Sequence[float], batch_size: int
+) -> tuple[Iterator[Prediction], int]:
+    """Segment this process's images that have no mask yet.
+
+    Args:
+        network: prepared for inference.
+        context: the images, and the folder of the masks.
+        scales: factors by which the images are resized.
+        batch_size: the largest number of images in a batch.
 
     Returns:
-        (sample, image [H, W, 3] uint8, and the ids and values of `probabilities`) of each, and how many they are.
+        An iterator over the predictions, and their number.
     """
-    groups = context.pending_shard(
-        group_by_size(context.images.samples, batch_size, context.compute.batch_pixels), context.mask_path
-    )
-    missing = sum(not context.mask_path(sample).exists() for group in groups for sample in group)
+    mask_path = context.folder.mask_path
+    batches = context.pending_shard(context.batches(batch_size), mask_path)
+    total = sum(not mask_path(sample.id).exists() for batch in batches for sample in batch)
 
-    def found() -> Iterator[tuple[Sample, np.ndarray, np.ndarray, np.ndarray]]:
-        for samples, pixels in whole_images(groups, context.compute):
+    def predictions() -> Iterator[Prediction]:
+        for samples, pixels in load_image_batches(batches, context.compute):
             images = normalize_images(pixels.to(context.compute.device), network.mean, network.std)
-            with context.compute.autocast(network):  # here: joblib may run this generator in a thread of its own
-                results = probabilities(network, images, [s.tags for s in samples], scales)
-            for sample, rgb, (ids, probs) in zip(samples, pixels, results, strict=True):
-                if not context.mask_path(sample).exists():  # else it is here to make the batch what it was
-                    yield sample, rgb.permute(1, 2, 0).contiguous().numpy(), ids, probs
+            with context.compute.autocast(network):  # here, because joblib may run this generator in another thread
+                results = class_probabilities(network, images, [sample.tags for sample in samples], scales)
+            for sample, rgb, (ids, probabilities) in zip(samples, pixels, results, strict=True):
+                if not mask_path(sample.id).exists():  # the others only complete the batch of the first attempt
+                    yield sample, rgb.permute(1, 2, 0).contiguous().numpy(), ids, probabilities
 
-    return (found() if groups else iter(())), missing
+    return (predictions() if batches else iter(())), total
 
 
 def write_masks(
-    network: Segmenter, context: StageContext, *, scales: Sequence[float], crf: CrfSettings | None, batch_size: int
+    network: Segmenter, context: InferenceContext, *, scales: Sequence[float], crf: CrfSettings | None, batch_size: int
 ) -> None:
-    """Write the network's label map of every image of the stage that has none yet."""
-    seen, missing = segmented(network, context, scales=scales, batch_size=batch_size)
+    """Write the network's label map of every image that has none yet; see `predict_probabilities`."""
+    predictions, total = predict_probabilities(network, context, scales, batch_size)
     jobs = (
-        delayed(_write_mask)(context.mask_path(sample), image, ids, probs, crf) for sample, image, ids, probs in seen
+        delayed(_write_mask)(context.folder.mask_path(sample.id), image, ids, probabilities, crf)
+        for sample, image, ids, probabilities in predictions
     )
-    context.run_parallel("masks from the network", jobs, missing)
+    context.run_parallel("masks of the network", jobs, total)
 
 
-def _write_mask(path: Path, image: np.ndarray, ids: np.ndarray, probs: np.ndarray, crf: CrfSettings | None) -> None:
-    write_label_map(path, decide(image, ids, probs, crf))
+def _write_mask(
+    path: Path, image: np.ndarray, ids: np.ndarray, probabilities: np.ndarray, crf: CrfSettings | None
+) -> None:
+    write_label_map(path, most_probable_labels(image, ids, probabilities, crf))

@@ -1,1 +1,1 @@
-"""Networks without training code: images in, tensors out; they know nothing of files of a run."""
+"""Networks without training code. They map images to tensors, and they save and load their own weights."""

@@ -1,36 +1,48 @@
-"""The CAM classifier: a backbone, global average pooling, a 1×1 convolution without bias."""
+"""The CAM classifier: a backbone, global average pooling and a 1×1 convolution without bias.
+
+Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from tagmask.errors import RecipeError, RunError
+from tagmask.errors import RecipeError
 from tagmask.models.backbone import Backbone
-from tagmask.models.saved_network import read_weights, write_weights
-
-FILE = "classifier.safetensors"
+from tagmask.models.saved_network import SavedNetwork
 
 
-class Classifier(nn.Module):
-    """Images [B, 3, H, W] → logits [B, K], and the activations that they are the mean of.
+class Classifier(SavedNetwork):
+    """Compute a logit of each class, and the activations whose mean over all pixels is that logit.
+
+    With features f [B, D, h, w] and weights W [K, D], the logits are W · mean(f), and the class activation map of
+    class k is W_k · f (Zhou et al., CVPR 2016, section 2, equations 1 and 2).
+
+    Args:
+        backbone: computes the features.
+        classes: the K class names, without background.
 
     Attributes:
-        backbone: gives features f [B, D, h, w].
-        weight: W [K, D]; logits = W · GAP(f).
-        map_weight: [K, D] the weights that response maps are made with; W itself, unless a method
-            (ReCAM) set others.
+        weight: W [K, D], a parameter.
+        map_weight: [K, D], the weights of the activations: W, unless other weights were assigned (ReCAM does that).
+            They are saved with the network, and are not trained.
     """
+
+    kind: ClassVar[str] = "classifier"
+    file_name: ClassVar[str] = "classifier.safetensors"
+    title: ClassVar[str] = "a classifier"
 
     def __init__(self, backbone: Backbone, classes: tuple[str, ...]) -> None:
         super().__init__()
         self.backbone = backbone
         self.classes = classes
         self.weight = nn.Parameter(torch.empty(len(classes), backbone.channels))
-        nn.init.kaiming_uniform_(self.weight, a=5**0.5)  # as nn.Conv2d's own
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)  # the initialization of nn.Conv2d
         self.register_buffer("_map_weight", None)
         self._map_weight: Tensor | None
 
@@ -43,64 +55,89 @@ class Classifier(nn.Module):
         self._map_weight = weight.detach().clone()
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the logits [B, K] of normalized images [B, 3, H, W]."""
         return self.logits(self.backbone(images))
 
     def logits(self, features: Tensor) -> Tensor:
-        """Features [B, D, h, w] → logits [B, K]."""
+        """Return the logits [B, K] of features [B, D, h, w]."""
         return features.mean((2, 3)) @ self.weight.T
 
     def activations(self, images: Tensor) -> Tensor:
-        """ReLU of the class activations: [B, 3, H, W] → [B, K, h, w]."""
+        """Return the class activations of normalized images [B, 3, H, W]: [B, K, h, w], at least 0 (ReLU)."""
         features = self.backbone(images)
         return torch.relu(nn.functional.conv2d(features, self.map_weight[:, :, None, None].to(features.dtype)))
 
-    def save(self, folder: Path, **notes: Any) -> None:
-        """Write classifier.safetensors and config.json; `notes` are added to the latter."""
-        config = {"kind": "classifier", "backbone": self.backbone.config, "classes": self.classes, **notes}
-        write_weights(folder / FILE, self.state_dict(), config)
+    @property
+    def config(self) -> dict[str, Any]:
+        return {"backbone": self.backbone.config, "classes": self.classes}
 
     @classmethod
-    def load(cls, folder: Path, output_stride: int | None = None) -> Classifier:
-        """Load what `save` wrote, its features at another stride if asked. Raises RunError if it is not there."""
-        weights, config = read_weights(folder / FILE)
-        if config.get("kind") != "classifier":
-            raise RunError(f"{folder} does not hold a classifier but a {config.get('kind')}.")
-        stride = {} if output_stride is None else {"output_stride": output_stride}
-        network = cls(Backbone(**{**config["backbone"], **stride}), tuple(config["classes"]))
-        if "_map_weight" in weights:
-            network.map_weight = weights["_map_weight"]
-        network.load_state_dict(weights)
-        return network.eval()
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        return cls(Backbone(**config["backbone"]), tuple(config["classes"]))
+
+    @classmethod
+    def load(cls, folder: Path, output_stride: int | None = None) -> Self:
+        """Load the classifier that `save` wrote, on the CPU and in eval mode.
+
+        Args:
+            folder: of the stage that saved the classifier.
+            output_stride: the stride of the features, 8, 16 or 32. None: the stride that was saved.
+
+        Raises:
+            RunError: the folder does not contain a classifier, or a file is damaged.
+        """
+        weights, config = cls.read(folder)
+        if output_stride is not None:
+            config["backbone"]["output_stride"] = output_stride
+        return cls._from_weights(weights, config)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        # PyTorch does not load a buffer that is None: assign it first.
+        if (weight := state_dict.get(f"{prefix}_map_weight")) is not None:
+            self.map_weight = weight.to(self.weight.device)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def resolve_backbone(
+    saved: Mapping[str, Any], name: str | None, options: dict[str, Any] | None
+) -> tuple[str, dict[str, Any] | None]:
+    """Return the timm name and the options of a backbone that is the classifier's unless the recipe names another.
+
+    Args:
+        saved: the config of the classifier's backbone, `Backbone.config`.
+        name: a timm model name. None: the classifier's.
+        options: further arguments of `timm.create_model`. None: the classifier's if it has the same name, else none.
+    """
+    name = name or saved["name"]
+    return name, saved["options"] if options is None and name == saved["name"] else options
 
 
 def initial_backbone(
-    folder: Path, name: str | None, weights: str, output_stride: int, options: dict[str, Any] | None
+    classifier_folder: Path, name: str | None, weights: str, output_stride: int, options: dict[str, Any] | None
 ) -> Backbone:
-    """The backbone that another network of the run begins with.
+    """Return the backbone from which a later network of the run starts its training.
 
     Args:
-        folder: of the run's classifier.
-        name: a timm model name; None: the classifier's.
-        weights: "classifier", or as `Backbone`'s.
-        output_stride: of the features.
-        options: as `Backbone`'s; None: the classifier's, if it is the same network.
+        classifier_folder: contains the classifier of the run.
+        name: a timm model name. None: the classifier's.
+        weights: "classifier" for the trained weights of the classifier's backbone, or as in `Backbone`.
+        output_stride: the stride of the features, 8, 16 or 32.
+        options: further arguments of `timm.create_model`. None: the classifier's if it has the same name, else none.
 
     Raises:
-        RecipeError: the classifier's weights are of another network, or as `Backbone`.
-        RunError: there is no classifier.
+        RecipeError: the classifier's weights do not fit the backbone, or `Backbone` raises it.
+        RunError: the folder does not contain a classifier.
     """
-    own = Classifier.load(folder).backbone
-    of: dict[str, Any] = own.config
-    name = name or of["name"]
-    options = of["options"] if options is None and name == of["name"] else options
+    trained = Classifier.load(classifier_folder).backbone
+    name, options = resolve_backbone(trained.config, name, options)
     if weights != "classifier":
         return Backbone(name, weights, output_stride, options)
     backbone = Backbone(name, "none", output_stride, options)
     try:
-        backbone.load_state_dict(own.state_dict())
+        backbone.load_state_dict(trained.state_dict())
     except RuntimeError as error:
         raise RecipeError(
-            f"the classifier's weights are of {of['name']!r} and do not fit {name!r}: leave backbone and options out, "
-            "or set weights to pretrained, none or a file."
+            f"the classifier's weights are of {trained.config['name']!r} and do not fit {name!r}: leave backbone and "
+            "options out, or set weights to pretrained, none or a file."
         ) from error
     return backbone

@@ -1,9 +1,9 @@
-"""How a trained network is asked: prepared to answer quickly, with views of its images."""
+"""Inference utilities: networks that are converted for fast inference, and horizontally flipped and scaled images."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,76 +11,107 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from tagmask.compute import Compute
+if TYPE_CHECKING:
+    from tagmask.compute import Compute
 
-PROBE = 64  # pixels; the side of the noise that shows which norm follows which convolution
-TOLERANCE = 1e-3  # of the probe's largest output
+PROBE_SIDE = 64  # pixels; the side of the random image that shows which norm follows which convolution
+TOLERANCE = 1e-3  # of the folded outputs, relative to the largest output
 
-N = TypeVar("N", bound=nn.Module)
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
-def prepare_for_inference(network: N, compute: Compute) -> N:
-    """The network itself, in eval mode on its device, in the memory layout that is fastest, its norms folded.
+def make_inference_only(network: NetworkT, compute: Compute) -> NetworkT:
+    """Convert a network in place for fast inference, after which it must not be trained or saved.
 
-    It is not to be trained or saved after that.
+    The network is set to eval mode, its batch norms are folded into its convolutions (`fold_norms_inplace`), and it
+    is moved to the device in the channels-last memory format. Folded weights differ from the trained ones, and their
+    names differ from those in the weights file.
+
+    Args:
+        network: any network. If it has an attribute `backbone`, only norms of the backbone are folded.
+        compute: its `device` is where the network runs.
+
+    Returns:
+        The same network.
     """
-    network = network.cpu().eval()  # where the numbers are exact
-    fold_norms(getattr(network, "backbone", network))
+    network = network.cpu().eval()  # folding needs exact float32 results
+    fold_norms_inplace(getattr(network, "backbone", network))
     return network.to(compute.device).to(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
-def fold_norms(network: nn.Module) -> None:
-    """Make each batch norm that follows a convolution part of it, which saves a pass over memory.
+def fold_norms_inplace(network: nn.Module) -> None:
+    """Fold each batch norm that follows a convolution into that convolution, which saves a pass over the memory.
 
-    A norm's scale and shift, fixed in eval mode, go into the convolution's weights. Where the outputs are not the
-    same then (a convolution that changes its own weights, or whose output is used twice), all stays as it is.
+    In eval mode, a norm is a fixed scale and shift of each channel, which the weights and bias of the convolution can
+    include. If the folded network computes other outputs, all layers are restored. This happens where a convolution
+    changes its own weights, or where its output is used twice. Layers with forward hooks are not folded, so that the
+    hooks receive the same tensors as before.
 
     Args:
-        network: on the CPU, in eval mode; images [B, 3, H, W] → a tensor.
+        network: on the CPU, in eval mode; maps images [B, 3, H, W] to a tensor.
     """
-    probe = torch.randn(1, 3, PROBE, PROBE, generator=torch.Generator().manual_seed(0))
-    pairs, expected = _norms_after_convolutions(network, probe)
+    probe = torch.randn(1, 3, PROBE_SIDE, PROBE_SIDE, generator=torch.Generator().manual_seed(0))
+    pairs, expected = _foldable_pairs(network, probe)
     names = {module: name for name, module in network.named_modules()}
-    before: list[tuple[str, nn.Module]] = []
+    replaced: list[tuple[str, nn.Module]] = []
     for convolution, norm in pairs:
-        act = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
-        for old, new in ((convolution, fuse_conv_bn_eval(convolution, norm)), (norm, act)):
-            before.append((names[old], old))
+        activation = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
+        for old, new in ((convolution, fuse_conv_bn_eval(convolution, norm)), (norm, activation)):
+            replaced.append((names[old], old))
             network.set_submodule(names[old], new)
     if pairs and (network(probe) - expected).abs().max() > TOLERANCE * expected.abs().max():
-        for name, old in before:
+        for name, old in replaced:
             network.set_submodule(name, old)
 
 
-def _norms_after_convolutions(network: nn.Module, probe: Tensor) -> tuple[list[tuple[nn.Conv2d, Any]], Tensor]:
-    """The pairs of which the second is given the first's output, each used once; and what the network makes of it."""
-    made: list[tuple[nn.Conv2d, Tensor]] = []
-    given: list[tuple[nn.Module, Tensor]] = []
+def _foldable_pairs(network: nn.Module, probe: Tensor) -> tuple[list[tuple[nn.Conv2d, Any]], Tensor]:
+    """Return the pairs of a convolution and the norm of its output, each called once, and the network's output."""
+    outputs: list[tuple[nn.Conv2d, Tensor]] = []
+    inputs: list[tuple[nn.Module, Tensor]] = []
     hooks = []
-    unheard = [m for m in network.modules() if not m._forward_hooks]  # whoever listens hears what was there before
-    for module in unheard:
+    for module in [module for module in network.modules() if not module._forward_hooks]:
         if isinstance(module, nn.Conv2d):
-            hooks.append(module.register_forward_hook(lambda m, _, output: made.append((m, output))))
+            hooks.append(module.register_forward_hook(lambda m, _, output: outputs.append((m, output))))
         elif type(module) in (nn.BatchNorm2d, BatchNormAct2d) and module.running_mean is not None:
-            hooks.append(module.register_forward_pre_hook(lambda m, inputs: given.append((m, inputs[0]))))
+            hooks.append(module.register_forward_pre_hook(lambda m, arguments: inputs.append((m, arguments[0]))))
     expected = network(probe)
     for hook in hooks:
         hook.remove()
-    by_output = {id(output): module for module, output in made}
-    pairs = [(by_output[id(x)], norm) for norm, x in given if id(x) in by_output]
-    modules = [m for m, _ in (*made, *given)]
-    return [pair for pair in pairs if all(modules.count(m) == 1 for m in pair)], expected
+    by_output = {id(output): convolution for convolution, output in outputs}
+    pairs = [(by_output[id(x)], norm) for norm, x in inputs if id(x) in by_output]
+    called = [module for module, _ in (*outputs, *inputs)]
+    return [pair for pair in pairs if all(called.count(module) == 1 for module in pair)], expected
 
 
-def scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
-    """An image size times a scale, at least one pixel a side."""
+def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Return an image size (H, W) times a scale, rounded half up, with at least one pixel per side."""
     return max(1, math.floor(size[0] * scale + 0.5)), max(1, math.floor(size[1] * scale + 0.5))
 
 
-def with_hflip(images: Tensor, scale: float = 1) -> Tensor:
-    """Images [B, 3, H, W] at a scale (smaller: antialiased), then their mirror images: [2 · B, 3, h, w]."""
-    if scale != 1:
-        size = scaled((images.shape[2], images.shape[3]), scale)
-        images = F.interpolate(images, size, mode="bilinear", antialias=scale < 1)
+def with_hflip(images: Tensor) -> Tensor:
+    """Return the images, followed by their horizontal flips.
+
+    Args:
+        images: [B, 3, H, W].
+
+    Returns:
+        [2 · B, 3, H, W] in the channels-last memory format.
+    """
     return torch.cat([images, images.flip(3)]).contiguous(memory_format=torch.channels_last)
+
+
+def scaled_with_hflip(images: Tensor, scale: float) -> Tensor:
+    """Return the images at another scale, followed by their horizontal flips.
+
+    Args:
+        images: [B, 3, H, W].
+        scale: above 0; a scale below 1 is computed with antialiasing, a scale of 1 leaves the images unchanged.
+
+    Returns:
+        [2 · B, 3, h, w] in the channels-last memory format, with (h, w) = `scaled_size((H, W), scale)`.
+    """
+    if scale != 1:
+        size = scaled_size((images.shape[2], images.shape[3]), scale)
+        images = F.interpolate(images, size, mode="bilinear", antialias=scale < 1)
+    return with_hflip(images)

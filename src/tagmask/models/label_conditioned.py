@@ -1,24 +1,36 @@
-"""AMN's network: per-pixel logits of features that the image's tags were multiplied into."""
+"""The network of AMN: per-pixel logits of features that are weighted channel by channel, depending on the image's tags.
+
+Lee, Kim and Shim, "Threshold Matters in WSSS: Manipulating the Activation for the Robust and Accurate Segmentation
+Model Against Thresholds", CVPR 2022.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from tagmask.errors import RunError
 from tagmask.models.backbone import Backbone
-from tagmask.models.saved_network import read_weights, write_weights
+from tagmask.models.saved_network import SavedNetwork
 from tagmask.models.segmenter import DilatedHead
 
-FILE = "label_conditioned.safetensors"
 
+class LabelConditionedNetwork(SavedNetwork):
+    """Compute per-pixel logits from images [B, 3, H, W] and their tags [B, K].
 
-class LabelConditioned(nn.Module):
-    """Images [B, 3, H, W] and their tags [B, K] → logits [B, K + 1, h, w], background first.
+    The logits are DilatedHead(dropout(f ⊙ e)) with the features f [B, D, h, w] and the condition e = Linear(tags)
+    [B, D], which is the same at every pixel.
 
-    e = Linear(K → D)(tags); the head of four dilations sees dropout(f ⊙ e) (Lee, Kim and Shim, CVPR 2022).
+    Args:
+        backbone: computes the features.
+        classes: the K class names, without background.
+        dropout: the probability of dropping a feature in training.
     """
+
+    kind: ClassVar[str] = "label_conditioned"
+    file_name: ClassVar[str] = "label_conditioned.safetensors"
+    title: ClassVar[str] = "a label-conditioned network"
 
     def __init__(self, backbone: Backbone, classes: tuple[str, ...], dropout: float = 0.1) -> None:
         super().__init__()
@@ -27,26 +39,28 @@ class LabelConditioned(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head = DilatedHead(backbone.channels, len(classes) + 1)
 
+    @property
+    def config(self) -> dict[str, Any]:
+        return {"classes": self.classes, "dropout": self.dropout.p, "backbone": self.backbone.config}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        return cls(Backbone(**config["backbone"]), tuple(config["classes"]), config["dropout"])
+
     def forward(self, images: Tensor, tags: Tensor) -> Tensor:
+        """Compute the logits.
+
+        Args:
+            images: [B, 3, H, W] float, normalized.
+            tags: [B, K] float, 1 for the classes of the image, else 0.
+
+        Returns:
+            [B, K + 1, h, w] at the stride of the backbone, background first.
+        """
         conditioned = self.backbone(images) * self.condition(tags)[:, :, None, None]
         logits: Tensor = self.head(self.dropout(conditioned))
         return logits
 
-    def new_parameters(self) -> list[nn.Parameter]:
-        """Everything that is not the backbone's."""
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that do not belong to the backbone."""
         return [*self.condition.parameters(), *self.head.parameters()]
-
-    def save(self, folder: Path) -> None:
-        """Write label_conditioned.safetensors and config.json."""
-        kind = {"kind": "label_conditioned", "classes": self.classes, "dropout": self.dropout.p}
-        write_weights(folder / FILE, self.state_dict(), {**kind, "backbone": self.backbone.config})
-
-    @classmethod
-    def load(cls, folder: Path) -> LabelConditioned:
-        """Load what `save` wrote. Raises RunError if it is not there."""
-        weights, config = read_weights(folder / FILE)
-        if config.get("kind") != "label_conditioned":
-            raise RunError(f"{folder} does not hold a label-conditioned network but a {config.get('kind')}.")
-        network = cls(Backbone(**config["backbone"]), tuple(config["classes"]), config["dropout"])
-        network.load_state_dict(weights)
-        return network.eval()

@@ -1,1 +1,1 @@
-"""Masks for other programs and for the eye: COCO JSON, overlays, folders of indexed PNGs."""
+"""Masks for other programs and for viewing: indexed PNG files, COCO JSON, overlays."""

@@ -1,4 +1,4 @@
-"""Instance masks as COCO "instances" JSON: an annotation an object, with its id and score."""
+"""Instance masks as COCO "instances" JSON: one annotation per object, with its score."""
 
 from __future__ import annotations
 
@@ -8,34 +8,41 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as rle
 
 from tagmask.artifacts import write_text
+from tagmask.outputs.coco import coco_categories, rle_annotation
 
-Item = tuple[str, tuple[int, ...], list[dict[str, Any]]]
-"""(file name of the image, its (H, W), its annotations as `instance_annotation` makes them)"""
+InstanceItem = tuple[str, tuple[int, ...], list[dict[str, Any]]]
+"""File name of the image, its (H, W), and its annotations as `instance_annotation` returns them."""
 
 
 def instance_annotation(class_id: int, mask: np.ndarray, score: float) -> dict[str, Any]:
-    """One object as a COCO annotation that still lacks its ids: mask [H, W] bool, score 0..1."""
-    encoded = rle.encode(np.asfortranarray(mask, np.uint8))
-    return {
-        "category_id": class_id,
-        "segmentation": {"size": list(mask.shape), "counts": encoded["counts"].decode("ascii")},
-        "area": int(np.count_nonzero(mask)),
-        "bbox": rle.toBbox(encoded).tolist(),
-        "iscrowd": 0,
-        "score": round(score, 4),
-    }
+    """Return a COCO annotation of one object without the ids of the annotation and the image.
+
+    Args:
+        class_id: class of the object.
+        mask: [H, W] bool.
+        score: confidence, 0..1.
+    """
+    return {"category_id": class_id, **rle_annotation(mask), "iscrowd": 0, "score": round(score, 4)}
 
 
-def write_instances(path: Path, items: Iterable[Item], classes: Sequence[str]) -> None:
-    """Write the images' objects as one COCO file; image ids and object ids count from 1. Raises RunError."""
+def write_instances(path: Path, items: Iterable[InstanceItem], classes: Sequence[str]) -> None:
+    """Write the objects of all images as one COCO JSON file; image and annotation ids count from 1.
+
+    Args:
+        path: the file; missing folders are created.
+        items: the images and their annotations.
+        classes: names of the classes; class id k is classes[k - 1].
+
+    Raises:
+        RunError: the file cannot be written.
+    """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for image_id, (name, (height, width), found) in enumerate(items, 1):
-        images.append({"id": image_id, "file_name": name, "width": width, "height": height})
-        annotations += [{"id": len(annotations) + n, "image_id": image_id, **f} for n, f in enumerate(found, 1)]
-    categories = [{"id": k, "name": name, "supercategory": ""} for k, name in enumerate(classes, 1)]
-    text = json.dumps({"images": images, "annotations": annotations, "categories": categories})
-    write_text(path, text + "\n")  # ASCII, as pycocotools opens it in the machine's own encoding
+    for image_id, (file_name, (height, width), objects) in enumerate(items, 1):
+        images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
+        for annotation in objects:
+            annotations.append({"id": len(annotations) + 1, "image_id": image_id, **annotation})
+    text = json.dumps({"images": images, "annotations": annotations, "categories": coco_categories(classes)})
+    write_text(path, text + "\n")  # ASCII, because pycocotools opens the file in the encoding of the machine

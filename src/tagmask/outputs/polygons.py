@@ -1,23 +1,31 @@
-"""Regions of a label map as polygons along the pixels' edges: nothing is smoothed, nothing is lost."""
+"""Regions of a label map as polygons along the edges of the pixels, which describe them exactly."""
 
 from __future__ import annotations
 
 import numpy as np
 from scipy import ndimage
 
-_TURN = ((0, 1), (1, 0), (0, -1), (-1, 0))  # right, down, left, up as (row, column); the next one is to the right
-# The pixels ahead of a corner, to the right and to the left of the way, from the pixel below right of that corner.
-_RIGHT = ((0, 0), (0, -1), (-1, -1), (-1, 0))
-_LEFT = ((-1, 0), (0, 0), (0, -1), (-1, -1))
+# Directions right, down, left and up as (row, column); the next one is a right turn.
+_DIRECTIONS = ((0, 1), (1, 0), (0, -1), (-1, 0))
+# For each direction, the pixels ahead of a corner to the right and to the left of the path. They are relative to the
+# pixel to the lower right of the corner.
+_RIGHT_PIXELS = ((0, 0), (0, -1), (-1, -1), (-1, 0))
+_LEFT_PIXELS = ((-1, 0), (0, 0), (0, -1), (-1, -1))
 
 
-def polygons(region: np.ndarray) -> list[list[int]]:
-    """The outlines of a region [H, W] bool as flat lists x1, y1, x2, y2, ... of pixel edges.
+def region_polygons(region: np.ndarray) -> list[list[int]]:
+    """Return polygons that cover a region exactly and do not overlap.
 
-    Together the polygons cover exactly the region and do not overlap. None has a hole, which a COCO polygon
-    cannot have: a part with holes is cut along a row through one of them until no hole is left.
+    No polygon has a hole, which a COCO polygon cannot have: a part with holes is cut along a row through one of them
+    until no hole is left.
+
+    Args:
+        region: [H, W] bool.
+
+    Returns:
+        The polygons as flat lists x1, y1, x2, y2, ... of pixel edges.
     """
-    found = []
+    polygons = []
     parts = [(region, 0, 0)]
     while parts:
         mask, top, left = parts.pop()
@@ -25,41 +33,41 @@ def polygons(region: np.ndarray) -> list[list[int]]:
         for k, box in enumerate(ndimage.find_objects(labels, count), 1):
             rows, columns = box
             part = labels[box] == k
-            place = top + rows.start, left + columns.start
+            part_top, part_left = top + rows.start, left + columns.start
             cut = _cut_row(part)
             if cut is None:
-                found.append(_outline(part, *place))
+                polygons.append(_outline(part, part_top, part_left))
             else:
-                parts += [(part[:cut], *place), (part[cut:], place[0] + cut, place[1])]
-    return found
+                parts += [(part[:cut], part_top, part_left), (part[cut:], part_top + cut, part_left)]
+    return polygons
 
 
 def _cut_row(part: np.ndarray) -> int | None:
-    """The first row below a cut that opens one of the holes, the one nearest the middle; None without holes."""
-    # Four neighbours make a region here, so eight make a hole.
+    """The first row below the cut that opens a hole of the part, nearest to its middle row; None without holes."""
+    # Regions are connected by four neighbors, so holes are connected by eight.
     holes, count = ndimage.label(~np.pad(part, 1), np.ones((3, 3), int))
-    if count == 1:  # the outside, which holds the padding
+    if count == 1:  # only the outside, which contains the padding
         return None
     boxes = [box[0] for k, box in enumerate(ndimage.find_objects(holes), 1) if k != holes[0, 0]]
-    middles = [(box.start + box.stop) // 2 - 1 for box in boxes]  # without the padding; above it is hole, or part
-    return min(middles, key=lambda row: abs(row - part.shape[0] // 2))
+    middle_rows = [(box.start + box.stop) // 2 - 1 for box in boxes]  # - 1 for the padding
+    return min(middle_rows, key=lambda row: abs(row - part.shape[0] // 2))
 
 
 def _outline(part: np.ndarray, top: int, left: int) -> list[int]:
-    """Walk around a part [H, W] bool without holes, keeping it on the right; a corner at each turn."""
+    """The outline of a part [H, W] bool without holes, clockwise, with one corner per turn."""
     inside = np.pad(part, 1).tolist()
     start = 0, int(part[0].argmax())
-    (row, column), way, turned = start, 0, True
+    (row, column), direction, turned = start, 0, True
     corners: list[int] = []
     while True:
         if turned:
             corners += [left + column, top + row]
-        row, column = row + _TURN[way][0], column + _TURN[way][1]
+        row, column = row + _DIRECTIONS[direction][0], column + _DIRECTIONS[direction][1]
         if (row, column) == start:
             return corners
-        right, left_side, before = _RIGHT[way], _LEFT[way], way
-        if not inside[row + right[0] + 1][column + right[1] + 1]:
-            way = (way + 1) % 4
-        elif inside[row + left_side[0] + 1][column + left_side[1] + 1]:
-            way = (way - 1) % 4
-        turned = way != before
+        right_pixel, left_pixel, previous = _RIGHT_PIXELS[direction], _LEFT_PIXELS[direction], direction
+        if not inside[row + right_pixel[0] + 1][column + right_pixel[1] + 1]:
+            direction = (direction + 1) % 4
+        elif inside[row + left_pixel[0] + 1][column + left_pixel[1] + 1]:
+            direction = (direction - 1) % 4
+        turned = direction != previous

@@ -1,1 +1,1 @@
-"""Numerical cores that refine maps: arrays in, arrays out; they know nothing of runs, files or networks."""
+"""Numerical functions that refine response maps: arrays in, arrays out, without runs, files or networks."""

@@ -1,58 +1,67 @@
-"""The fully connected CRF: label maps that follow the image's edges.
+"""The fully connected (dense) CRF: it moves the borders of label maps to the edges of the image.
 
 Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials", NIPS 2011:
-mean field in which every pixel hears from every other one through Gaussian kernels, filtered on the permutohedral
-lattice.
+mean-field inference in which every pixel exchanges messages with every other pixel through Gaussian kernels, which
+are filtered on the permutohedral lattice.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tagmask.label_map import IGNORE_INDEX
+from tagmask.refine.settings import CrfSettings
 from tagmask.refine.threads import Threads, thread_count
 
 if TYPE_CHECKING:
     from tagmask.refine.permutohedral import Floats, Lattice
 
-IGNORE_INDEX = 255
-_NEVER = -1e30  # the logit of labels that only fill a SIMD register
+_PADDING_LOGIT = -1e30  # the logit of labels that only fill a SIMD register
 
 
 def unary_from_labels(labels: NDArray[np.uint8], num_labels: int, gt_prob: float = 0.7) -> NDArray[np.float32]:
-    """Unary energies of a label map that is right with probability `gt_prob`.
+    """Return the unary energies of a label map that is right with probability `gt_prob`.
 
     Args:
-        labels: [H, W] uint8, 0 .. n_labels - 1; 255 is unsure: every label alike.
-        n_labels: L, 1 .. 255.
-        gt_prob: in (0, 1); the other labels share the rest.
+        labels: [H, W] uint8, 0 .. L - 1, or 255 for ignored pixels, where all labels are equally likely.
+        num_labels: L, 1 .. 255.
+        gt_prob: probability of the given label, in (0, 1); the other labels share the rest equally.
 
     Returns:
         [L, H, W] float32, -log of the probabilities.
 
     Raises:
-        ValueError: `labels` is not [H, W] uint8, or holds a label that is neither below L nor 255.
+        ValueError: `labels` is not [H, W] uint8, holds a label that is neither below L nor 255, or another argument is
+            out of range.
     """
     if labels.ndim != 2 or labels.dtype != np.uint8 or not labels.size:
         raise ValueError(f"labels must be [H, W] uint8, not {list(labels.shape)} {labels.dtype}")
     if not 1 <= num_labels <= IGNORE_INDEX:
-        raise ValueError(f"n_labels must be 1 to {IGNORE_INDEX}, not {num_labels}")
+        raise ValueError(f"num_labels must be 1 to {IGNORE_INDEX}, not {num_labels}")
     if not 0 < gt_prob < 1:
         raise ValueError(f"gt_prob must lie between 0 and 1, not {gt_prob}")
-    sure = labels != IGNORE_INDEX
-    largest = int(labels.max(where=sure, initial=0))
+    known = labels != IGNORE_INDEX
+    largest = int(labels.max(where=known, initial=0))
     if largest >= num_labels:
-        raise ValueError(f"labels {list(labels.shape)} hold {largest}, but n_labels is {num_labels}")
-    other = (1 - gt_prob) / (num_labels - 1) if num_labels > 1 else 1.0
-    unary = np.full((num_labels, *labels.shape), -np.log(other), np.float32)
+        raise ValueError(f"labels {list(labels.shape)} hold {largest}, but num_labels is {num_labels}")
+    other_prob = (1 - gt_prob) / (num_labels - 1) if num_labels > 1 else 1.0
+    unary = np.full((num_labels, *labels.shape), -np.log(other_prob), np.float32)
     for label in range(num_labels):
         unary[label][labels == label] = -np.log(gt_prob)
-    unary[:, ~sure] = np.log(num_labels)
+    unary[:, ~known] = np.log(num_labels)
     return unary
 
 
 def unary_from_probabilities(probabilities: NDArray[Any]) -> NDArray[np.float32]:
-    """Unary energies -log(p) of `probabilities` [L, H, W], clipped to 1e-5 .. 1, as float32 [L, H, W].
+    """Return the unary energies -log(p) of probabilities.
+
+    Args:
+        probabilities: [L, H, W] float; they are clipped to 1e-5 .. 1.
+
+    Returns:
+        [L, H, W] float32.
 
     Raises:
         ValueError: `probabilities` is not [L, H, W], or is not finite.
@@ -77,84 +86,107 @@ def dense_crf(
     bilateral_weight: float = 10,
     threads: int | None = None,
 ) -> NDArray[np.float32]:
-    """Mean-field marginals of a dense CRF with Potts compatibility and symmetrically normalised kernels.
+    """Compute the mean-field marginals of a dense CRF with Potts compatibility and symmetrically normalized kernels.
 
     Args:
         image: [H, W, 3] uint8, RGB.
-        unary: [L, H, W], -log of the probabilities.
-        steps: mean-field updates (Algorithm 1).
-        gaussian_sxy: standard deviation in pixels of the smoothness kernel (equation 3, second term).
-        gaussian_weight: its weight; 0 leaves the kernel out.
-        bilateral_sxy: standard deviation in pixels of the appearance kernel (equation 3, first term).
-        bilateral_srgb: its standard deviation in grey levels, 0 .. 255.
-        bilateral_weight: its weight; 0 leaves the kernel out.
-        threads: how many to use; None: the environment's NUMBA_NUM_THREADS, or as many as there are cores.
-            The result is the same to the last bit.
+        unary: [L, H, W] float, -log of the probabilities.
+        steps: number of mean-field updates, 0 or more (Algorithm 1).
+        gaussian_sxy: standard deviation in pixels of the smoothness kernel (equation 3, second term), above 0.
+        gaussian_weight: weight of the smoothness kernel; 0 leaves the kernel out.
+        bilateral_sxy: standard deviation in pixels of the appearance kernel (equation 3, first term), above 0.
+        bilateral_srgb: standard deviation of the appearance kernel in color levels, 0 .. 255, above 0.
+        bilateral_weight: weight of the appearance kernel; 0 leaves the kernel out.
+        threads: number of threads; None: the environment variable NUMBA_NUM_THREADS, or the number of cores. The
+            number of threads does not change a bit of the result.
 
     Returns:
-        [L, H, W] float32 that sum to 1 over the labels.
+        [L, H, W] float32, probabilities that sum to 1 over the labels.
 
     Raises:
-        ValueError: shapes or types that do not fit, a standard deviation or step count that is not positive.
+        ValueError: a shape or type does not fit, or a parameter is out of range.
     """
     _check(image, unary, steps, gaussian_sxy, bilateral_sxy, bilateral_srgb)
     # here, because importing numba takes a while
-    from tagmask.refine import permutohedral as lattice
-    from tagmask.refine import permutohedral_kernels as compiled
+    from tagmask.refine.permutohedral import build_lattice, normalize_inplace
+    from tagmask.refine.permutohedral_kernels import LANES
 
     num_labels, height, width = unary.shape
-    n = height * width
-    y, x = np.indices((height, width), np.float32).reshape(2, n)
-    rgb = image.reshape(n, 3).T.astype(np.float32)
-    kernels = []
+    num_pixels = height * width
+    # The coordinates come in the order of the reference implementation, because the lattice is not quite isotropic.
+    y, x = np.indices((height, width), np.float32).reshape(2, num_pixels)
+    rgb = image.reshape(num_pixels, 3).T.astype(np.float32)
+    lattices = []
     with Threads(thread_count(threads)) as pool:
-        # the reference order of the features: the lattice is not quite isotropic
         if gaussian_weight:
             features = np.stack([x / np.float32(gaussian_sxy), y / np.float32(gaussian_sxy)], 1)
-            kernels.append(lattice.build(features, pool))
-            lattice.normalise(kernels[-1], gaussian_weight, pool)
+            lattices.append(build_lattice(features, pool))
+            normalize_inplace(lattices[-1], gaussian_weight, pool)
             del features
         if bilateral_weight:
-            place = [x / np.float32(bilateral_sxy), y / np.float32(bilateral_sxy)]
-            features = np.stack([*place, *(rgb / np.float32(bilateral_srgb))], 1)
-            kernels.append(lattice.build(features, pool))
-            lattice.normalise(kernels[-1], bilateral_weight, pool)
-            del place, features
+            position = [x / np.float32(bilateral_sxy), y / np.float32(bilateral_sxy)]
+            features = np.stack([*position, *(rgb / np.float32(bilateral_srgb))], 1)
+            lattices.append(build_lattice(features, pool))
+            normalize_inplace(lattices[-1], bilateral_weight, pool)
+            del position, features
         del x, y, rgb
-        logits = np.full((n, -(-num_labels // compiled.LANES) * compiled.LANES), _NEVER, np.float32)
-        np.negative(unary.reshape(num_labels, n).T, out=logits[:, :num_labels])
-        marginals = _mean_field(logits, kernels, steps, pool)
+        logits = np.full((num_pixels, -(-num_labels // LANES) * LANES), _PADDING_LOGIT, np.float32)
+        np.negative(unary.reshape(num_labels, num_pixels).T, out=logits[:, :num_labels])
+        marginals = _mean_field(logits, lattices, steps, pool)
     return np.ascontiguousarray(marginals[:, :num_labels].T).reshape(unary.shape)
 
 
+def apply_crf(
+    image: NDArray[np.uint8], unary: NDArray[np.float32], settings: CrfSettings, threads: int | None = None
+) -> NDArray[np.float32]:
+    """Compute the marginals of the dense CRF with the settings of a recipe; see `dense_crf`."""
+    return dense_crf(image, unary, **settings.model_dump(), threads=threads)
+
+
 def needs_compiling() -> bool:
-    """Whether `dense_crf` will first compile its kernels, which takes some 5 seconds, once per machine."""
-    from tagmask.refine import permutohedral_kernels as compiled
+    """Return whether the next call of `dense_crf` will first compile its kernels, which takes about 10 seconds."""
+    from tagmask.refine import permutohedral_kernels
 
-    return compiled.needs_compiling()
+    return permutohedral_kernels.needs_compiling()
 
 
-def _mean_field(logits: "Floats", kernels: "list[Lattice]", steps: int, threads: Threads) -> "Floats":
-    """Marginals [N, L]: softmax of the negated unary plus the filtered marginals, `steps` times over."""
-    from tagmask.refine import permutohedral_kernels as compiled
-    from tagmask.refine.permutohedral import spread
+def compile_crf_kernels(info: Callable[[str], None]) -> None:
+    """Compile the kernels of `dense_crf` if this machine has no compiled ones yet.
+
+    Call it before several processes use the CRF, which would otherwise all compile the kernels at the same time. The
+    compiled kernels are kept on disk.
+
+    Args:
+        info: prints a message to the user; called only if there is something to compile.
+    """
+    if needs_compiling():
+        info("compiling the kernels of the CRF (only once on this machine; takes about 10 seconds)")
+        dense_crf(np.zeros((8, 8, 3), np.uint8), unary_from_labels(np.zeros((8, 8), np.uint8), 2))
+
+
+def _mean_field(logits: "Floats", lattices: "list[Lattice]", steps: int, threads: Threads) -> "Floats":
+    """Marginals [N, L] after `steps` updates: softmax of the negated unary energies plus the filtered marginals."""
+    from tagmask.refine.permutohedral import splat_and_blur
+    from tagmask.refine.permutohedral_kernels import slice_onto, softmax_inplace
 
     marginals = logits.copy()
-    rows = threads.even(len(logits))
-    buffers = [kernel.buffers(logits.shape[1]) for kernel in kernels]
-    threads.over(rows, lambda begin, end: compiled.softmax(marginals[begin:end]))
-    for _ in range(steps if kernels else 0):
-        values = [spread(kernel, marginals, pair, threads) for kernel, pair in zip(kernels, buffers, strict=True)]
+    rows = threads.even_bounds(len(logits))
+    buffers = [lattice.buffers(logits.shape[1]) for lattice in lattices]
+    threads.run(rows, lambda begin, end: softmax_inplace(marginals[begin:end]))
+    for _ in range(steps if lattices else 0):
+        values = [
+            splat_and_blur(lattice, marginals, pair, threads) for lattice, pair in zip(lattices, buffers, strict=True)
+        ]
 
         def update(begin: int, end: int, values: "list[Floats]" = values) -> None:
             part = slice(begin, end)
             base = logits[part]
-            for kernel, value in zip(kernels, values, strict=True):
-                compiled.slice_onto(kernel.vertex[part], kernel.weight[part], value, base, marginals[part])
+            for lattice, value in zip(lattices, values, strict=True):
+                slice_onto(lattice.vertex[part], lattice.weight[part], value, base, marginals[part])
                 base = marginals[part]
-            compiled.softmax(marginals[begin:end])
+            softmax_inplace(marginals[begin:end])
 
-        threads.over(rows, update)
+        threads.run(rows, update)
     return marginals
 
 

@@ -1,4 +1,7 @@
-"""A background threshold for each image, chosen without truth (ours: docs/thresholds.md says what was tried)."""
+"""A background threshold for each image, chosen without ground truth.
+
+This is our own method; docs/results/thresholds.md reports what else was tried.
+"""
 
 from __future__ import annotations
 
@@ -9,28 +12,30 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from tagmask.label_map import label_boundaries
 from tagmask.maps import ResponseMaps
-from tagmask.refine.label_maps import crf_label_map
+from tagmask.refine.label_maps import cut_maps
 from tagmask.refine.settings import CrfSettings
 
-# The candidates around the expected global threshold, and the weights of the cues: settled on 800 photographs and
-# 1,000 scenes (docs/thresholds.md).
-OFFSETS = np.arange(-4, 7) * 0.05
+# The candidates around the expected threshold, and the weights of the terms of the score, were chosen on 800
+# photographs and 1,000 scenes (docs/results/thresholds.md).
+OFFSETS = np.arange(-4, 7) * 0.05  # of the candidates from the expected threshold
+MIN_THRESHOLD, MAX_THRESHOLD = 0.02, 0.98  # of the candidates
 DISTANCE_WEIGHT, DISTANCE_WIDTH = 0.2, 0.2
-COLOR_WEIGHT, COLORS = 0.5, 8  # bins a channel
+COLOR_WEIGHT, BINS_PER_CHANNEL = 0.5, 8
 EDGE_WEIGHT = 0.1
-AGREEMENT_WEIGHT = 0.5  # 1: 0.8 points better with good saliency, 0.8 worse with a network, 0.4 with weak saliency
-FIRST, LAST = 0.02, 0.98  # no candidate lies outside
+# A weight of 1 is 0.8 points of mIoU better with good saliency, 0.8 worse with a network, 0.4 worse with weak saliency.
+AGREEMENT_WEIGHT = 0.5
 
 
-class Choice(NamedTuple):
-    """What was chosen for one image.
+class ThresholdChoice(NamedTuple):
+    """The threshold that was chosen for an image.
 
     Attributes:
-        threshold: of activation.
-        labels: [H, W] uint8, the label map at it after the CRF: 0 background and class ids.
-        thresholds: [T] the candidates.
-        scores: [T] their scores; the best was chosen.
+        threshold: activation, 0..1.
+        labels: [H, W] uint8, the label map at this threshold after the CRF: 0 background and class ids.
+        thresholds: [T] float, the candidates.
+        scores: [T] float, their scores; the candidate with the highest score was chosen.
     """
 
     threshold: float
@@ -47,108 +52,142 @@ def choose_threshold(
     gt_prob: float = 0.7,
     *,
     foreground: np.ndarray | None = None,
-) -> Choice:
-    """Try thresholds around the expected one and keep that whose region looks most like an object.
+) -> ThresholdChoice:
+    """Choose the threshold near the expected one whose foreground is most like an object.
 
-    The score of a threshold: how well its region agrees with `foreground`, before and after the CRF; how much the
-    colours of the CRF's region differ from the rest; whether its outlines lie on the image's edges; how near the
-    threshold is to the expected one.
+    The score of a threshold is the sum of four terms: how well its foreground agrees with `foreground`, before and
+    after the CRF; how much the colors of the foreground after the CRF differ from the rest; whether its outlines lie
+    on edges of the image; how near the threshold is to the expected one.
 
     Args:
-        image: [H, W, 3] uint8.
-        maps: its response maps.
-        expected: the threshold without knowing the image, see `expected_threshold`.
-        crf: None: no CRF.
-        gt_prob: how sure the CRF is of the labels it starts from.
-        foreground: [H, W] float, 0..1: how likely a pixel is foreground, from elsewhere (saliency, a network).
+        image: [H, W, 3] uint8, RGB.
+        maps: response maps of the image.
+        expected: the threshold for an average image with as many tags, 0..1, see `expected_threshold`.
+        crf: settings of the CRF; None: no CRF.
+        gt_prob: probability, in (0, 1), with which the CRF takes its input labels to be right.
+        foreground: [H, W] float, 0..1, probability that a pixel is foreground, from saliency or a network.
+
+    Returns:
+        The threshold, its label map, and all candidates with their scores.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: the shapes of `image`, `maps` and `foreground` do not fit.
     """
     if image.shape[:2] != maps.size:
         raise ValueError(f"image {list(image.shape)} does not fit maps of an image of {list(maps.size)}")
-    thresholds = np.unique(np.clip(expected + OFFSETS, FIRST, LAST))
+    thresholds = np.unique(np.clip(expected + OFFSETS, MIN_THRESHOLD, MAX_THRESHOLD))
     colors, gradient = color_bins(image), log_gradient(image)
-    scores, found = [], []
-    for t in thresholds.tolist():
-        labels = crf_label_map(image, maps, t, crf, gt_prob)
-        score = -DISTANCE_WEIGHT / 2 * ((t - expected) / DISTANCE_WIDTH) ** 2
+    scores, label_maps = [], []
+    for threshold in thresholds.tolist():
+        labels = cut_maps(image, maps, threshold, crf, gt_prob)
+        score = -DISTANCE_WEIGHT / 2 * ((threshold - expected) / DISTANCE_WIDTH) ** 2
         score += COLOR_WEIGHT * color_information(colors, labels > 0)
         score += EDGE_WEIGHT * edge_strength(gradient, labels)
         if foreground is not None:
-            agreement = soft_iou(maps.label_map(t) > 0, foreground) + soft_iou(labels > 0, foreground)
+            agreement = soft_iou(maps.label_map(threshold) > 0, foreground) + soft_iou(labels > 0, foreground)
             score += AGREEMENT_WEIGHT * agreement
         scores.append(score)
-        found.append(labels)
+        label_maps.append(labels)
     best = int(np.argmax(scores))
-    return Choice(float(thresholds[best]), found[best], thresholds, np.array(scores))
+    return ThresholdChoice(float(thresholds[best]), label_maps[best], thresholds, np.array(scores))
 
 
-def expected_threshold(threshold: float, num_tags: int, typical: float) -> float:
-    """The global threshold, corrected for an image's number of tags.
+def expected_threshold(threshold: float, num_tags: int, mean_root_tags: float) -> float:
+    """Return the global threshold of a run, corrected for the number of tags of an image.
 
-    Each class's map has 1 as its maximum, so that the more classes an image has, the more of it is above a threshold.
+    The map of each class has 1 as its maximum. Therefore, the more classes an image has, the more of its pixels are
+    above a given threshold.
 
     Args:
-        threshold: the run's global one.
-        n_tags: of this image.
-        typical: of the run, see `typical_root`.
+        threshold: the global threshold of the run, 0..1.
+        num_tags: number of tags of this image.
+        mean_root_tags: mean over the run, see `mean_root_num_tags`.
+
+    Returns:
+        The threshold of this image, `MIN_THRESHOLD` to `MAX_THRESHOLD`.
     """
-    return float(np.clip(threshold * num_tags**0.5 / typical, FIRST, LAST))
+    return float(np.clip(threshold * num_tags**0.5 / mean_root_tags, MIN_THRESHOLD, MAX_THRESHOLD))
 
 
-def typical_root(tags: Iterable[Sequence[int] | None]) -> float:
-    """Mean of √(number of tags) over a run's tagged images, given each image's tags; 1 if there are none."""
+def mean_root_num_tags(tags: Iterable[Sequence[int] | None]) -> float:
+    """Return the mean of √(number of tags) over the images that have tags, or 1 if there are none.
+
+    Args:
+        tags: the class ids of each image; None where they are not known.
+    """
     return float(np.mean([len(ids) ** 0.5 for ids in tags if ids] or [1.0]))
 
 
 def soft_iou(region: NDArray[np.bool_], probability: np.ndarray) -> float:
-    """IoU of a region [H, W] with a soft one, 0..1: Σ region · p / Σ max(region, p); 0 where both are empty.
+    """Return the IoU of a region with a probability map: Σ region · p / Σ max(region, p), or 0 if both are empty.
+
+    Args:
+        region: [H, W] bool.
+        probability: [H, W] float, 0..1.
 
     Raises:
         ValueError: the shapes differ.
     """
     if region.shape != probability.shape:
         raise ValueError(f"region {list(region.shape)} and probability {list(probability.shape)} differ in shape")
-    both = float(probability[region].sum(dtype=np.float64))
-    either = float(probability.sum(dtype=np.float64)) + np.count_nonzero(region) - both
-    return both / either if either > 0 else 0.0
+    intersection = float(probability[region].sum(dtype=np.float64))
+    union = float(probability.sum(dtype=np.float64)) + np.count_nonzero(region) - intersection
+    return intersection / union if union > 0 else 0.0
 
 
 def color_bins(image: np.ndarray) -> NDArray[np.int64]:
-    """Each pixel's colour in 8 × 8 × 8 bins: image [H, W, 3] uint8 → [H, W] of 0..511."""
-    bins: NDArray[np.int64] = (image // (256 // COLORS)).astype(np.int64) @ np.array([COLORS**2, COLORS, 1])
+    """Return the color of each pixel as one of 8 × 8 × 8 bins.
+
+    Args:
+        image: [H, W, 3] uint8, RGB.
+
+    Returns:
+        [H, W] int64, 0..511.
+    """
+    levels = image // (256 // BINS_PER_CHANNEL)
+    bins: NDArray[np.int64] = levels.astype(np.int64) @ np.array([BINS_PER_CHANNEL**2, BINS_PER_CHANNEL, 1])
     return bins
 
 
 def color_information(colors: NDArray[np.int64], region: NDArray[np.bool_]) -> float:
-    """Mutual information, in nats, of a pixel's colour (`colour_bins`, [H, W]) and its lying in the region [H, W].
+    """Return the mutual information, in nats, between the color of a pixel and whether it lies in the region.
 
-    High where region and rest differ in colour and neither is small; 0 for an empty or a full region.
+    It is high if the region and the rest differ in color and neither is small. For an empty or a full region it is 0.
+
+    Args:
+        colors: [H, W] int64, see `color_bins`.
+        region: [H, W] bool.
     """
-    joint = np.stack([np.bincount(colors[where], minlength=COLORS**3) for where in (region, ~region)]) / region.size
+    counts = [np.bincount(colors[part], minlength=BINS_PER_CHANNEL**3) for part in (region, ~region)]
+    joint = np.stack(counts) / region.size
     independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
-    seen = joint > 0
-    return float((joint[seen] * np.log(joint[seen] / independent[seen])).sum())
+    occurs = joint > 0
+    return float((joint[occurs] * np.log(joint[occurs] / independent[occurs])).sum())
 
 
 def log_gradient(image: np.ndarray) -> NDArray[np.float32]:
-    """log(1 + gradient) of the image [H, W, 3] uint8 smoothed by 1 pixel: [H, W]; in grey levels a pixel, over RGB."""
+    """Return log(1 + gradient) of an image that is smoothed by a Gaussian with a standard deviation of 1 pixel.
+
+    Args:
+        image: [H, W, 3] uint8, RGB.
+
+    Returns:
+        [H, W] float32; the gradient is the norm over the channels, in levels of 0..255 per pixel.
+    """
     channels = [ndimage.gaussian_gradient_magnitude(image[..., c].astype(np.float32), 1) for c in range(3)]
     gradient: NDArray[np.float32] = np.log1p(np.linalg.norm(channels, axis=0)).astype(np.float32)
     return gradient
 
 
 def edge_strength(gradient: NDArray[np.float32], labels: np.ndarray) -> float:
-    """How much stronger the image's edges are along the outlines of a label map than elsewhere.
+    """Return how much stronger the edges of an image are along the outlines of a label map than on average.
 
-    Mean of `gradient` (`log_gradient`, [H, W]) over the pixels that have a neighbour of another label in `labels`
-    [H, W], minus its mean over the image; 0 where there are no outlines.
+    Args:
+        gradient: [H, W] float32, see `log_gradient`.
+        labels: [H, W] uint8.
+
+    Returns:
+        The mean of `gradient` over the outlines minus its mean over the image; 0 if there are no outlines.
     """
-    outline = np.zeros(labels.shape, bool)
-    below, right = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
-    outline[1:] |= below
-    outline[:-1] |= below
-    outline[:, 1:] |= right
-    outline[:, :-1] |= right
-    return float(gradient[outline].mean() - gradient.mean()) if outline.any() else 0.0
+    outlines = label_boundaries(labels)
+    return float(gradient[outlines].mean() - gradient.mean()) if outlines.any() else 0.0

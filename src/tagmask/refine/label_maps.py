@@ -1,29 +1,26 @@
-"""Label maps from response maps: a threshold and the dense CRF, and the confident seeds of two of these."""
+"""Label maps and confident seeds from response maps: thresholds, refined by the dense CRF."""
 
 from __future__ import annotations
 
-from typing import Self
-
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tagmask.label_map import IGNORE_INDEX
 from tagmask.maps import ResponseMaps
-from tagmask.refine.dense_crf import unary_from_labels
-from tagmask.refine.settings import CrfSettings
+from tagmask.refine.dense_crf import apply_crf, unary_from_labels
+from tagmask.refine.settings import CrfSettings, SeedSettings
 
 
-def crf_label_map(
+def cut_maps(
     image: np.ndarray, maps: ResponseMaps, threshold: float, crf: CrfSettings | None, gt_prob: float = 0.7
 ) -> np.ndarray:
-    """The label map at one global threshold, cleaned by the dense CRF (label mode).
+    """Return the label map at a threshold, refined by the dense CRF.
 
     Args:
-        image: [H, W, 3] uint8.
-        maps: its response maps.
-        threshold: of activation, above which a pixel is a class.
-        crf: None: the threshold alone.
-        gt_prob: how sure the CRF is of the labels it starts from.
+        image: [H, W, 3] uint8, RGB.
+        maps: response maps of the image.
+        threshold: activation, 0..1, above which a pixel is of its most active class.
+        crf: settings of the CRF; None: the threshold alone.
+        gt_prob: probability, in (0, 1), with which the CRF takes its input labels to be right.
 
     Returns:
         [H, W] uint8, 0 background and class ids.
@@ -33,33 +30,23 @@ def crf_label_map(
     if crf is None or len(ids) == 1:
         return labels
     unary = unary_from_labels(np.searchsorted(ids, labels).astype(np.uint8), len(ids), gt_prob)
-    return ids[crf.apply(image, unary).argmax(0)]
+    return ids[apply_crf(image, unary, crf).argmax(0)]
 
 
-class ConfidentSeeds(BaseModel):
-    """Two thresholds, and unsure pixels between them: the seeds that IRN and AMN learn from.
+def confident_seeds(image: np.ndarray, maps: ResponseMaps, settings: SeedSettings) -> np.ndarray:
+    """Return the seeds that IRN and AMN learn from: confident labels, and ignored pixels elsewhere.
 
-    The defaults are both papers' on CAM; after ReCAM it is 0.35 and 0.1, after AMN 0.45 and 0.15.
+    A pixel that is foreground at the threshold `fg` is of that class. A pixel that is background at both thresholds is
+    background. All others are ignored. (Ahn, Cho and Kwak, CVPR 2019, section 4.1.)
+
+    Args:
+        image: [H, W, 3] uint8, RGB.
+        maps: response maps of the image.
+        settings: the two thresholds and the CRF.
+
+    Returns:
+        [H, W] uint8, 0 background, class ids, 255 ignored.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    fg: float = Field(0.30, ge=0, le=1, description="above it, a pixel is its most active class")
-    bg: float = Field(0.05, ge=0, le=1, description="what is background even at this threshold is background")
-    gt_prob: float = Field(0.7, gt=0, lt=1, description="how sure the CRF is of the labels it starts from")
-    crf: CrfSettings | None = Field(CrfSettings(), description="cleans both label maps; null: the thresholds alone")
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        if self.bg > self.fg:
-            raise ValueError(f"bg {self.bg} must not be above fg {self.fg}: no pixel could be unsure")
-        return self
-
-    def label_map(self, image: np.ndarray, maps: ResponseMaps) -> np.ndarray:
-        """Image [H, W, 3] uint8 and its maps → seeds [H, W] uint8: 0, class ids, 255 unsure.
-
-        A pixel that is foreground at `fg` is that class, one that is background at both is background.
-        """
-        foreground = crf_label_map(image, maps, self.fg, self.crf, self.gt_prob)
-        background = crf_label_map(image, maps, self.bg, self.crf, self.gt_prob) == 0
-        return np.where(foreground > 0, foreground, np.where(background, 0, IGNORE_INDEX)).astype(np.uint8)
+    foreground = cut_maps(image, maps, settings.fg, settings.crf, settings.gt_prob)
+    background = cut_maps(image, maps, settings.bg, settings.crf, settings.gt_prob) == 0
+    return np.where(foreground > 0, foreground, np.where(background, 0, IGNORE_INDEX)).astype(np.uint8)

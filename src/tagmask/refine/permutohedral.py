@@ -1,12 +1,13 @@
 """Gaussian filtering of points in d dimensions on the permutohedral lattice.
 
 Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice", Eurographics 2010.
-The points are lifted onto the hyperplane of R^(d+1) whose coordinates sum to 0, where the lattice's simplices tile
-space. A value is *splatted* onto the d + 1 vertices of its point's simplex by barycentric weights, *blurred* along
-the d + 1 lattice directions with the kernel [1/2, 1, 1/2], and *sliced* back by the same weights.
+The points are lifted onto the hyperplane of R^(d+1) whose coordinates sum to 0, where the simplices of the lattice
+tile the space. A value is *splatted* onto the d + 1 vertices of the simplex around its point with barycentric weights,
+*blurred* along the d + 1 directions of the lattice with the kernel [1/2, 1, 1/2], and *sliced* back with the same
+weights.
 
-Everything a filter needs is found once (`build`) and used for any number of value sets. Values are rows [.., L] with
-L a multiple of `LANES`, so that four labels move in one SIMD register. The kernels are in
+`build_lattice` computes everything that depends on the points alone, once for any number of sets of values. Values are
+rows [.., L] with L a multiple of `LANES`, so that four labels move in one SIMD register. The compiled loops are in
 permutohedral_kernels.py.
 """
 
@@ -16,72 +17,93 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tagmask.refine import permutohedral_kernels as compiled
+from tagmask.refine import permutohedral_kernels as kernels
 from tagmask.refine.permutohedral_kernels import LANES
 from tagmask.refine.threads import Threads
 
-_BLOCK = 1 << 20  # points whose keys are held at once: 48 MB of keys at d = 5
+_BLOCK = 1 << 20  # points whose keys are in memory at the same time: 48 MB of keys at d = 5
 _MAX_KEY = 1 << 62  # keys are packed into one int64
-_MAX_COORDINATE = 1 << 20  # beyond it, float32 cannot tell where in its simplex a point lies
+_MAX_COORDINATE = 1 << 20  # beyond it, float32 is too coarse for the position of a point within its simplex
 
 Floats = NDArray[np.float32]
-Numbers = NDArray[np.uint32]
+Indices = NDArray[np.uint32]
 
 
 class _VertexSet:
-    """Numbers the vertices of one remainder in the order of their first appearance: near ones stay near in memory."""
+    """The vertices of one remainder, numbered in the order of their first appearance, which keeps near ones together.
+
+    Attributes:
+        table: [slots, 2] int64, a hash table of (key, number) with open addressing, at most half full.
+        keys: int64, the key of each vertex by its number; only the first `count` entries are in use.
+        count: number of vertices.
+    """
 
     def __init__(self) -> None:
-        self.table = np.full((1 << 12, 2), -1, np.int64)  # open addressing, (key, number), at most half full
-        self.keys = np.empty(1 << 11, np.int64)  # by number
+        self.table = np.full((1 << 12, 2), -1, np.int64)
+        self.keys = np.empty(1 << 11, np.int64)
         self.count = 0
 
-    def number(self, keys: NDArray[np.int64], numbers: Numbers) -> None:
+    def number_into(self, keys: NDArray[np.int64], numbers: Indices) -> None:
+        """Add the vertices with these keys that are new, and write the number of each key into `numbers`."""
         done = 0
         while True:
-            self.count, new = compiled.number(keys[done:], numbers[done:], self.table, self.keys, self.count)
-            done += new
+            self.count, added = kernels.number_vertices(keys[done:], numbers[done:], self.table, self.keys, self.count)
+            done += added
             if done == len(keys):
                 return
             self.keys = np.concatenate([self.keys, np.empty_like(self.keys)])
             self.table = np.full((2 * len(self.table), 2), -1, np.int64)
-            compiled.insert(self.table, self.keys[: self.count])
+            kernels.fill_table(self.table, self.keys[: self.count])
 
 
 @dataclass(frozen=True)
 class Lattice:
     """N points in d dimensions and their M vertices.
 
-    All coordinates of a lattice point leave the same remainder on division by d + 1, and every simplex has one
-    vertex of each remainder k = 0 .. d. So the vertices fall into d + 1 sets, which are numbered one after the other.
+    All coordinates of a vertex leave the same remainder on division by d + 1, and every simplex has one vertex of each
+    remainder 0 .. d. The vertices are numbered by remainder, from 0 to d.
+
+    Attributes:
+        vertex: [N, d + 1] the vertices around each point, by remainder.
+        weight: [N, d + 1] barycentric weights of these vertices; `normalize_inplace` scales them.
+        start: [M + 1] the entries of vertex m in `point` and `point_weight` are start[m] : start[m + 1].
+        point: [(d + 1) N] the points around each vertex, by vertex, ascending.
+        point_weight: [(d + 1) N] their weights.
+        neighbors: [d + 1, M, 2] the next vertex ahead and behind in each direction; M where there is none.
+        splat_bounds: bounds of vertex ranges with equal numbers of entries, one range per thread.
     """
 
-    vertex: Numbers  # [N, d + 1] the vertices around each point, by remainder
-    weight: Floats  # [N, d + 1] barycentric, then scaled by `normalise`
-    start: NDArray[np.uint64]  # [M + 1] vertex m's points are entries start[m] : start[m + 1]
-    point: Numbers  # [(d + 1) N] by vertex, ascending
-    point_weight: Floats  # [(d + 1) N]
-    neighbours: Numbers  # [d + 1, M, 2] ahead and behind in each direction; M where the lattice has no vertex
-    splat_bounds: list[int]  # vertex ranges with equal numbers of entries, one a thread
+    vertex: Indices
+    weight: Floats
+    start: NDArray[np.uint64]
+    point: Indices
+    point_weight: Floats
+    neighbors: Indices
+    splat_bounds: list[int]
 
     @property
-    def n_vertices(self) -> int:
+    def num_vertices(self) -> int:
+        """M."""
         return len(self.start) - 1
 
-    def buffers(self, n_values: int) -> tuple[Floats, Floats]:
-        """Two [M + 1, L] sets of vertex values; the last row stands for missing vertices and stays 0."""
-        shape = (self.n_vertices + 1, n_values)
+    def buffers(self, num_values: int) -> tuple[Floats, Floats]:
+        """Return two buffers [M + 1, L] for vertex values; the last row stands for missing vertices and stays 0."""
+        shape = (self.num_vertices + 1, num_values)
         return np.zeros(shape, np.float32), np.zeros(shape, np.float32)
 
 
-def build(features: Floats, threads: Threads) -> Lattice:
-    """The lattice of points `features` [N, d], which are in units of the Gaussian's standard deviation.
+def build_lattice(features: Floats, threads: Threads) -> Lattice:
+    """Build the lattice of N points in d dimensions.
+
+    Args:
+        features: [N, d], in units of the standard deviation of the Gaussian.
+        threads: the threads to use.
 
     Raises:
-        ValueError: the features span too many cells to number them (a standard deviation far too small).
+        ValueError: the features span too many cells to number them, because the standard deviation is far too small.
     """
     n, d = features.shape
-    # Adams et al., section 3.1: scaled so that the blur's total variance is one standard deviation
+    # Adams et al., section 3.1: with this scale the blur has a standard deviation of 1
     scale = tuple(np.float32(math.sqrt(2 / 3) * (d + 1) / math.sqrt((i + 1) * (i + 2))) for i in range(d))
     low, stride = _packing(features, scale)
     weight = np.empty((n, d + 1), np.float32)
@@ -91,28 +113,28 @@ def build(features: Floats, threads: Threads) -> Lattice:
     start = np.full(m + 1, (d + 1) * n, np.uint64)
     point = np.empty((d + 1) * n, np.uint32)
     point_weight = np.empty((d + 1) * n, np.float32)
-    neighbours = np.full((d + 1, m, 2), m, np.uint32)
+    neighbors = np.full((d + 1, m, 2), m, np.uint32)
 
     def connect(begin: int, end: int) -> None:
         for k in range(begin, end):
             entries = slice(k * n, (k + 1) * n)
             own = slice(first[k], first[k + 1])
-            compiled.by_vertex(numbers[k], weight, k, start[own], point[entries], point_weight[entries])
+            kernels.sort_by_vertex(numbers[k], weight, k, start[own], point[entries], point_weight[entries])
             numbers[k] += np.uint32(first[k])
-            ahead = (k - 1) % (d + 1)  # a step ahead lowers the remainder by one
+            ahead = (k - 1) % (d + 1)  # a step ahead lowers the remainder by 1
             keys = sets[k].keys[: sets[k].count]
-            compiled.neighbours(keys, sets[ahead].table, stride, k, first[k], first[ahead], neighbours)
+            kernels.find_neighbors(keys, sets[ahead].table, stride, k, first[k], first[ahead], neighbors)
 
-    threads.over(threads.even(d + 1), connect)
+    threads.run(threads.even_bounds(d + 1), connect)
     vertex = np.empty((n, d + 1), np.uint32)
 
     def interleave(begin: int, end: int) -> None:
         vertex[begin:end] = numbers[:, begin:end].T
 
-    threads.over(threads.even(n), interleave)
+    threads.run(threads.even_bounds(n), interleave)
     bounds = [int(b) for b in np.searchsorted(start, np.linspace(0, start[m], threads.count + 1))]
     bounds[0], bounds[-1] = 0, m
-    return Lattice(vertex, weight, start, point, point_weight, neighbours, bounds)
+    return Lattice(vertex, weight, start, point, point_weight, neighbors, bounds)
 
 
 def _number_vertices(
@@ -122,8 +144,8 @@ def _number_vertices(
     stride: tuple[int, ...],
     weight: Floats,
     threads: Threads,
-) -> tuple[Numbers, list[_VertexSet]]:
-    """Fill in the barycentric weights; the vertices' numbers [d + 1, N], each within its remainder's set."""
+) -> tuple[Indices, list[_VertexSet]]:
+    """Fill in `weight`; return the vertex numbers [d + 1, N] within the set of their remainder, and these sets."""
     n, d = features.shape
     numbers = np.empty((d + 1, n), np.uint32)
     sets = [_VertexSet() for _ in range(d + 1)]
@@ -133,65 +155,80 @@ def _number_vertices(
 
         def locate(begin: int, end: int, block: int = block) -> None:
             part = slice(block + begin, block + end)
-            compiled.simplices(features[part], scale, low, stride, keys[begin:end], weight[part])
+            kernels.find_simplices(features[part], scale, low, stride, keys[begin:end], weight[part])
 
         def number(begin: int, end: int, block: int = block, size: int = size) -> None:
             for k in range(begin, end):
-                sets[k].number(keys[:size, k], numbers[k, block : block + size])
+                sets[k].number_into(keys[:size, k], numbers[k, block : block + size])
 
-        threads.over(threads.even(size), locate)
-        threads.over(threads.even(d + 1), number)
+        threads.run(threads.even_bounds(size), locate)
+        threads.run(threads.even_bounds(d + 1), number)
     return numbers, sets
 
 
-def spread(lattice: Lattice, source: Floats, buffers: tuple[Floats, Floats], threads: Threads) -> Floats:
-    """Splat the rows of `source` [N, L] and blur them: the vertex values, in one of the two buffers."""
+def splat_and_blur(lattice: Lattice, source: Floats, buffers: tuple[Floats, Floats], threads: Threads) -> Floats:
+    """Splat the values of the points onto the vertices and blur them.
+
+    Args:
+        lattice: the lattice of the N points.
+        source: [N, L] the values.
+        buffers: two buffers [M + 1, L] of `Lattice.buffers`; both are overwritten.
+        threads: the threads to use.
+
+    Returns:
+        [M + 1, L] the values of the vertices, in one of the two buffers.
+    """
     old, new = buffers
 
     def splat(begin: int, end: int) -> None:
-        compiled.splat(lattice.start[begin : end + 1], lattice.point, lattice.point_weight, source, old[begin:end])
+        kernels.splat(lattice.start[begin : end + 1], lattice.point, lattice.point_weight, source, old[begin:end])
 
-    threads.over(lattice.splat_bounds, splat)
-    for neighbours in lattice.neighbours:
+    threads.run(lattice.splat_bounds, splat)
+    for neighbors in lattice.neighbors:
 
-        def blur(begin: int, end: int, old: Floats = old, new: Floats = new, along: Numbers = neighbours) -> None:
-            compiled.blur(along[begin:end], old, old[begin:end], new[begin:end])
+        def blur(begin: int, end: int, old: Floats = old, new: Floats = new, along: Indices = neighbors) -> None:
+            kernels.blur(along[begin:end], old, old[begin:end], new[begin:end])
 
-        threads.over(threads.even(lattice.n_vertices), blur)
+        threads.run(threads.even_bounds(lattice.num_vertices), blur)
         old, new = new, old
     return old
 
 
-def normalise(lattice: Lattice, strength: float, threads: Threads) -> None:
-    """Scale the lattice's weights in place to those of `strength` D^-1/2 K D^-1/2, D the row sums of K."""
+def normalize_inplace(lattice: Lattice, strength: float, threads: Threads) -> None:
+    """Scale the weights of the lattice in place, so that it filters with the kernel `strength` · D^-1/2 K D^-1/2.
+
+    K is the Gaussian kernel and D the diagonal matrix of its row sums.
+    """
     n, corners = lattice.vertex.shape
     norms = np.ones((n, LANES), np.float32)
-    values = spread(lattice, norms, lattice.buffers(LANES), threads)
-    # the blur's gain (Adams et al.: 1 + 2^-d) is taken out on slicing
+    values = splat_and_blur(lattice, norms, lattice.buffers(LANES), threads)
+    # Slicing divides by the gain of the blur, which is 1 + 2^-d (Adams et al.).
     gain = np.float32(1 / (1 + 2.0 ** (1 - corners)))
 
     def scale(begin: int, end: int) -> None:
         part = slice(begin, end)
-        compiled.normalise(lattice.vertex[part], lattice.weight[part], values, gain, np.float32(strength), norms[part])
+        kernels.normalize_inplace(
+            lattice.vertex[part], lattice.weight[part], values, gain, np.float32(strength), norms[part]
+        )
 
     def scale_entries(begin: int, end: int) -> None:
-        compiled.scale_entries(lattice.point[begin:end], lattice.point_weight[begin:end], norms)
+        kernels.scale_entries_inplace(lattice.point[begin:end], lattice.point_weight[begin:end], norms)
 
-    threads.over(threads.even(n), scale)
-    threads.over(threads.even(n * corners), scale_entries)
+    threads.run(threads.even_bounds(n), scale)
+    threads.run(threads.even_bounds(n * corners), scale_entries)
 
 
 def _packing(features: Floats, scale: tuple[np.float32, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The least cell and the stride of each lattice coordinate (the last one is implied: stride 0)."""
+    """The smallest cell and the stride of each lattice coordinate; the last coordinate is implied (stride 0)."""
     d = len(scale)
-    columns = features.T  # one at a time: numpy is slow along the first of two axes
+    columns = features.T  # one column at a time, because numpy is slow along the first of two axes
     bounds = np.array([[float(c.min()) for c in columns], [float(c.max()) for c in columns]]) * np.array(scale, float)
     low, stride, size = [], [], 1
     for j in range(d):
-        # coordinate j is the sum of the later features' coordinates minus j times its own
+        # Coordinate j is the sum of the scaled features from index j on minus j times feature j - 1.
         own = -j * bounds[::-1, j - 1] if j else np.zeros(2)
         span = (bounds[:, j:].sum(1) + own) / (d + 1)
-        # 3 cells to spare: rounding, the way to the simplex's corners, and one for neighbours
+        # A margin of 3 cells: for rounding, for the corners of the simplex, and for the neighbors.
         low.append(math.floor(span[0]) - 3)
         stride.append(size)
         size *= math.ceil(span[1]) + 3 - low[-1] + 1

@@ -1,39 +1,38 @@
-"""The compiled loops of permutohedral.py and of the mean field: all work of which there is much, and no decisions.
+"""The compiled loops of permutohedral.py and of the mean field in dense_crf.py.
 
-A row is one point's or one vertex's values [L], L a multiple of `LANES`. Splatting *gathers* each vertex's points in
-ascending order: no races, and the same bits for any number of threads.
+A row is the values [L] of one point or one vertex, with L a multiple of `LANES`. Splatting gathers the points of each
+vertex in ascending order. So threads never write to the same row, and the result is the same for any number of threads.
+Output arrays are arguments, because they are parts of larger arrays.
 """
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
-# (numba finds the kernels' types)
+# (numba infers the types of the kernels)
 
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numba import njit
 
-LANES = 4
+from tagmask.refine.jit import jit
+
+LANES = 4  # float32 values in one SIMD register
 _TILE = 64  # rows that stay in the cache between the passes of a softmax
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: Fibonacci hashing
 
 
-# nogil kernels under Python threads, not prange: safe after fork, from several threads, with any threading layer.
-# Indices are unsigned or start at 0: no test for negative ones, so that the loops vectorise.
-def jit(function: Callable[..., Any]) -> Any:
-    try:
-        return njit(function, cache=True, nogil=True, fastmath={"contract"})
-    except RuntimeError:  # neither the package's nor the user's folder can be written: compile in each process
-        return njit(function, nogil=True, fastmath={"contract"})
-
-
 @jit
-def simplices(features, scale, low, stride, keys, weights):
-    """Keys and barycentric weights of the d + 1 vertices around each point.
+def find_simplices(features, scale, low, stride, keys, weights):
+    """Compute the keys and barycentric weights of the d + 1 vertices around each point.
 
-    Among the vertices of one remainder, a vertex is known by its first d coordinates' quotients q on division by
-    d + 1: key = sum_i (q_i - low_i) stride_i.
+    The quotients q of its first d coordinates on division by d + 1 identify a vertex among those of one remainder:
+    key = sum_i (q_i - low_i) stride_i.
+
+    Args:
+        features: [N, d] the points.
+        scale: [d] factors of the features.
+        low: [d] smallest quotient of each coordinate.
+        stride: [d + 1] stride of each coordinate in the key.
+        keys: [N, d + 1] int64, output.
+        weights: [N, d + 1] float32, output.
     """
     d = len(scale)
     down = np.float32(1.0 / (d + 1))
@@ -49,7 +48,7 @@ def simplices(features, scale, low, stride, keys, weights):
             elevated[j] = tail - np.float32(j) * c
             tail += c
         elevated[0] = tail
-        # the nearest point of remainder 0, which may lie off the plane by `off`
+        # the nearest point of remainder 0; its coordinates sum to (d + 1) times `off` instead of 0
         off = np.int32(0)
         for j in range(d + 1):
             cell[j] = np.int32(math.ceil(elevated[j] * down - np.float32(0.5)))
@@ -65,7 +64,7 @@ def simplices(features, scale, low, stride, keys, weights):
             barycentric[j] = 0
         key = np.int64(0)
         for j in range(d + 1):
-            # back onto the plane: the coordinates that were rounded furthest move by one cell
+            # back onto the plane: the coordinates with the largest rounding errors move by one cell
             r = rank[j] + off
             move = np.int32(r < 0) - np.int32(r > d)
             r += move * (d + 1)
@@ -84,7 +83,7 @@ def simplices(features, scale, low, stride, keys, weights):
 
 @jit
 def _slot(table, key):
-    """Where `key` is in the open-addressing table of (key, number), or the empty slot where it belongs."""
+    """Return the slot of `key` in a hash table of (key, number) with open addressing, or the free slot for it."""
     mask = np.uint64(len(table) - 1)
     slot = ((np.uint64(key) * _GOLDEN) >> np.uint64(32)) & mask
     while table[slot, 0] != key and table[slot, 0] != -1:
@@ -93,13 +92,24 @@ def _slot(table, key):
 
 
 @jit
-def number(keys, numbers, table, vertex_key, count):
-    """Number the vertices `keys` until the keys or the table's room end: the count of vertices, and of keys done."""
+def number_vertices(keys, numbers, table, vertex_key, count):
+    """Number the vertices of `keys` in the order of their first appearance, until `vertex_key` is full.
+
+    Args:
+        keys: [N] int64.
+        numbers: [N] output: the number of the vertex of each key.
+        table: hash table of (key, number); new vertices are added.
+        vertex_key: key of each vertex by its number; new vertices are added.
+        count: number of vertices before.
+
+    Returns:
+        The number of vertices, and the number of keys that were processed.
+    """
     previous = np.int64(-1)
     number = np.int64(0)
     for p in range(len(keys)):
         key = keys[p]
-        if key != previous:  # neighbouring pixels often share a vertex
+        if key != previous:  # neighboring pixels often share a vertex
             slot = _slot(table, key)
             if table[slot, 0] == -1:
                 if count == len(vertex_key):
@@ -115,7 +125,8 @@ def number(keys, numbers, table, vertex_key, count):
 
 
 @jit
-def insert(table, vertex_key):
+def fill_table(table, vertex_key):
+    """Add all vertices to an empty hash table of (key, number)."""
     for number in range(len(vertex_key)):
         slot = _slot(table, vertex_key[number])
         table[slot, 0] = vertex_key[number]
@@ -123,25 +134,46 @@ def insert(table, vertex_key):
 
 
 @jit
-def by_vertex(numbers, weight, k, start, point, point_weight):
-    """Sort the (point, weight) pairs of remainder k by vertex."""
+def sort_by_vertex(numbers, weight, k, start, point, point_weight):
+    """Sort the points of remainder k by vertex.
+
+    Args:
+        numbers: [N] the vertex of each point.
+        weight: [N, d + 1] barycentric weights; column k is read.
+        k: the remainder.
+        start: output: the first entry of each vertex in `point`, counted over all remainders.
+        point: [N] output: the points by vertex, ascending.
+        point_weight: [N] output: their weights.
+    """
     n = len(numbers)
-    place = np.zeros(len(start) + 1, np.int64)
+    next_entry = np.zeros(len(start) + 1, np.int64)
     for v in numbers:
-        place[v + 1] += 1
+        next_entry[v + 1] += 1
     for v in range(len(start)):
-        place[v + 1] += place[v]
-        start[v] = k * n + place[v]
+        next_entry[v + 1] += next_entry[v]
+        start[v] = k * n + next_entry[v]
     for p in range(n):
-        to = place[numbers[p]]
-        point[to] = p
-        point_weight[to] = weight[p, k]
-        place[numbers[p]] += 1
+        entry = next_entry[numbers[p]]
+        point[entry] = p
+        point_weight[entry] = weight[p, k]
+        next_entry[numbers[p]] += 1
 
 
 @jit
-def neighbours(vertex_key, table, stride, k, first, first_ahead, out):
-    """Find the vertices one step ahead of those of remainder k: d more in one coordinate, 1 less in all others."""
+def find_neighbors(vertex_key, table, stride, k, first, first_ahead, out):
+    """Find the vertices one step ahead of those of remainder k.
+
+    A step ahead adds d to one coordinate and subtracts 1 from all others.
+
+    Args:
+        vertex_key: keys of the vertices of remainder k.
+        table: hash table of the vertices one step ahead.
+        stride: [d + 1] stride of each coordinate in the key.
+        k: the remainder.
+        first: number of the first vertex of remainder k.
+        first_ahead: number of the first vertex one step ahead.
+        out: [d + 1, M, 2] output: the vertices ahead and behind in each direction.
+    """
     for axis in range(len(stride)):
         step = stride[axis]
         if k == 0:
@@ -157,7 +189,7 @@ def neighbours(vertex_key, table, stride, k, first, first_ahead, out):
 
 @jit
 def splat(start, point, weight, source, values):
-    """values[v] = the weighted sum of the rows of `source` [N, L] at v's points."""
+    """Write the weighted sum of the rows of `source` [N, L] at the points of each vertex to `values` [M, L]."""
     for v in range(len(values)):
         out = values[v]
         if len(out) == LANES:  # in registers
@@ -181,26 +213,26 @@ def splat(start, point, weight, source, values):
 
 
 @jit
-def blur(neighbours, everywhere, old, new):
-    """new = old + half of both neighbours, along one direction; `old` is a part of `everywhere`."""
+def blur(neighbors, all_values, old, new):
+    """Write old + half of both neighbors along one direction to `new`; `old` is a part of `all_values`."""
     half = np.float32(0.5)
     for v in range(len(new)):
         out = new[v]
-        centre = old[v]
-        ahead = everywhere[neighbours[v, 0]]
-        behind = everywhere[neighbours[v, 1]]
+        center = old[v]
+        ahead = all_values[neighbors[v, 0]]
+        behind = all_values[neighbors[v, 1]]
         for i in range(len(out)):
-            out[i] = centre[i] + half * (ahead[i] + behind[i])
+            out[i] = center[i] + half * (ahead[i] + behind[i])
 
 
 @jit
 def slice_onto(vertex, weight, values, base, out):
-    """out[p] = base[p] + the weighted sum of the rows of `values` at p's vertices; `base` may be `out`."""
+    """Write base[p] + the weighted sum of the rows of `values` at the vertices of p to out[p]; both may be one."""
     for p in range(len(out)):
-        to = out[p]
-        since = base[p]
-        if len(to) == LANES:  # in registers
-            a, b, c, d = since[0], since[1], since[2], since[3]
+        target = out[p]
+        start = base[p]
+        if len(target) == LANES:  # in registers
+            a, b, c, d = start[0], start[1], start[2], start[3]
             for k in range(vertex.shape[1]):
                 w = weight[p, k]
                 row = values[vertex[p, k]]
@@ -208,20 +240,29 @@ def slice_onto(vertex, weight, values, base, out):
                 b += w * row[1]
                 c += w * row[2]
                 d += w * row[3]
-            to[0], to[1], to[2], to[3] = a, b, c, d
+            target[0], target[1], target[2], target[3] = a, b, c, d
         else:
-            for i in range(len(to)):
-                to[i] = since[i]
+            for i in range(len(target)):
+                target[i] = start[i]
             for k in range(vertex.shape[1]):
                 w = weight[p, k]
                 row = values[vertex[p, k]]
-                for i in range(len(to)):
-                    to[i] += w * row[i]
+                for i in range(len(target)):
+                    target[i] += w * row[i]
 
 
 @jit
-def normalise(vertex, weight, values, gain, strength, norms):
-    """norms[p] = (K 1)_p^(-1/2), and the weights scaled for slicing."""
+def normalize_inplace(vertex, weight, values, gain, strength, norms):
+    """Write (K 1)_p^(-1/2) to norms[p, 0], and scale the weights for slicing in place.
+
+    Args:
+        vertex: [N, d + 1] the vertices around each point.
+        weight: [N, d + 1] their weights, scaled in place.
+        values: [M + 1, LANES] the value 1 of every point, splatted and blurred.
+        gain: 1 / the gain of the blur.
+        strength: factor of the kernel.
+        norms: [N, LANES] output; only the first column is written.
+    """
     for p in range(len(norms)):
         total = np.float32(0)
         for k in range(vertex.shape[1]):
@@ -233,19 +274,23 @@ def normalise(vertex, weight, values, gain, strength, norms):
 
 
 @jit
-def scale_entries(point, point_weight, norms):
+def scale_entries_inplace(point, point_weight, norms):
+    """Multiply the weight of each entry by the norm of its point."""
     for e in range(len(point)):
         point_weight[e] *= norms[point[e], 0]
 
 
 @jit
 def _exp(x):
-    """e^x for x <= 0, to 2e-7 and in few enough steps to vectorise; exactly 0 at -60 and below, or products of
-    marginals with weights would be denormal numbers, which are slow."""
+    """Compute e^x for x <= 0 with a relative error of 2e-7, in few enough steps to vectorize.
+
+    At -60 and below the result is exactly 0, because products of smaller marginals with weights would be denormal
+    numbers, which are slow.
+    """
     x = max(x, np.float32(-60))
     n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
     r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)  # ln 2 in two parts
-    # Taylor's series, |r| <= ln(2) / 2
+    # Taylor series for |r| <= ln(2) / 2
     e = np.float32(1 / 720)
     e = e * r + np.float32(1 / 120)
     e = e * r + np.float32(1 / 24)
@@ -258,8 +303,8 @@ def _exp(x):
 
 
 @jit
-def softmax(logits):
-    """Softmax of each row of `logits` [N, L], in place."""
+def softmax_inplace(logits):
+    """Replace each row of `logits` [N, L] by its softmax."""
     for begin in range(0, len(logits), _TILE):
         tile = logits[begin : begin + _TILE]
         for p in range(len(tile)):
@@ -283,8 +328,8 @@ def softmax(logits):
 
 
 def needs_compiling() -> bool:
-    """Whether the next filter will first have to compile the kernels: this machine has no cache of them yet."""
-    last = slice_onto  # every other kernel that a CRF needs is compiled before it
+    """Return whether the next filter will first compile the kernels, because this machine has no compiled ones yet."""
+    last = slice_onto  # all other kernels of the CRF are compiled before it
     if last.signatures or last.stats.cache_path is None:
         return not last.signatures
     source = Path(__file__)

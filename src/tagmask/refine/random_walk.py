@@ -1,21 +1,46 @@
-"""The random walk that spreads response maps up to the objects' boundaries.
+"""The random walk that spreads response maps up to the boundaries of objects.
 
 Ahn, Cho and Kwak, "Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations", CVPR 2019
-(IRN), sections 4.3 and 5.2. The reference squares the dense [N, N] transition matrix T eight times; here the sparse T
-is applied to the maps 256 times, which is the same and hundreds of times faster.
+(IRN), sections 4.3 and 5.2. The reference code squares the dense [N, N] transition matrix T eight times. Here the
+sparse T is multiplied with the maps 256 times, which gives the same result hundreds of times faster.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import zoom
 
+from tagmask.maps import ResponseMaps, strongest_activation
+from tagmask.refine.settings import RandomWalkSettings
 from tagmask.refine.threads import Threads, thread_count
 
 MAX_CELLS = 1 << 20
-"""Larger grids are coarsened: at radius 5 this many cells take 300 MB, and an image of 4,000×3,000 pixels has 750,000
-at stride 4. At other radii it is the number that takes as much."""
+"""Larger grids are coarsened before the walk. At radius 5, this many cells take 300 MB; at other radii, the limit is
+the number of cells that takes as much. An image of 4,000×3,000 pixels has 750,000 cells at stride 4."""
 
 Floats = NDArray[np.float32]
+
+
+def walk_maps(
+    maps: ResponseMaps, boundary: Floats, settings: RandomWalkSettings, threads: int | None = None
+) -> ResponseMaps:
+    """Return the maps after the random walk, divided by the highest activation of the image.
+
+    Args:
+        maps: response maps of the image.
+        boundary: [h, w] float, probability in 0..1 that a cell lies on a boundary.
+        settings: the walk.
+        threads: number of threads, see `propagate`.
+
+    Raises:
+        ValueError: `boundary` does not fit the maps, or is not in 0..1.
+    """
+    walked = maps.maps.astype(np.float32) ** settings.map_power
+    if len(walked):
+        walked = propagate(
+            walked, boundary, radius=settings.radius, beta=settings.beta, steps=settings.steps, threads=threads
+        )
+    highest = strongest_activation(walked, maps.size)[0].max()
+    return ResponseMaps(maps.classes, walked / (highest or 1), maps.size)
 
 
 def propagate(
@@ -23,25 +48,27 @@ def propagate(
 ) -> NDArray[np.float32]:
     """Multiply maps · (1 − boundary) by the transition matrix T `steps` times.
 
-    T is affinity^beta with its columns normalised. The affinity of two cells nearer than `radius` is 1 − the maximum
-    of `boundary` along the straight path between them (equation 8), of a cell with itself 1, of all others 0.
+    T is affinity^beta with normalized columns. The affinity of two cells nearer than `radius` is 1 − the maximum of
+    `boundary` along the straight path between them (equation 8); that of a cell with itself is 1, all others are 0.
 
-    A grid of more than `MAX_CELLS` cells is coarsened f times in both directions (maps by the mean, boundaries by the
-    maximum), walked steps / f² steps (at least one), which spread as far, and enlarged again bilinearly.
+    A grid of more than `MAX_CELLS` cells is coarsened by a factor f in both directions (maps by the mean, boundaries
+    by the maximum). The walk then takes steps / f² steps (at least one), which spread the maps as far, and the result
+    is enlarged bilinearly.
 
     Args:
         maps: [K, h, w] float.
-        boundary: [h, w] float, probabilities 0 .. 1.
-        radius: in cells; pairs at a distance below it are connected.
-        beta: the larger, the fewer ways across weak boundaries.
-        steps: the reference's 2^8.
-        threads: how many to use, at most one a map; None: the environment's NUMBA_NUM_THREADS, or one a core.
+        boundary: [h, w] float, probabilities in 0..1.
+        radius: in cells, 1 or more; pairs of cells at a smaller distance are connected.
+        beta: exponent, above 0; the larger, the better weak boundaries stop the walk.
+        steps: number of multiplications, 0 or more; the reference code uses 2^8.
+        threads: number of threads, of which at most K are used; None: the environment variable NUMBA_NUM_THREADS, or
+            the number of cores.
 
     Returns:
         [K, h, w] float32.
 
     Raises:
-        ValueError: shapes that do not fit, a boundary outside 0 .. 1, or a parameter out of range.
+        ValueError: a shape does not fit, `boundary` is not in 0..1, or a parameter is out of range.
     """
     _check(maps, boundary, radius, beta, steps)
     height, width = boundary.shape
@@ -49,31 +76,34 @@ def propagate(
     factor = int(np.ceil(np.sqrt(height * width * len(offsets) / len(half_disc(5)) / MAX_CELLS)))
     if factor > 1:
         steps = max(min(steps, 1), round(steps / factor**2))
-        coarse = _coarsen(maps, factor).mean(1), _coarsen(boundary[None], factor).max(1)[0]
-        walked = propagate(*coarse, radius=radius, beta=beta, steps=steps, threads=threads)
+        coarse_maps = _space_to_depth(maps, factor).mean(1)
+        coarse_boundary = _space_to_depth(boundary[None], factor).max(1)[0]
+        walked = propagate(coarse_maps, coarse_boundary, radius=radius, beta=beta, steps=steps, threads=threads)
         return _enlarge(walked, factor, height, width)
-    from tagmask.refine.random_walk_kernels import walk  # here, because importing numba takes a while
+    from tagmask.refine.random_walk_kernels import walk_inplace  # here, because importing numba takes a while
 
-    # rows one after the other with a gap of zeros between, so that a neighbour is everywhere the same way off
+    # The rows lie one after the other with a gap of zeros between them, so that a neighbor is at the same distance
+    # in memory from every cell.
     stride = width + radius - 1
     values = np.zeros((len(maps), height + 2 * radius, stride), np.float32)
     values[:, radius : radius + height, :width] = maps * (1 - boundary)
-    affinity, share = _affinities(boundary.astype(np.float32), offsets, radius, beta)
-    flat = values.reshape(len(maps), len(share))
+    affinity, inverse_sum = _affinities(boundary.astype(np.float32), offsets, radius, beta)
+    flat = values.reshape(len(maps), len(inverse_sum))
     walked = np.zeros_like(flat)
     shifts = offsets @ [stride, 1]
 
-    def walk_maps(begin: int, end: int) -> None:
+    def walk_range(begin: int, end: int) -> None:
         part = slice(begin, end)
-        walked[part] = walk(affinity, share, shifts, flat[part], np.zeros_like(flat[part]), radius * stride, steps)
+        scratch = np.zeros_like(flat[part])
+        walked[part] = walk_inplace(affinity, inverse_sum, shifts, flat[part], scratch, radius * stride, steps)
 
     with Threads(thread_count(threads)) as pool:
-        pool.over(pool.even(len(maps)), walk_maps)
+        pool.run(pool.even_bounds(len(maps)), walk_range)
     return np.ascontiguousarray(walked.reshape(values.shape)[:, radius : radius + height, :width])
 
 
 def half_disc(radius: int) -> NDArray[np.int64]:
-    """One offset (dy, dx) of each opposite pair at a distance below `radius`."""
+    """Return one offset (dy, dx) of each pair of opposite offsets at a distance below `radius`: [N, 2] int64."""
     span = range(1 - radius, radius)
     return np.array(
         [(y, x) for y in range(radius) for x in span if (y > 0 or x > 0) and x * x + y * y < radius * radius], np.int64
@@ -81,7 +111,10 @@ def half_disc(radius: int) -> NDArray[np.int64]:
 
 
 def path_cells(dy: int, dx: int) -> list[tuple[int, int]]:
-    """The cells between (0, 0) and (dy, dx), both included, less than 1 off the straight line, as in IRN's code."""
+    """Return the cells (y, x) on the path from (0, 0) to (dy, dx), both included.
+
+    As in IRN's code, these are the cells at a distance of less than 1 from the straight line.
+    """
     rows, columns = range(min(dy, 0), max(dy, 0) + 1), range(min(dx, 0), max(dx, 0) + 1)
     return [(y, x) for y in rows for x in columns if (dy * x - dx * y) ** 2 < dy * dy + dx * dx]
 
@@ -89,15 +122,15 @@ def path_cells(dy: int, dx: int) -> list[tuple[int, int]]:
 def _affinities(
     boundary: Floats, offsets: NDArray[np.int64], radius: int, beta: float
 ) -> tuple[Floats, NDArray[np.float32]]:
-    """Affinity^beta of each cell and the one at each offset, [offsets, cells], and 1 / their sum, [cells].
+    """Affinity^beta of each cell and the cell at each offset, [offsets, cells], and 1 / the column sums, [cells].
 
-    Cells are those of h + 2 radius rows of w + radius - 1 columns; beyond the grid they have affinity 0.
+    The cells are those of h + 2 · radius rows and w + radius - 1 columns; outside the grid the affinity is 0.
     """
     height, width = boundary.shape
     affinity = np.zeros((len(offsets), height + 2 * radius, width + radius - 1), np.float32)
     total = np.ones(affinity.shape[1:], np.float32)  # the affinity of a cell with itself
     for n, (dy, dx) in enumerate(offsets.tolist()):
-        # cells (y, x) for which (y + dy, x + dx) is on the grid; dy >= 0
+        # the cells (y, x) for which (y + dy, x + dx) is on the grid; dy is never negative
         rows, left, right = height - dy, max(-dx, 0), width - max(dx, 0)
         if rows <= 0 or right <= left:
             continue
@@ -111,8 +144,8 @@ def _affinities(
     return affinity.reshape(len(offsets), total.size), np.reciprocal(total.ravel())
 
 
-def _coarsen(grids: Floats, factor: int) -> NDArray[np.float32]:
-    """[K, h, w] → [K, factor², ceil(h / factor), ceil(w / factor)]: each coarse cell's cells, edges repeated."""
+def _space_to_depth(grids: Floats, factor: int) -> NDArray[np.float32]:
+    """Group the cells [K, h, w] into coarse cells: [K, factor², ceil(h / factor), ceil(w / factor)], edges repeated."""
     k, height, width = grids.shape
     rows, columns = -(-height // factor), -(-width // factor)
     grids = np.pad(grids, ((0, 0), (0, rows * factor - height), (0, columns * factor - width)), "edge")
@@ -121,7 +154,7 @@ def _coarsen(grids: Floats, factor: int) -> NDArray[np.float32]:
 
 
 def _enlarge(grids: Floats, factor: int, height: int, width: int) -> NDArray[np.float32]:
-    """Bilinear, with cell centres in their places (align_corners=False)."""
+    """Enlarge bilinearly (align_corners=False) and crop to [K, height, width]."""
     large = [zoom(grid, factor, order=1, mode="nearest", grid_mode=True) for grid in grids]
     return np.stack(large)[:, :height, :width].astype(np.float32)
 

@@ -3,26 +3,31 @@
 
 import numpy as np
 
-from tagmask.refine.permutohedral_kernels import jit
+from tagmask.refine.jit import jit
 
-_BLOCK = 2048  # cells whose values stay in the fastest cache while all neighbours are added
+_BLOCK = 2048  # cells whose values stay in the fastest cache while the contributions of all neighbors are added
 
 
 @jit
-def walk(affinity, share, shifts, values, scratch, margin, steps):
-    """`steps` times x T, for the column-normalised T of symmetric affinities.
+def walk_inplace(affinity, inverse_sum, shifts, values, scratch, margin, steps):
+    """Multiply `values` by the transition matrix T `steps` times. Overwrites `values` and `scratch`; returns one.
 
-    Columns sum to 1, so that (x T)_j = x_j + share_j sum_n affinity_jn (x_n - x_j) with share = 1 / the column's sum:
-    float32 that does not drift in hundreds of steps.
+    T is symmetric affinities with normalized columns. Its columns sum to 1, so that (x T)_j =
+    x_j + inverse_sum_j · sum_n affinity_jn (x_n - x_j). In this form float32 does not drift in hundreds of steps.
 
     Args:
-        affinity: [pairs, cells] of a cell to the one `shifts[pair]` further on; 0 where that is none.
-        share: [cells].
-        shifts: [pairs] in cells, an even number of them: a disc has 4 neighbours or a multiple.
-        values, scratch: [K, cells]; both are overwritten.
-        margin: of 0 at both ends, as wide as any shift.
+        affinity: [pairs, cells] affinity of each cell to the cell `shifts[pair]` further on; 0 where there is none.
+        inverse_sum: [cells] 1 / the sum of the column of affinities.
+        shifts: [pairs] in cells; an even number of them, as a half disc always has.
+        values: [K, cells] the maps; the first and last `margin` cells are 0.
+        scratch: [K, cells] of zeros.
+        margin: number of cells at both ends that no walk reaches, at least the largest shift.
+        steps: number of multiplications.
+
+    Returns:
+        [K, cells] the maps after the walk, either in `values` or in `scratch`.
     """
-    cells = len(share)
+    cells = len(inverse_sum)
     for _ in range(steps):
         for first in range(margin, cells - margin, _BLOCK):
             last = min(first + _BLOCK, cells - margin)
@@ -43,6 +48,6 @@ def walk(affinity, share, shifts, values, scratch, margin, steps):
                         total[i] += along_s + along_t
             for k in range(len(values)):
                 for i in range(first, last):
-                    scratch[k, i] = values[k, i] + share[i] * scratch[k, i]
+                    scratch[k, i] = values[k, i] + inverse_sum[i] * scratch[k, i]
         values, scratch = scratch, values
     return values

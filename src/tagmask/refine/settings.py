@@ -1,37 +1,102 @@
-"""The dense CRF's parameters as a recipe gives them."""
+"""Settings of the refinement methods, as a recipe gives them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Self
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
-
-from tagmask.refine.dense_crf import dense_crf, needs_compiling, unary_from_labels
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class CrfSettings(BaseModel):
-    """Mean field steps, and the two Gaussian kernels; the defaults are those of the seeds' cleaning in IRN's code."""
+    """Settings of the dense CRF, which moves the borders of masks to the edges of the image.
+
+    The defaults are those of IRN's code, which refines the seeds with them.
+
+    Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials", NIPS 2011,
+    equation 3. The smoothness kernel compares the positions of two pixels, the appearance kernel their positions and
+    colors.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    steps: int = Field(10, ge=0, description="of mean field")
-    gaussian_sxy: float = Field(3, gt=0, description="pixels")
-    gaussian_weight: float = 3
-    bilateral_sxy: float = Field(50, gt=0, description="pixels")
-    bilateral_srgb: float = Field(5, gt=0, description="grey levels of 255")
-    bilateral_weight: float = 10
+    steps: int = Field(10, ge=0, description="number of mean-field iterations, 0 or more")
+    gaussian_sxy: float = Field(
+        3,
+        gt=0,
+        description="standard deviation of the smoothness kernel in pixels, above 0: smaller specks are removed",
+    )
+    gaussian_weight: float = Field(3, description="weight of the smoothness kernel; 0 leaves the kernel out")
+    bilateral_sxy: float = Field(
+        50,
+        gt=0,
+        description="standard deviation of the appearance kernel in pixels, above 0: "
+        "the distance over which colors are compared",
+    )
+    bilateral_srgb: float = Field(
+        5,
+        gt=0,
+        description="standard deviation of the appearance kernel in color levels of 0 to 255, above 0: "
+        "the larger, the more the colors of one object may differ",
+    )
+    bilateral_weight: float = Field(10, description="weight of the appearance kernel; 0 leaves the kernel out")
 
-    def apply(self, image: np.ndarray, unary: np.ndarray) -> np.ndarray:
-        """Image [H, W, 3] uint8 and unary [L, H, W] → marginals [L, H, W]."""
-        return dense_crf(image, unary, **self.model_dump())
 
-    def compile(self, info: Callable[[str], None]) -> None:
-        """Compile the kernels where this machine has not yet, before several processes do so at once."""
-        if needs_compiling():
-            info("compiling the CRF's kernels (once on this machine, about 20 s)")
-            self.apply(np.zeros((8, 8, 3), np.uint8), unary_from_labels(np.zeros((8, 8), np.uint8), 2))
-
-
-# At the segmentation network's test time (DeepLab's public settings, golden "probability mode")
 NETWORK_CRF = CrfSettings(gaussian_sxy=1, gaussian_weight=3, bilateral_sxy=67, bilateral_srgb=3, bilateral_weight=4)
+"""For the probabilities of a segmentation network at inference: the public settings of DeepLab."""
+
+
+class SeedSettings(BaseModel):
+    """Settings of confident seeds: a label map at each of two thresholds, and ignored pixels where they differ.
+
+    The defaults are those of the papers on IRN and AMN for maps of CAM. For maps of ReCAM the papers use fg 0.35 and
+    bg 0.1, for maps of AMN fg 0.45 and bg 0.15.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    fg: float = Field(
+        0.30, ge=0, le=1, description="activation, 0 to 1, above which a pixel is a seed of its most active class"
+    )
+    bg: float = Field(
+        0.05, ge=0, le=1, description="activation, 0 to 1 and at most fg, up to which a pixel is a seed of background"
+    )
+    gt_prob: float = Field(
+        0.7, gt=0, lt=1, description="probability, 0 to 1, with which the CRF takes its input labels to be right"
+    )
+    crf: CrfSettings | None = Field(
+        CrfSettings(), description="the dense CRF that refines both label maps; null: the thresholds alone"
+    )
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.bg > self.fg:
+            raise ValueError(f"bg {self.bg} must not be above fg {self.fg}: lower bg or raise fg")
+        return self
+
+
+class RandomWalkSettings(BaseModel):
+    """Settings of the random walk, which spreads response maps up to the boundaries of objects.
+
+    Ahn, Cho and Kwak, "Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations", CVPR 2019
+    (IRN), section 5.2.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    map_power: float = Field(
+        1.0,
+        gt=0,
+        description="exponent of the maps before the walk, above 0: "
+        "a value above 1 weakens low activations (the code of AMN uses 1.3)",
+    )
+    radius: int = Field(
+        5,
+        ge=1,
+        description="radius in cells of 4 × 4 pixels, 1 or more: the walk steps between cells nearer than this",
+    )
+    beta: float = Field(
+        10,
+        gt=0,
+        description="exponent of the affinities, above 0: the larger, the better weak boundaries stop the walk",
+    )
+    steps: int = Field(256, ge=0, description="number of steps of the walk, 0 or more")

@@ -1,4 +1,4 @@
-"""Work on several threads, for compiled kernels that let go of Python's interpreter lock."""
+"""Threads for compiled kernels that release the GIL."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -6,7 +6,13 @@ from itertools import pairwise
 
 
 class Threads:
-    """Runs a kernel over ranges [begin, end) on a fixed number of threads, the calling one among them."""
+    """A fixed number of threads that run a kernel over ranges of rows.
+
+    Use it as a context manager, so that the threads end with the block.
+
+    Args:
+        count: number of threads, 1 or more; the calling thread is one of them.
+    """
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -19,8 +25,13 @@ class Threads:
         if self._pool is not None:
             self._pool.shutdown()
 
-    def over(self, bounds: list[int], task: Callable[[int, int], None]) -> None:
-        """Call `work(begin, end)` for each pair of neighbouring bounds, all at once, and wait."""
+    def run(self, bounds: list[int], task: Callable[[int, int], None]) -> None:
+        """Call `task(begin, end)` for each pair of consecutive bounds in parallel, and wait for all of them.
+
+        Args:
+            bounds: `count + 1` ascending row numbers, as `even_bounds` returns them.
+            task: the function to call.
+        """
         ranges = list(pairwise(bounds))
         others = [self._pool.submit(task, *r) for r in ranges[1:]] if self._pool is not None else []
         try:
@@ -30,13 +41,17 @@ class Threads:
             for other in others:
                 other.result()
 
-    def even(self, n: int) -> list[int]:
-        """Bounds that cut n items into one equal range a thread."""
-        return [n * t // self.count for t in range(self.count + 1)]
+    def even_bounds(self, num_rows: int) -> list[int]:
+        """Return the bounds that split `num_rows` rows into one range of equal length per thread."""
+        return [num_rows * t // self.count for t in range(self.count + 1)]
 
 
 def thread_count(threads: int | None) -> int:
-    """`threads`, or what numba takes: the environment's NUMBA_NUM_THREADS, or one thread a core."""
+    """Return `threads`, or numba's default: the environment variable NUMBA_NUM_THREADS, or the number of cores.
+
+    Raises:
+        ValueError: `threads` is below 1.
+    """
     if threads is None:
         from numba import config
 

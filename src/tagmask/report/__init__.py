@@ -1,1 +1,1 @@
-"""What a run looks like: one self-contained HTML page."""
+"""The HTML report of a run: one self-contained page."""

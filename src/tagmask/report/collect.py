@@ -1,220 +1,234 @@
-"""What a run's report shows, collected from its folder."""
+"""Collect the content of a run's report from its folder."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from tagmask.artifacts import read_json
 from tagmask.data.images import read_image
 from tagmask.data.samples import Sample, TaggedImages
-from tagmask.evaluate import HELD_OUT, Evaluation, held_out_folder, latest, read_ground_truth
+from tagmask.evaluate import Evaluation, held_out_folder, read_ground_truth
+from tagmask.formatting import format_percent
 from tagmask.label_map import read_label_map
 from tagmask.maps import ResponseMaps
 from tagmask.measure import confusion_matrix, iou, mean_iou
-from tagmask.methods._threshold import THRESHOLD_FILE, read_threshold
 from tagmask.outputs.overlays import overlay
-from tagmask.pipeline import RECORD
 from tagmask.recipe import Recipe
-from tagmask.report.page import Example, Report, StageSummary
-from tagmask.stage import ArtifactKind, maps_path, mask_path
+from tagmask.report.content import Example, Report, StageSummary
+from tagmask.run_folder import RunFolder, StageFolder
+from tagmask.stage import ArtifactKind
 from tagmask.training import read_history
 
-EXAMPLES, WORST, HELD_OUT_EXAMPLES = 10, 6, 4
-WORST_OF = 2000  # images looked through for the worst
+NUM_EXAMPLES, NUM_WORST, NUM_HELD_OUT = 10, 6, 4
+MAX_SCORED = 2000  # images among which the worst ones are searched
 
 
 def collect_report(
-    recipe: Recipe, folder: Path, images: TaggedImages, held_out: TaggedImages | None, evaluation: Evaluation
+    recipe: Recipe, folder: RunFolder, images: TaggedImages, held_out: TaggedImages | None, evaluation: Evaluation
 ) -> Report:
-    """Collect a finished run's report: counts, times, curves, scores and example pictures."""
-    sources = _Sources.of(recipe, folder)
-    examples = [_example(s, sources) for s in _spread([s for s in images.samples if s.tags], EXAMPLES)]
-    if held_out is not None and (masks := held_out_folder(folder, held_out)).exists():
-        for sample in _spread(held_out.samples, HELD_OUT_EXAMPLES):
-            columns = {"final": read_label_map(mask_path(masks, sample))}
-            examples.append(_with_pictures(sample, columns, {}, "held out: the network knew no tags"))
-    tags = Counter(tag for sample in images.samples for tag in sample.tags or ())
+    """Collect the report of a run: counts, times, curves, scores and example pictures.
+
+    Args:
+        recipe: the stages.
+        folder: the run folder.
+        images: the training images.
+        held_out: images that were not trained on, or None.
+        evaluation: the measured figures.
+    """
+    stages = _ExampleStages.of_run(recipe, folder)
+    tagged = [sample for sample in images.samples if sample.tags]
+    examples = [_example(sample, stages) for sample in _evenly_spaced(tagged, NUM_EXAMPLES)]
+    counts = {"training images": len(images), "classes": len(images.classes)}
+    if held_out is not None:
+        counts["held-out images"] = len(held_out)
+        examples += _held_out_examples(held_out_folder(folder, held_out), held_out)
+    counts["images without a tag"] = sum(not sample.tags for sample in images.samples)
+    num_tagged = Counter(tag for sample in images.samples for tag in sample.tags or ())
+    histories = {name: read_history(folder.stage(name)) for name in recipe.stages}
     return Report(
-        title=folder.resolve().name,
+        title=folder.path.resolve().name,
         description=recipe.description,
-        recipe=recipe.to_yaml(),
         classes=images.classes,
-        counts={"training images": len(images), "classes": len(images.classes)}
-        | ({"held-out images": len(held_out)} if held_out is not None else {})
-        | {"images without a tag": sum(not sample.tags for sample in images.samples)},
-        tags_per_class={name: tags[id_] for id_, name in enumerate(images.classes, 1)},
-        stages=_stages(recipe, folder),
-        histories={name: history for name in recipe.stages if (history := read_history(folder / name))},
+        recipe=recipe.to_yaml(),
+        counts=counts,
+        images_per_class={name: num_tagged[class_id] for class_id, name in enumerate(images.classes, 1)},
+        stages=_summarize_stages(recipe, folder, held_out),
+        histories={name: history for name, history in histories.items() if history},
         maps=evaluation.maps,
-        chosen=_chosen(recipe, folder, images, evaluation),
+        thresholds=evaluation.thresholds,
         scores=evaluation.scores,
+        columns=stages.captions(),
         examples=examples,
-        worst=_worst(sources, images),
+        worst=_worst_examples(stages, images),
         notes=_notes(recipe, folder, images, held_out),
-        places=_places(recipe, folder),
+        outputs=_outputs(recipe, folder),
     )
 
 
-def collect_threshold_report(recipe: Recipe, folder: Path, evaluation: Evaluation) -> Report:
-    """The report of a run's response maps alone, at every threshold."""
-    notes = [f"Seed {recipe.seed}. The threshold used is Otsu's on each stage's own maps."]
-    nothing: dict[str, Any] = {"counts": {}, "tags_per_class": {}, "histories": {}, "scores": {}, "chosen": {}}
+def collect_threshold_report(recipe: Recipe, folder: RunFolder, evaluation: Evaluation) -> Report:
+    """Collect a report of nothing but the run's response maps at every threshold.
+
+    Args:
+        recipe: the stages.
+        folder: the run folder.
+        evaluation: the figures of the response maps.
+    """
     return Report(
-        title=f"{folder.resolve().name}: thresholds",
+        title=f"{folder.path.resolve().name}: thresholds",
         description=recipe.description,
-        recipe="",
         classes=evaluation.classes,
-        stages=(),
         maps=evaluation.maps,
-        examples=(),
-        worst=(),
-        notes=notes,
-        **nothing,
+        thresholds=evaluation.thresholds,
+        notes=[f"Seed {recipe.seed}. The threshold used is Otsu's threshold of the maps of each stage."],
     )
-
-
-def _makers(recipe: Recipe, kind: ArtifactKind) -> list[str]:
-    return [name for name, method in recipe.stages.items() if kind in method.makes]
 
 
 @dataclass(frozen=True)
-class _Sources:
-    """The stage folders that an example's columns are from; None where there is no such stage.
+class _ExampleStages:
+    """The stages whose results the examples show; None where the run has no such stage.
 
     Attributes:
-        maps: of the response maps that became the final masks.
-        seed: of the response maps that a stage was the last to cut at one threshold for all, and that threshold.
-        refined, final: of the last masks but one, and the last.
+        maps: the response maps that became the final masks.
+        seed: the response maps that were last cut at one threshold for all images.
+        seed_threshold: this threshold.
+        refined: the last masks before the final ones.
+        final: the final masks.
     """
 
-    maps: Path | None
-    seed: tuple[Path, float] | None
-    refined: Path | None
-    final: Path | None
+    maps: StageFolder | None = None
+    seed: StageFolder | None = None
+    seed_threshold: float = 0.0
+    refined: StageFolder | None = None
+    final: StageFolder | None = None
 
     @classmethod
-    def of(cls, recipe: Recipe, folder: Path) -> _Sources:
-        origins = _origins(recipe)
-        maskers = list(origins)
-        maps = origins[maskers[-1]] if maskers else latest(recipe, "maps")
-        seeds = [
-            (folder / origin, threshold)
-            for name, origin in origins.items()
-            if origin and (threshold := read_threshold(folder / name)) is not None
-        ]
+    def of_run(cls, recipe: Recipe, folder: RunFolder) -> _ExampleStages:
+        maskers = recipe.stages_making("masks")
+        maps = recipe.maps_behind(maskers[-1]) if maskers else recipe.latest("maps")
+        seed, seed_threshold = None, 0.0
+        for name in maskers:
+            cut, record = recipe.maps_behind(name), folder.stage(name).read_threshold()
+            if cut and record and not record.per_image:
+                seed, seed_threshold = folder.stage(cut), record.threshold
         return cls(
-            maps=folder / maps if maps else None,
-            seed=seeds[-1] if seeds else None,
-            refined=folder / maskers[-2] if len(maskers) > 1 else None,
-            final=folder / maskers[-1] if maskers else None,
+            maps=folder.stage(maps) if maps else None,
+            seed=seed,
+            seed_threshold=seed_threshold,
+            refined=folder.stage(maskers[-2]) if len(maskers) > 1 else None,
+            final=folder.stage(maskers[-1]) if maskers else None,
         )
 
-
-def _origins(recipe: Recipe) -> dict[str, str | None]:
-    """For each stage that makes masks the one whose maps they come from, perhaps by way of other masks."""
-    origins: dict[str, str | None] = {}
-    maps, masks = None, ""
-    for name, method in recipe.stages.items():
-        if "maps" in method.makes:
-            maps = name
-        if "masks" in method.makes:
-            origins[name] = origins[masks] if "masks" in method.needs else maps
-            masks = name
-    return origins
-
-
-def _chosen(recipe: Recipe, folder: Path, images: TaggedImages, evaluation: Evaluation) -> dict[str, float]:
-    """The threshold at which each stage's maps were cut; nan where it was one for each image."""
-    cut = [maps for name, maps in _origins(recipe).items() if maps and (folder / name / THRESHOLD_FILE).exists()]
-    return {**{f"{maps} ({images.name})": math.nan for maps in cut}, **evaluation.chosen}
+    def captions(self) -> dict[str, str]:
+        """Return the caption of each column."""
+        captions = {"image": ""}
+        if self.maps:
+            captions["map"] = f"response maps of {self.maps.name}; red is the strongest activation"
+        if self.seed:
+            captions["seed"] = f"maps of {self.seed.name}, cut at the threshold {self.seed_threshold:.2f}"
+        if self.refined:
+            captions["refined"] = f"masks of {self.refined.name}"
+        if self.final:
+            captions["final"] = f"masks of {self.final.name}, the result"
+        return {**captions, "ground truth": "the correct mask, given for comparison"}
 
 
-def _example(sample: Sample, sources: _Sources, note: str = "") -> Example:
-    labels: dict[str, np.ndarray] = {}
-    pictures: dict[str, np.ndarray] = {}
-    if sources.maps:
-        maps = ResponseMaps.load(maps_path(sources.maps, sample))
-        pictures["map"] = np.array(maps.figure(read_image(sample.image)))
-    if sources.seed:
-        cut, threshold = sources.seed
-        labels["seed"] = ResponseMaps.load(maps_path(cut, sample)).label_map(threshold)
-    for column, stage in (("refined", sources.refined), ("final", sources.final)):
-        if stage:
-            labels[column] = read_label_map(mask_path(stage, sample))
-    return _with_pictures(sample, labels, pictures, note)
-
-
-def _with_pictures(
-    sample: Sample, labels: dict[str, np.ndarray], pictures: dict[str, np.ndarray], note: str
-) -> Example:
+def _example(sample: Sample, stages: _ExampleStages, note: str = "") -> Example:
     image = read_image(sample.image)
-    if sample.mask is not None:
-        labels = {**labels, "truth": sample.mask.read()}
-    columns = {"image": image, **pictures, **{name: overlay(image, value) for name, value in labels.items()}}
-    return Example(sample.id, note, columns)
+    pictures, label_maps = {}, {}
+    if stages.maps:
+        pictures["map"] = np.array(ResponseMaps.load(stages.maps.maps_path(sample.id)).figure(image))
+    if stages.seed:
+        maps = ResponseMaps.load(stages.seed.maps_path(sample.id))
+        label_maps["seed"] = maps.label_map(stages.seed_threshold)
+    if stages.refined:
+        label_maps["refined"] = read_label_map(stages.refined.mask_path(sample.id))
+    if stages.final:
+        label_maps["final"] = read_label_map(stages.final.mask_path(sample.id))
+    return Example(sample.id, note, {"image": image, **pictures, **_overlays(sample, image, label_maps)})
 
 
-def _worst(sources: _Sources, images: TaggedImages) -> list[Example]:
-    if sources.final is None:
+def _held_out_examples(folder: StageFolder, held_out: TaggedImages) -> list[Example]:
+    """Return examples of the masks that the final network predicted; none if there is no network."""
+    if not folder.is_done:
         return []
-    known = [sample for sample in images.samples if sample.mask is not None and sample.tags][:WORST_OF]
-    rated = []
-    for sample in known:
-        labels = read_label_map(mask_path(sources.final, sample))
-        ground_truth = read_ground_truth(sample, labels.shape)
-        rated.append((mean_iou(iou(confusion_matrix(ground_truth, labels, len(images.classes)))), sample))
-    rated.sort(key=lambda pair: pair[0])
-    return [_example(s, sources, f"mIoU {100 * value:.0f} %") for value, s in rated[:WORST]]
+    examples = []
+    for sample in _evenly_spaced(held_out.samples, NUM_HELD_OUT):
+        image = read_image(sample.image)
+        masks = _overlays(sample, image, {"final": read_label_map(folder.mask_path(sample.id))})
+        examples.append(Example(sample.id, "held-out image, segmented without its tags", {"image": image, **masks}))
+    return examples
 
 
-def _spread(samples: Sequence[Sample], n: int) -> list[Sample]:
-    """At most n samples, evenly over the whole."""
-    places = np.linspace(0, len(samples) - 1, min(n, len(samples))).round().astype(int)
-    return [samples[i] for i in places]
+def _overlays(sample: Sample, image: np.ndarray, label_maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Draw label maps, and the ground truth if there is one, over their image."""
+    if sample.mask is not None:
+        label_maps = {**label_maps, "ground truth": sample.mask.read()}
+    return {column: overlay(image, labels) for column, labels in label_maps.items()}
 
 
-def _stages(recipe: Recipe, folder: Path) -> list[StageSummary]:
-    places = {name: (folder / name, type(method).__name__) for name, method in recipe.stages.items()}
-    places |= {
-        f"{HELD_OUT} {file.parent.name}": (file.parent, "Predictor") for file in folder.glob(f"{HELD_OUT}/*/{RECORD}")
-    }
+def _worst_examples(stages: _ExampleStages, images: TaggedImages) -> list[Example]:
+    if stages.final is None:
+        return []
+    labeled = [sample for sample in images.samples if sample.mask is not None and sample.tags][:MAX_SCORED]
+    scored = []
+    for sample in labeled:
+        preds = read_label_map(stages.final.mask_path(sample.id))
+        target = read_ground_truth(sample, (preds.shape[0], preds.shape[1]))
+        scored.append((float(mean_iou(iou(confusion_matrix(preds, target, len(images.classes) + 1)))), sample))
+    scored.sort(key=lambda pair: pair[0])
+    return [_example(sample, stages, f"mIoU {format_percent(miou)}") for miou, sample in scored[:NUM_WORST]]
+
+
+def _evenly_spaced(samples: Sequence[Sample], n: int) -> list[Sample]:
+    """Return at most n samples, evenly spaced over the whole sequence."""
+    indices = np.linspace(0, len(samples) - 1, min(n, len(samples))).round().astype(int)
+    return [samples[i] for i in indices]
+
+
+def _summarize_stages(recipe: Recipe, folder: RunFolder, held_out: TaggedImages | None) -> list[StageSummary]:
     summaries = []
-    for name, (place, method) in places.items():
-        record = read_json(place / RECORD)
-        summaries.append(
-            StageSummary(name, method, record.get("seconds", 0.0), record.get("images", 0), record["status"])
-        )
+    for name, method in recipe.stages.items():
+        method_name = type(method).__module__.removeprefix("tagmask.methods.")
+        summaries.append(_summarize(folder.stage(name), name, method_name, method.inputs))
+    segmenter = recipe.latest("segmenter")
+    if held_out is not None and segmenter:
+        masks = held_out_folder(folder, held_out)
+        summaries.append(_summarize(masks, "held-out images", "predict", {"segmenter": segmenter}))
     return summaries
 
 
-def _places(recipe: Recipe, folder: Path) -> dict[str, str]:
-    made: dict[str, tuple[list[str], str]] = {
-        "Masks of the training images": (_makers(recipe, "masks")[-1:], "masks"),
-        "Segmentation network": (_makers(recipe, "segmenter")[-1:], ""),
-        "Response maps": (_makers(recipe, "maps"), "maps"),
-    }
-    return {
-        words: ", ".join(str(folder / stage / part) for stage in stages)
-        for words, (stages, part) in made.items()
-        if stages
-    }
+def _summarize(folder: StageFolder, name: str, method: str, inputs: Mapping[ArtifactKind, str]) -> StageSummary:
+    record = folder.read_record()
+    if record is None:
+        return StageSummary(name, method, inputs, 0.0, 0, "not started")
+    return StageSummary(name, method, inputs, record.seconds, record.num_images, record.status)
 
 
-def _notes(recipe: Recipe, folder: Path, images: TaggedImages, held_out: TaggedImages | None) -> list[str]:
-    first = read_json(folder / next(iter(recipe.stages)) / RECORD)
-    notes = [f"Seed {recipe.seed}; " + ", ".join(f"{name} {v}" for name, v in first["versions"].items()) + "."]
+def _outputs(recipe: Recipe, folder: RunFolder) -> dict[str, str]:
+    outputs = {}
+    if masks := recipe.latest("masks"):
+        outputs["Masks of the training images"] = str(folder.stage(masks).path / "masks")
+    if segmenter := recipe.latest("segmenter"):
+        outputs["Segmentation network"] = str(folder.stage(segmenter).path)
+    if makers := recipe.stages_making("maps"):
+        outputs["Response maps"] = ", ".join(str(folder.stage(name).path / "maps") for name in makers)
+    return outputs
+
+
+def _notes(recipe: Recipe, folder: RunFolder, images: TaggedImages, held_out: TaggedImages | None) -> list[str]:
+    record = folder.stage(next(iter(recipe.stages))).read_record()
+    versions = ", ".join(f"{name} {version}" for name, version in record.versions.items()) if record else ""
+    notes = [f"Seed {recipe.seed}." + f" Versions: {versions}." * bool(versions)]
     if not any(sample.mask for sample in images.samples):
-        notes.append("No true masks of the training images are known, so how good their masks are cannot be said.")
+        notes.append("The training images have no ground truth, so the quality of their masks is unknown.")
     if held_out is None:
-        notes.append("No held-out images were given (--val), so how good the network is on new images cannot be said.")
-    bad = [problem for problem in images.problems if problem.severity == "error"]
-    if bad:
-        notes.append(f"{len(bad)} bad images were left out, first: {bad[0]}")
+        notes.append("No held-out images were given, so the quality of the network on new images is unknown.")
+    errors = [problem for problem in images.problems if problem.severity == "error"]
+    if len(errors) == 1:
+        notes.append(f"1 bad image was left out: {errors[0]}")
+    elif errors:
+        notes.append(f"{len(errors)} bad images were left out. The first one: {errors[0]}")
     return notes

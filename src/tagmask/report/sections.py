@@ -1,132 +1,116 @@
-"""What each section of the page says: figures as rows and charts, words for those who do not know the field."""
+"""Turn the content of a report into the sentences, table rows and charts of each section of the page."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
 
+from tagmask.evaluate import MapScores
+from tagmask.formatting import format_count, format_duration, format_percent
 from tagmask.label_map import IGNORE_INDEX, voc_palette
+from tagmask.measure import SegmentationReport
 from tagmask.report.charts import Axis, Series, line_chart
+from tagmask.report.content import Report, StageSummary
 
-if TYPE_CHECKING:
-    from tagmask.report.page import Report, StageSummary
-
-MANY = 30  # classes; more are folded away
-COLUMNS = {
-    "image": "",
-    "map": "where the classifier looked",
-    "seed": "the map, cut at the threshold",
-    "refined": "moved to the image’s edges",
-    "final": "the last stage’s mask",
-    "truth": "the true mask",
-}
-_NO_CURVE = {"epoch", "lr", "seconds", "data_wait"}  # entries of a history that are no losses
+MAX_ROWS = 30  # of a table of classes; further rows are folded away
+_NOT_A_LOSS = {"epoch", "lr", "seconds", "data_wait"}  # keys of a training history
+_INPUT_NAMES = {"segmenter": "network"}  # artifact kinds in the words of the report
 _PALETTE = voc_palette()
+_EXPLAIN_MIOU = (
+    "mIoU (mean intersection over union) is the overlap of masks and ground truth divided by their union, averaged "
+    "over the classes and the background; 100 % is perfect."
+)
 
 
-def percent(share: float) -> str:
-    """0.4561 → "45.6"; nan → "–"."""
-    return f"{100 * share:.1f}" if math.isfinite(share) else "–"
-
-
-def plain(value: float) -> str:
-    """2.345 → "2.35"; nan → "–"."""
-    return f"{value:.2f}" if not math.isnan(value) else "–"
-
-
-def count(value: int | str) -> str:
-    """12345 → "12,345"; text as it is."""
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def duration(seconds: float) -> str:
-    """0.42 → "0.4 s", 75 → "1 min 15 s", 3700 → "1 h 2 min"."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def color(class_id: int) -> str:
-    """A class's colour in the VOC palette, for CSS."""
-    return "#{:02x}{:02x}{:02x}".format(*_PALETTE[3 * (class_id % 256) :][:3])
-
-
-def colors(classes: Sequence[str]) -> list[tuple[str, str]]:
-    """(colour, name) of all that a label map may hold."""
-    return [(color(k), name) for k, name in [(0, "background"), *enumerate(classes, 1), (IGNORE_INDEX, "unsure")]]
-
-
-def summary(report: Report) -> list[str]:
-    """The run in plain sentences."""
-    n = next((report.counts[key] for key in ("training images", "images") if key in report.counts), None)
-    images = f"{count(n)} images" if n is not None else "images"
-    one = len(report.classes) == 1
-    given = f"whether it shows {report.classes[0]}" if one else "the list of what it shows"
-    made = "that" if one else f"one of the {len(report.classes)} classes"
-    told = [
-        f"tagmask was given {images} and, for each, only {given}. From these it made masks: "
-        f"every pixel is marked as {made}, or as background."
-    ]
-    if not report.scores and report.maps:
-        row = max(map_results(report), key=lambda row: row.best_miou)
-        told.append(
-            f"Compared with true masks, the response maps of {row.name} are the best: cut at {row.best_threshold:.2f} "
-            f"they reach {percent(row.best_miou)} % mIoU (the overlap of mask and truth, averaged over the classes)."
-        )
-        return told
-    if not report.scores:
-        return [*told, "No true masks were given, so how good these are is not known: look at the pictures below."]
-    name, final = list(report.scores.items())[-1]
-    told.append(
-        f"Compared with true masks, {name} reaches {percent(final.miou)} % mIoU (the overlap of mask and truth, "
-        f"averaged over the classes; 100 % is perfect), and {percent(final.pixel_accuracy)} % of its pixels are right."
-    )
-    rated = [(x, k) for k, x in enumerate(final.iou[1:].tolist()) if math.isfinite(x)]
-    if len(rated) > 1:
-        (best, first), (worst, last) = max(rated), min(rated)
-        told.append(
-            f"The best class is {report.classes[first]} ({percent(best)} %), "
-            f"the weakest {report.classes[last]} ({percent(worst)} %)."
-        )
-    return told
-
-
-def tiles(report: Report) -> list[tuple[str, str, str]]:
-    """The few figures that come first: (value, unit, what it is)."""
-    found = [(count(value), "", what) for what, value in list(report.counts.items())[:3]]
+def summary_sentences(report: Report) -> list[str]:
+    """Return the first paragraphs of the page, which describe the run and its result."""
+    sentences = [_describe_task(report)]
     if report.scores:
-        name, final = list(report.scores.items())[-1]
-        found.insert(0, (percent(final.miou), "%", f"mIoU of {name}"))
+        name, scores = list(report.scores.items())[-1]
+        sentences.append(
+            f"Compared with the ground truth, the masks of {name} reach {format_percent(scores.miou)} mIoU, and "
+            f"{format_percent(scores.pixel_accuracy)} of their pixels are correct. {_EXPLAIN_MIOU}"
+        )
+        known = [(value, k) for k, value in enumerate(scores.iou[1:].tolist()) if math.isfinite(value)]
+        if len(known) > 1:
+            (best, best_id), (worst, worst_id) = max(known), min(known)
+            sentences.append(
+                f"The class with the highest IoU is {report.classes[best_id]} ({format_percent(best)}), the class "
+                f"with the lowest is {report.classes[worst_id]} ({format_percent(worst)})."
+            )
+    elif report.maps:
+        best_maps = max(map_rows(report.maps, report.thresholds), key=lambda row: row.best_miou)
+        sentences.append(
+            f"Compared with the ground truth, the response maps of {best_maps.name} are the best: cut at the threshold "
+            f"{best_maps.best_threshold:.2f}, they reach {format_percent(best_maps.best_miou)} mIoU. {_EXPLAIN_MIOU}"
+        )
+    else:
+        sentences.append("There is no ground truth, so the quality of the masks is unknown: look at the examples.")
+    return sentences
+
+
+def _describe_task(report: Report) -> str:
+    count = report.counts.get("training images")
+    images = "images" if count is None else f"{format_count(count)} images"
+    if len(report.classes) == 1:
+        tags, labels = f"which say only whether an image shows {report.classes[0]}", report.classes[0]
+    else:
+        tags, labels = "which say only what classes an image shows", f"one of {len(report.classes)} classes"
+    return (
+        f"tagmask learned from {images} and their tags, {tags}. The masks that it made label each pixel as {labels} "
+        "or as background."
+    )
+
+
+def tiles(report: Report) -> list[tuple[str, str]]:
+    """Return the figures at the top of the page as (value, label) pairs."""
+    figures = [(format_count(count), label) for label, count in list(report.counts.items())[:3]]
+    if report.scores:
+        name, scores = list(report.scores.items())[-1]
+        figures.insert(0, (format_percent(scores.miou), f"mIoU of {name}"))
     if report.stages:
-        found.append((duration(sum(stage.seconds for stage in report.stages)), "", "total time"))
-    return found
+        figures.append((format_duration(sum(stage.seconds for stage in report.stages)), "total time"))
+    return figures
 
 
-class ResultRow(NamedTuple):
-    """Shares in 0..1."""
+class ScoreRow(NamedTuple):
+    """The scores of the masks of one stage, in 0..1."""
 
     name: str
     miou: float
     boundary_f: float
     pixel_accuracy: float
-    unsure: float
+    ignored: float
 
 
-def results(report: Report) -> list[ResultRow]:
-    """The figures of all masks that were measured."""
-    return [ResultRow(name, s.miou, s.boundary_f, s.pixel_accuracy, s.unsure) for name, s in report.scores.items()]
+def score_rows(scores: Mapping[str, SegmentationReport]) -> list[ScoreRow]:
+    """Return the table of the scores of masks."""
+    return [ScoreRow(name, s.miou, s.boundary_f, s.pixel_accuracy, s.ignored) for name, s in scores.items()]
 
 
 class MapRow(NamedTuple):
-    """Figures of response maps; `chosen` is the threshold that the run used, else the automatic one."""
+    """The figures of the response maps of one stage.
+
+    Attributes:
+        name: "stage (images)".
+        threshold: the threshold that the run used; Otsu's threshold if no stage cut these maps; NaN if there is none.
+        per_image: whether the run used one threshold per image; `threshold` is then NaN.
+        miou: mIoU at `threshold`; NaN if there is none.
+        best_threshold: the threshold with the highest mIoU.
+        best_miou: mIoU at `best_threshold`.
+        interval: the thresholds between which mIoU stays within two points of the best.
+        oracle_miou: mIoU if each image is cut at its own best threshold.
+        imbalance: see `ActivationStats`.
+        gap: see `ActivationStats`.
+    """
 
     name: str
-    chosen: float
+    threshold: float
+    per_image: bool
     miou: float
     best_threshold: float
     best_miou: float
@@ -136,106 +120,166 @@ class MapRow(NamedTuple):
     gap: float
 
 
-def map_results(report: Report) -> list[MapRow]:
-    """Figures of all response maps that were measured; of thresholds between the measured ones, at the nearest."""
+def map_rows(maps: Mapping[str, MapScores], thresholds: Mapping[str, float]) -> list[MapRow]:
+    """Return the table of the figures of response maps.
+
+    The mIoU at a threshold is that of the nearest threshold at which the maps were measured.
+
+    Args:
+        maps: see `Report.maps`.
+        thresholds: see `Report.thresholds`.
+    """
     rows = []
-    for name, (curve, auto, activation) in report.maps.items():
-        chosen, miou = report.chosen.get(name, auto), math.nan
-        if math.isfinite(chosen):
-            miou = float(curve.miou[np.abs(curve.thresholds - chosen).argmin()])
+    for name, (curve, auto_threshold, activation) in maps.items():
+        threshold, miou = thresholds.get(name, auto_threshold), math.nan
+        if math.isfinite(threshold):
+            miou = float(curve.miou[np.abs(curve.thresholds - threshold).argmin()])
         rows.append(
-            MapRow(name, chosen, miou, curve.best_threshold, curve.best_miou, curve.interval, curve.oracle_miou,
-                   activation.imbalance, activation.gap)
-        )  # fmt: skip
+            MapRow(
+                name=name,
+                threshold=threshold,
+                per_image=name in thresholds and math.isnan(threshold),
+                miou=miou,
+                best_threshold=curve.best_threshold,
+                best_miou=curve.best_miou,
+                interval=curve.interval,
+                oracle_miou=curve.oracle_miou,
+                imbalance=activation.imbalance,
+                gap=activation.gap,
+            )
+        )
     return rows
 
 
 def threshold_chart(report: Report) -> Markup:
-    """mIoU against the threshold."""
-    rows = map_results(report)
+    """Return the chart of mIoU as a function of the threshold; empty if no maps were measured."""
+    rows = map_rows(report.maps, report.thresholds)
     lines = [
         Series(
             row.name,
-            curve.thresholds.tolist(),
-            (100 * curve.miou).tolist(),
-            (("chosen", row.chosen, 100 * row.miou), ("best", row.best_threshold, 100 * row.best_miou)),
+            scores.curve.thresholds.tolist(),
+            (100 * scores.curve.miou).tolist(),
+            (("used", row.threshold, 100 * row.miou), ("best", row.best_threshold, 100 * row.best_miou)),
             row.interval,
         )
-        for row, (curve, _, _) in zip(rows, report.maps.values(), strict=True)
+        for row, scores in zip(rows, report.maps.values(), strict=True)
     ]
-    label = "; ".join(f"{row.name}: best {percent(row.best_miou)} % at {row.best_threshold:.2f}" for row in rows)
+    best = "; ".join(f"{row.name}: best {format_percent(row.best_miou)} at {row.best_threshold:.2f}" for row in rows)
     x, y = Axis("threshold", "{:.2f}".format), Axis("mIoU, %", "{:.4g}".format)
-    return line_chart(lines, x, y, label=f"mIoU against the threshold. {label}")
+    return line_chart(lines, x, y, label=f"mIoU as a function of the threshold. {best}")
 
 
 class ClassRow(NamedTuple):
-    """A class's IoU in each of the scores, 0..1 or nan."""
+    """A class, and its IoU in each entry of `Report.scores`: 0..1 or NaN."""
 
     color: str
     name: str
     iou: list[float]
 
 
-def per_class(report: Report) -> list[ClassRow]:
-    """Background and classes, the lowest IoU of the last score first; those measured nowhere are left out."""
+def class_rows(report: Report) -> list[ClassRow]:
+    """Return the classes and the background by ascending IoU in the last scores; without those that occur nowhere."""
     if not report.scores:
         return []
     table = np.stack([scores.iou for scores in report.scores.values()], axis=1)
-    rows = [ClassRow(color(k), name, table[k].tolist()) for k, name in enumerate(("background", *report.classes))]
+    rows = [ClassRow(_css_color(k), name, table[k].tolist()) for k, name in enumerate(("background", *report.classes))]
     measured = [row for row in rows if not all(map(math.isnan, row.iou))]
     return sorted(measured, key=lambda row: (math.isnan(row.iou[-1]), row.iou[-1]))
 
 
 class TrainingChart(NamedTuple):
-    """A stage's training: its curves, and what there is to say of it."""
+    """The training curves of a stage.
+
+    Attributes:
+        stage: the name of the stage.
+        losses: the names of the curves.
+        chart: the losses of each epoch.
+        caption: the number of epochs, the time and the last losses.
+    """
 
     stage: str
-    names: list[str]
+    losses: list[str]
     chart: Markup
     caption: str
 
 
-def training(report: Report) -> list[TrainingChart]:
-    """The losses of each stage that trained, an epoch a point."""
-    found = []
+def training_charts(report: Report) -> list[TrainingChart]:
+    """Return the training curves of each stage that trained a network."""
+    charts = []
     for stage, history in report.histories.items():
-        names = [name for name in dict.fromkeys(k for entry in history for k in entry) if name not in _NO_CURVE]
+        names = [name for name in dict.fromkeys(key for entry in history for key in entry) if name not in _NOT_A_LOSS]
         epochs = [entry["epoch"] for entry in history]
-        lines = [Series(name, epochs, [_number(entry.get(name)) for entry in history]) for name in names]
+        lines = [Series(name, epochs, [_as_float(entry.get(name)) for entry in history]) for name in names]
         last = ", ".join(f"{line.name} {line.y[-1]:.3g}" for line in lines if line.y)
         chart = line_chart(
-            lines, Axis("epoch", whole=True), Axis("loss", "{:.3g}".format), label=f"Training of {stage}. Last: {last}"
+            lines,
+            Axis("epoch", integers=True),
+            Axis("loss", "{:.3g}".format),
+            label=f"Training of {stage}. Last epoch: {last}",
         )
         if chart:
-            found.append(TrainingChart(stage, names, chart, _training_caption(history, last)))
-    return found
+            charts.append(TrainingChart(stage, names, chart, _training_caption(history, last)))
+    return charts
 
 
 def _training_caption(history: Sequence[Mapping[str, Any]], last: str) -> str:
-    seconds = sum(_number(entry.get("seconds", 0)) for entry in history)
-    told = f"{len(history)} epoch{'s' * (len(history) != 1)}, {last} at the end; {duration(seconds)}"
-    waits = [_number(entry["data_wait"]) for entry in history if "data_wait" in entry]
-    return told + (f", {100 * np.mean(waits):.0f} % of it waiting for data." if waits else ".")
+    seconds = sum(_as_float(entry.get("seconds", 0)) for entry in history)
+    caption = f"{len(history)} epoch{'s' * (len(history) != 1)} in {format_duration(seconds)}"
+    waits = [_as_float(entry["data_wait"]) for entry in history if "data_wait" in entry]
+    if waits:
+        caption += f", {100 * np.mean(waits):.0f} % of it waiting for data"
+    return f"{caption}. Last epoch: {last}."
 
 
-def _number(value: object) -> float:
+def _as_float(value: object) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def tag_counts(report: Report) -> list[tuple[str, str, int, float]]:
-    """(colour, class, images, share of the most frequent class's), the most frequent first."""
-    ids = {name: k for k, name in enumerate(report.classes, 1)}
-    most = max(report.tags_per_class.values(), default=0) or 1
-    rows = [(color(ids.get(name, 0)), name, n, n / most) for name, n in report.tags_per_class.items()]
-    return sorted(rows, key=lambda row: -row[2])
+class TagRow(NamedTuple):
+    """A class, the number of its images, and this number divided by that of the most frequent class."""
+
+    color: str
+    name: str
+    num_images: int
+    fraction: float
 
 
-def times(report: Report) -> list[tuple[StageSummary, float, str]]:
-    """(stage, share of the slowest one's time, time of an image in words), the slowest first."""
-    most = max((stage.seconds for stage in report.stages), default=0) or 1
-    ordered = sorted(report.stages, key=lambda stage: -stage.seconds)
-    return [(s, s.seconds / most, _each(s.seconds / s.images) if s.images else "") for s in ordered]
+def tag_rows(report: Report) -> list[TagRow]:
+    """Return the classes by descending number of images."""
+    class_ids = {name: class_id for class_id, name in enumerate(report.classes, 1)}
+    most = max(report.images_per_class.values(), default=0) or 1
+    rows = [TagRow(_css_color(class_ids[name]), name, n, n / most) for name, n in report.images_per_class.items()]
+    return sorted(rows, key=lambda row: -row.num_images)
 
 
-def _each(seconds: float) -> str:
-    return f"{1000 * seconds:.0f} ms" if seconds < 1 else duration(seconds)
+class StageRow(NamedTuple):
+    """A stage, what it reads, its time divided by that of the slowest stage, and its time per image as text."""
+
+    stage: StageSummary
+    reads: str
+    fraction: float
+    per_image: str
+
+
+def stage_rows(report: Report) -> list[StageRow]:
+    """Return the stages in the order in which they ran."""
+    slowest = max((stage.seconds for stage in report.stages), default=0) or 1
+    return [
+        StageRow(
+            stage,
+            ", ".join(f"{_INPUT_NAMES.get(kind, kind)} of {source}" for kind, source in stage.inputs.items()),
+            stage.seconds / slowest,
+            format_duration(stage.seconds / stage.num_images) if stage.num_images else "",
+        )
+        for stage in report.stages
+    ]
+
+
+def color_legend(classes: Sequence[str]) -> list[tuple[str, str]]:
+    """Return (CSS color, name) of each label that a label map can hold."""
+    labels = [(0, "background"), *enumerate(classes, 1), (IGNORE_INDEX, "ignored")]
+    return [(_css_color(label), name) for label, name in labels]
+
+
+def _css_color(label: int) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*_PALETTE[3 * label :][:3])

@@ -1,0 +1,33 @@
+"""The Typer application with all commands."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tagmask import __version__
+from tagmask.cli import data, results, run
+from tagmask.cli.options import with_option_groups
+
+app = typer.Typer(
+    name="tagmask",
+    help="Tags in, masks out: pixel masks and a segmentation network from images with tags.",
+    epilog="Start with `tagmask demo`, then `tagmask run photos/ --tags tags.csv --out run/`.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _command in (
+    run.run, run.demo, data.check, run.recipes, run.add_stage, results.thresholds, results.predict, results.export,
+    results.evaluate, results.report, data.saliency, data.scenes,
+):  # fmt: skip
+    app.command()(with_option_groups(_command))
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        print(f"tagmask {__version__}")
+        raise typer.Exit

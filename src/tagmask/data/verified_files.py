@@ -1,0 +1,54 @@
+"""The file that remembers which samples `verify_images` has verified, so that they are not decoded again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from tagmask.artifacts import write_text
+from tagmask.data.file_stamp import file_stamp
+from tagmask.data.samples import Sample
+from tagmask.errors import RunError
+
+VerifiedSample = tuple[int, int, int | None]
+"""What is remembered of a sample: the height and width of its image, and the CRC-32 of its saliency file (or None).
+JSON stores it as a list."""
+
+_VERSION = 1  # increase it when `verify_images` checks more than before
+
+
+def verification_key(sample: Sample, num_classes: int) -> str | None:
+    """Return a digest of all that the verification of a sample depends on; its files are not opened.
+
+    Returns None if a file does not exist or the image is at a URL: such a sample is always verified again.
+    """
+    image = file_stamp(sample.image)
+    mask = sample.mask.fingerprint() if sample.mask else ""
+    saliency = file_stamp(sample.saliency) if sample.saliency else ""
+    if image is None or mask is None or saliency is None:
+        return None
+    content = f"{_VERSION}\n{num_classes}\n{image}\n{mask}\n{saliency}"
+    return hashlib.blake2b(content.encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
+
+
+def read_verified(path: Path) -> dict[str, VerifiedSample]:
+    """Read the results of verified samples by their keys; empty if the file is missing or damaged."""
+    try:
+        content = json.loads(path.read_bytes())
+        samples: dict[str, VerifiedSample] = content["samples"]
+        return samples if content["digest"] == _digest(samples) else {}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+
+
+def write_verified(path: Path, samples: Mapping[str, VerifiedSample]) -> None:
+    """Write the results of verified samples; without effect if the file cannot be written."""
+    with suppress(RunError):  # the only loss is that the samples are verified again
+        write_text(path, json.dumps({"digest": _digest(samples), "samples": samples}, separators=(",", ":")))
+
+
+def _digest(samples: Mapping[str, VerifiedSample]) -> str:
+    return hashlib.blake2b(json.dumps(samples).encode(), digest_size=12).hexdigest()

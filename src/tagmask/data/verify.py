@@ -1,0 +1,181 @@
+"""Verification of a data set: every file is decoded once before anything is trained."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from tagmask.artifacts import digest
+from tagmask.data.images import check_aspect_ratio, is_url, read_bytes, read_grey, read_image
+from tagmask.data.samples import PngMask, Problem, Sample, TaggedImages
+from tagmask.data.verified_files import VerifiedSample, read_verified, verification_key, write_verified
+from tagmask.errors import DataError
+from tagmask.label_map import IGNORE_INDEX
+from tagmask.progress import Progress
+
+_CHUNK_SIZE = 512  # samples submitted to the threads at once, so that the queue of a million images stays short
+
+
+def verify_images(
+    images: TaggedImages, *, skip_bad: bool, workers: int, progress: Progress, remembered: Path | None = None
+) -> TaggedImages:
+    """Check that every image, mask and saliency map can be used.
+
+    Files are decoded, unless `remembered` says that they have been verified before and their paths, sizes and mtimes
+    are the same as then. The progress counts only the images that are decoded.
+
+    Args:
+        images: the images as the reader returned them.
+        skip_bad: leave out images that cannot be used (they are then among the `problems`) instead of raising.
+        workers: the number of threads. Pillow releases the GIL while it decodes.
+        progress: reports each inspected image.
+        remembered: a file that remembers the verified images of this one set; it is read first, and written if
+            anything changed. A missing or damaged file has no effect. None: decode everything.
+
+    Returns:
+        The images that can be used, with their `size` and `saliency_crc`.
+
+    Raises:
+        DataError: an image, mask, saliency map or tag cannot be used (the first three are named), or no image is left.
+    """
+    inspections = _inspect_unless_remembered(images, workers, progress, remembered)
+    new_problems = [inspection.problem for inspection in inspections if inspection.problem]
+    errors = [problem for problem in images.problems if problem.severity == "error"]
+    num_images = len(images) + len(errors)
+    errors += new_problems
+    if errors and not skip_bad:
+        raise DataError(_summarize(errors, f"{len(errors):,} of {num_images:,} images of {images.name}"))
+    samples = tuple(
+        replace(sample, size=inspection.size, saliency_crc=inspection.saliency_crc)
+        for sample, inspection in zip(images.samples, inspections, strict=True)
+        if inspection.problem is None
+    )
+    if not samples:
+        reason = f" ({errors[0]})" if errors else ""
+        raise DataError(f"{images.name} has no image that can be used{reason}; add images, or correct them.")
+    return replace(images, samples=samples, problems=(*images.problems, *new_problems))
+
+
+def ground_truth_fingerprint(images: TaggedImages) -> str:
+    """Return a digest that changes when a ground-truth mask or the class list changes; no file is opened.
+
+    It depends on the paths, sizes and mtimes of the mask files (or on the annotations, of COCO) and on the image ids.
+    """
+    masks = [(sample.id, sample.mask.fingerprint()) for sample in images.samples if sample.mask]
+    return digest([images.classes, masks])
+
+
+def _inspect_unless_remembered(
+    images: TaggedImages, workers: int, progress: Progress, remembered: Path | None
+) -> list[Inspection]:
+    """Return the inspection of each sample, and update the file of remembered samples."""
+    num_classes = len(images.classes)
+    if remembered is None:
+        return list(inspect_samples(images.samples, num_classes, workers, progress))
+    keys = [verification_key(sample, num_classes) for sample in images.samples]  # before the files are read
+    all_known = read_verified(remembered)
+    known = [all_known.get(key) if key else None for key in keys]
+    pending = [sample for sample, result in zip(images.samples, known, strict=True) if result is None]
+    new = iter(list(inspect_samples(pending, num_classes, workers, progress)))
+    inspections = [_from_remembered(*result) if result else next(new) for result in known]
+    current: dict[str, VerifiedSample] = {
+        key: (*inspection.size, inspection.saliency_crc)
+        for key, inspection in zip(keys, inspections, strict=True)
+        if key and inspection.size
+    }
+    run_may_stop = any(inspection.problem for inspection in inspections)  # then no folder is created for this file
+    if current.keys() != all_known.keys() and (remembered.parent.is_dir() or not run_may_stop):
+        write_verified(remembered, current)
+    return inspections
+
+
+def _from_remembered(height: int, width: int, saliency_crc: int | None) -> Inspection:
+    return Inspection(size=(height, width), saliency_crc=saliency_crc)
+
+
+def _summarize(errors: Sequence[Problem], count: str) -> str:
+    first = " ".join(str(problem) for problem in errors[:3])
+    verb = "is" if len(errors) == 1 else "are"
+    more = f" (and {len(errors) - 3:,} more)" if len(errors) > 3 else ""
+    return (
+        f"{count} {verb} bad: {first}{more} Correct them, or leave them out with --skip-bad; `tagmask check` lists all."
+    )
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What the files of one sample hold.
+
+    Attributes:
+        size: (H, W) of the image in pixels.
+        saliency_crc: CRC-32 of the saliency file; None if there is none.
+        mask_classes: the class ids that have pixels in the mask, ascending; None if there is no mask.
+        image_digest: a digest of the bytes of the image file, if it was requested.
+        problem: why the sample cannot be used; the other attributes are then None.
+    """
+
+    size: tuple[int, int] | None = None
+    saliency_crc: int | None = None
+    mask_classes: tuple[int, ...] | None = None
+    image_digest: bytes | None = None
+    problem: Problem | None = None
+
+
+def inspect_samples(
+    samples: Sequence[Sample], num_classes: int, workers: int, progress: Progress, *, image_digests: bool = False
+) -> Iterator[Inspection]:
+    """Decode the files of each sample, in order, with `workers` threads.
+
+    Args:
+        samples: the samples to inspect. If there is none, no progress is shown.
+        num_classes: K; a mask with an id above it cannot be used.
+        workers: the number of threads.
+        progress: reports each inspected sample.
+        image_digests: whether to compute `Inspection.image_digest`.
+    """
+    if not samples:
+        return
+    with ThreadPoolExecutor(max(1, workers)) as pool, progress("check images", len(samples)) as advance:
+        for start in range(0, len(samples), _CHUNK_SIZE):
+            chunk = samples[start : start + _CHUNK_SIZE]
+            for inspection in pool.map(lambda sample: _inspect(sample, num_classes, image_digests), chunk):
+                yield inspection
+                advance(1)
+
+
+def _inspect(sample: Sample, num_classes: int, with_image_digest: bool) -> Inspection:
+    where = sample.image
+    mask_classes = saliency_crc = image_digest = None
+    try:
+        height, width = size = read_image(where).shape[:2]
+        if sample.mask:
+            where = str(sample.mask.path) if isinstance(sample.mask, PngMask) else f"the mask of {sample.image}"
+            mask_classes = _find_mask_classes(sample.mask.read(), size, num_classes)
+        if sample.saliency:
+            where = str(sample.saliency)
+            saliency_crc = zlib.crc32(read_bytes(where))
+            check_aspect_ratio(where, read_grey(where).shape, size)
+        if with_image_digest and not is_url(sample.image):
+            image_digest = hashlib.blake2b(read_bytes(sample.image), digest_size=16).digest()
+        return Inspection((height, width), saliency_crc, mask_classes, image_digest)
+    except DataError as error:
+        return Inspection(problem=Problem.from_error(where, error))
+
+
+def _find_mask_classes(labels: np.ndarray, image_size: tuple[int, int], num_classes: int) -> tuple[int, ...]:
+    """Return the class ids in a label map, ascending. Raises DataError if the label map does not fit its image."""
+    if labels.shape != image_size:
+        (h, w), (height, width) = labels.shape, image_size
+        hint = " (the EXIF data may rotate the image)" if (w, h) == image_size else ""
+        raise DataError(f"has {w}×{h} pixels and its image {width}×{height}; give both the same size{hint}")
+    ids = np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()
+    classes = tuple(label for label in ids if label not in (0, IGNORE_INDEX))
+    if classes and classes[-1] > num_classes:
+        raise DataError(f"has pixels of class {classes[-1]}, but the largest class id is {num_classes}; correct it")
+    return classes

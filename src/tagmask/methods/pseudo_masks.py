@@ -1,0 +1,163 @@
+"""Pseudo-masks: cut response maps at a threshold and refine the masks with the dense CRF.
+
+The threshold is a number, Otsu's (chosen without ground truth), or one per image near Otsu's (our own rule; its cues
+are described in `tagmask.refine.image_threshold`). Dense CRF: Krähenbühl and Koltun, NIPS 2011.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from joblib import delayed
+from pydantic import Field
+
+from tagmask.data.images import read_image
+from tagmask.data.saliency import read_saliency, saliency_fingerprint
+from tagmask.data.samples import Sample, TaggedImages
+from tagmask.label_map import write_label_map
+from tagmask.maps import ResponseMaps
+from tagmask.methods._settings import InferenceSettings, Scales
+from tagmask.methods._threshold import Threshold, record_threshold
+from tagmask.methods.segment import predict_probabilities
+from tagmask.models.inference import make_inference_only
+from tagmask.models.segmenter import Segmenter
+from tagmask.refine.dense_crf import compile_crf_kernels
+from tagmask.refine.image_threshold import choose_threshold, expected_threshold, mean_root_num_tags
+from tagmask.refine.label_maps import confident_seeds, cut_maps
+from tagmask.refine.settings import CrfSettings, SeedSettings
+from tagmask.stage import ArtifactKind, StageContext
+
+
+class PseudoMasks(InferenceSettings):
+    """Make a label map of each image from its response maps, whatever method made them."""
+
+    needs: ClassVar[tuple[ArtifactKind, ...]] = ("maps",)
+    makes: ClassVar[tuple[ArtifactKind, ...]] = ("masks",)
+
+    threshold: Threshold = Field(
+        "auto",
+        description="activation from 0 to 1 above which a pixel belongs to a class; auto: Otsu's threshold over all "
+        "maps of the run; per-image: one threshold per image near Otsu's (takes 11 times as long as the CRF)",
+    )
+    margin: float = Field(
+        0.0,
+        ge=0,
+        lt=0.5,
+        description="pixels whose label differs between threshold − margin and threshold + margin are ignored (255); "
+        "0: no ignored pixels",
+    )
+    refine: Literal["crf", "none"] = Field(
+        "crf", description="crf: refine the masks with the dense CRF; none: cut the maps and change nothing"
+    )
+    crf: CrfSettings = Field(CrfSettings(), description="settings of the dense CRF")
+    gt_prob: float = Field(
+        0.7, gt=0, lt=1, description="probability, 0 to 1, with which the CRF takes its input labels to be right"
+    )
+    cue: Literal["none", "saliency", "network"] = Field(
+        "saliency",
+        description="what helps to choose a threshold per image: saliency (the saliency maps of the images that have "
+        "one), network (an earlier segmentation network, for images without a saliency map), or none",
+    )
+    scales: Scales = Field((1.0,), description="scales of the network's input if cue is network")
+    inference_batch_size: int = Field(8, ge=1, description="images per batch of the network if cue is network")
+
+    def required_inputs(self) -> tuple[ArtifactKind, ...]:
+        return ("maps", "segmenter") if self._uses_network else ("maps",)
+
+    def extra_fingerprint(self, images: TaggedImages) -> str | None:
+        return saliency_fingerprint(images) if self._uses_saliency else None
+
+    @property
+    def _uses_saliency(self) -> bool:
+        return self.threshold == "per-image" and self.cue != "none"
+
+    @property
+    def _uses_network(self) -> bool:
+        return self.threshold == "per-image" and self.cue == "network"
+
+    @property
+    def _crf(self) -> CrfSettings | None:
+        return self.crf if self.refine == "crf" else None
+
+    def run(self, context: StageContext) -> None:
+        threshold = record_threshold(context, self.threshold, context.inputs["maps"])
+        typical = mean_root_num_tags(sample.tags for sample in context.images.samples)
+        if self._uses_network:
+            jobs, total = self._jobs_with_network(context, threshold, typical)
+        else:
+            groups = context.pending_shard([[sample] for sample in context.images.samples], context.folder.mask_path)
+            jobs = (self._job(context, sample, threshold, typical) for (sample,) in groups)
+            total = len(groups)
+        if total and self._crf:
+            compile_crf_kernels(context.reporter.info)
+        context.run_parallel("pseudo-masks", jobs, total)
+
+    def _job(
+        self,
+        context: StageContext,
+        sample: Sample,
+        threshold: float,
+        typical: float,
+        image: np.ndarray | None = None,
+        foreground: np.ndarray | None = None,
+    ) -> Any:
+        """Return a joblib job that writes the label map of one image."""
+        if self.threshold == "per-image":
+            threshold = expected_threshold(threshold, len(sample.tags or ()), typical)
+        maps_path = context.inputs["maps"].maps_path(sample.id)
+        return delayed(self._write_mask)(
+            context.folder.mask_path(sample.id), maps_path, sample, threshold, image, foreground
+        )
+
+    def _jobs_with_network(
+        self, context: StageContext, threshold: float, typical: float
+    ) -> tuple[Iterator[Any], int]:
+        """Return the jobs of all images, with the foreground probabilities of the earlier network, and their number."""
+        network = make_inference_only(Segmenter.load(context.inputs["segmenter"].path), context.compute)
+        predictions, total = predict_probabilities(network, context, self.scales, self.inference_batch_size)
+        jobs = (
+            self._job(context, sample, threshold, typical, image, 1 - probabilities[0])
+            for sample, image, _, probabilities in predictions
+        )
+        return jobs, total
+
+    def _write_mask(
+        self,
+        mask_path: Any,
+        maps_path: Any,
+        sample: Sample,
+        threshold: float,
+        image: np.ndarray | None,
+        foreground: np.ndarray | None,
+    ) -> None:
+        image = read_image(sample.image) if image is None else image
+        maps = ResponseMaps.load(maps_path)
+        if self._uses_saliency and sample.saliency and len(maps.classes):
+            foreground = read_saliency(sample.saliency, maps.size)
+        write_label_map(mask_path, self.label_map(image, maps, threshold, foreground))
+
+    def label_map(
+        self, image: np.ndarray, maps: ResponseMaps, threshold: float, foreground: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Make the label map of one image.
+
+        Args:
+            image: [H, W, 3] uint8, RGB.
+            maps: its response maps.
+            threshold: where to cut them; with a threshold per image, the expected one.
+            foreground: [H, W] float, 0..1, a cue for the threshold per image: how likely a pixel is foreground.
+
+        Returns:
+            [H, W] uint8: 0 background, class ids, 255 ignored.
+        """
+        if self.threshold == "per-image" and len(maps.classes):
+            choice = choose_threshold(image, maps, threshold, self._crf, self.gt_prob, foreground=foreground)
+            if not self.margin:
+                return choice.labels
+            threshold = choice.threshold
+        if not self.margin:
+            return cut_maps(image, maps, threshold, self._crf, self.gt_prob)
+        fg, bg = min(1, threshold + self.margin), max(0, threshold - self.margin)
+        return confident_seeds(image, maps, SeedSettings(fg=fg, bg=bg, gt_prob=self.gt_prob, crf=self._crf))

@@ -1,0 +1,91 @@
+"""The content of a report, before it is laid out as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tagmask.evaluate import MapScores
+from tagmask.measure import SegmentationReport
+from tagmask.stage import ArtifactKind
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image of the report, with its maps and masks.
+
+    Attributes:
+        id: the id of the image.
+        note: a text beside the id; it can be empty.
+        pictures: column title → picture, [H, W, 3] uint8 RGB. The titles are keys of `Report.columns`; the cell of a
+            column without a picture says "none".
+    """
+
+    id: str
+    note: str
+    pictures: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class StageSummary:
+    """A stage of a run.
+
+    Attributes:
+        name: the name of the stage.
+        method: the name of its method.
+        inputs: the kind of artifact that the stage reads → the name of the stage that made it.
+        seconds: the time that it took.
+        num_images: the number of images that it processed.
+        status: "done", "running" or "not started".
+    """
+
+    name: str
+    method: str
+    inputs: Mapping[ArtifactKind, str]
+    seconds: float
+    num_images: int
+    status: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that the page shows. The page leaves out the section of an empty field.
+
+    Attributes:
+        title: the name of the run.
+        description: the description of the recipe, one line.
+        recipe: the recipe as YAML.
+        classes: the class names; class id k is `classes[k - 1]`.
+        counts: what is counted → its number, e.g. "training images".
+        images_per_class: class name → number of images that have this tag.
+        stages: the stages in the order in which they ran.
+        histories: stage name → one entry per epoch, as `training.fit` writes them.
+        maps: the figures of response maps, by "stage (images)".
+        thresholds: for those of `maps` that were cut, the threshold; NaN if each image has its own.
+        scores: the scores of masks, by "stage (images)". The last one is the result of the run.
+        columns: the columns of the examples, in order: title → caption.
+        examples: images from all over the data set.
+        worst: the images with the lowest mIoU.
+        notes: sentences on versions, bad images and missing ground truth.
+        outputs: what the run made → its path.
+    """
+
+    title: str
+    description: str
+    classes: tuple[str, ...]
+    recipe: str = ""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    images_per_class: Mapping[str, int] = field(default_factory=dict)
+    stages: Sequence[StageSummary] = ()
+    histories: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    maps: Mapping[str, MapScores] = field(default_factory=dict)
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    scores: Mapping[str, SegmentationReport] = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict)
+    examples: Sequence[Example] = ()
+    worst: Sequence[Example] = ()
+    notes: Sequence[str] = ()
+    outputs: Mapping[str, str] = field(default_factory=dict)

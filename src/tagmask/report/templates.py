@@ -1,0 +1,30 @@
+"""The Jinja templates of the report. They escape everything that they insert."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+
+from tagmask.formatting import format_count, format_duration, format_number, format_percent
+
+
+@cache
+def load_template(name: str) -> Template:
+    """Return a template of this folder, with the filters percent, number, count and duration.
+
+    Args:
+        name: the name of the file.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        percent=format_percent, number=format_number, count=format_count, duration=format_duration
+    )
+    return environment.get_template(name)

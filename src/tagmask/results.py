@@ -1,0 +1,399 @@
+"""A run folder as a Python object: read its results, extend them, export them and apply its network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tagmask.artifacts import digest, write_text
+from tagmask.compute import Compute, Precision, default_workers, is_main_process
+from tagmask.data.samples import TaggedImages
+from tagmask.data.source import DataSource, align_classes
+from tagmask.data.verify import verify_images
+from tagmask.errors import RunError
+from tagmask.evaluate import Evaluation
+from tagmask.label_map import read_label_map
+from tagmask.maps import ResponseMaps
+from tagmask.outputs.writer import output_path, write_masks_as
+from tagmask.pipeline import check_stages, run_stages
+from tagmask.progress import Reporter
+from tagmask.recipe import Recipe, load_recipe, methods_making, recipe_with_stage
+from tagmask.run_folder import RunFolder, StageFolder
+from tagmask.stage import ARTIFACT_NAMES, ArtifactKind
+from tagmask.text import did_you_mean
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tagmask.predict import Predictor
+
+THRESHOLDS_FILE = "thresholds.html"
+
+
+class Run:
+    """A run folder: what a recipe made from a set of tagged images. `run` and `load` return it.
+
+    Args:
+        folder: the run folder.
+        images: where the training images come from.
+        held_out: where the held-out images come from, or None.
+        device: see `run`.
+        precision: see `run`.
+        workers: see `run`.
+
+    Example:
+        >>> run = tagmask.load("run")
+        >>> run.classes
+        ('dog', 'person')
+        >>> run.load_mask("beach/001").shape
+        (40, 48)
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        images: DataSource,
+        held_out: DataSource | None = None,
+        *,
+        device: str = "auto",
+        precision: Precision = "auto",
+        workers: int | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self.images = images
+        self.held_out = held_out
+        self._files = RunFolder(self.folder)
+        self._device, self._precision, self._workers = device, precision, workers
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe of the run with every setting, including the stages that were added to it."""
+        return load_recipe(str(self._files.recipe_path))
+
+    @cached_property
+    def compute(self) -> Compute:
+        """Device, precision, workers and distributed rank."""
+        return Compute.detect(self._device, self._precision, self._workers)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names; class id k of a label map is `classes[k - 1]`."""
+        return tuple(self._files.read_record()["classes"])
+
+    @property
+    def report(self) -> Path:
+        """The path of the HTML report."""
+        return self._files.report_path
+
+    @property
+    def masks_dir(self) -> Path:
+        """The folder with the final mask of each training image, as indexed PNGs."""
+        return self.latest_stage("masks").path / "masks"
+
+    @property
+    def maps_dir(self) -> Path:
+        """The folder with the last response maps of each training image, as safetensors."""
+        return self.latest_stage("maps").path / "maps"
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """What was measured when the report was last updated."""
+        return Evaluation.read(self._files.evaluation_path)
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """The final segmentation network. Raises RunError if the run has none, or not yet."""
+        from tagmask.predict import Predictor
+
+        return Predictor.load(self.latest_stage("segmenter").path, self.compute)
+
+    def predict(self, image: np.ndarray, tags: Sequence[str] | None = None) -> np.ndarray:
+        """Segment one image with the final network.
+
+        Args:
+            image: [H, W, 3] uint8 RGB.
+            tags: the classes that are known to be present; no other class can appear. None: any class can.
+
+        Returns:
+            The label map [H, W] uint8: 0 background, else 1 + the index of the class in `classes`.
+
+        Raises:
+            ValueError: the array is not such an image.
+            DataError: a tag is not one of `classes`.
+
+        Example:
+            >>> image = tagmask.read_image("photos/beach/001.jpg")
+            >>> labels = tagmask.load("run").predict(image, tags=["dog"])
+            >>> labels.shape == image.shape[:2], labels.max() <= 1
+            (True, True)
+        """
+        return self.predictor.predict(image, tags)
+
+    def mask_path(self, image_id: str) -> Path:
+        """Return the path of the final mask of a training image; its id is its path in the data set, without suffix."""
+        return self.latest_stage("masks").mask_path(image_id)
+
+    def load_mask(self, image_id: str) -> np.ndarray:
+        """Read the final mask of a training image: label map [H, W] uint8. Raises RunError if there is none."""
+        return read_label_map(self._existing(self.latest_stage("masks"), self.mask_path(image_id), image_id))
+
+    def load_maps(self, image_id: str) -> ResponseMaps:
+        """Read the last response maps of a training image. Raises RunError if there are none.
+
+        Example:
+            >>> maps = tagmask.load("run").load_maps("beach/001")
+            >>> maps.classes, maps.size
+            (array([1, 2], dtype=int32), (40, 48))
+        """
+        stage = self.latest_stage("maps")
+        return ResponseMaps.load(self._existing(stage, stage.maps_path(image_id), image_id))
+
+    def run_stage(
+        self,
+        method: str,
+        settings: Iterable[str] = (),
+        *,
+        name: str | None = None,
+        redo: bool = False,
+        quiet: bool = False,
+    ) -> Run:
+        """Run one more stage on the results of a finished run, e.g. "infercam" for other maps, and update the report.
+
+        Args:
+            method: a module of `tagmask.methods`, or the dotted name of a module of your own.
+            settings: "setting=value" of the stage.
+            name: the name of the stage; None: the last part of the method's name.
+            redo: replace a stage of this name that has other settings, and run the stages again that depend on it.
+            quiet: print nothing.
+
+        Returns:
+            The run with the new stage.
+
+        Raises:
+            RecipeError: there is no such method or setting, or the run lacks something that the method needs.
+            RunError: the run is not finished, or it has a stage of this name with other settings and `redo` is False.
+        """
+        from tagmask.report.update import update_report
+
+        reporter = make_reporter(quiet)
+        recipe = recipe_with_stage(self.recipe, method, settings, name)
+        for stage in self.recipe.stages:
+            unchanged = recipe.stages[stage] == self.recipe.stages[stage]
+            if unchanged and not self._files.stage(stage).is_done:
+                raise RunError(f"stage {stage!r} of {self.folder} is not finished: run the original command again first.")
+        images, held_out = self.read_data(reporter)
+        check_stages(recipe, images, self._files, redo=redo)
+        run_stages(recipe, images, self._files, compute=self.compute, reporter=reporter, redo=redo)
+        if self.compute.is_main_process:
+            write_text(self._files.recipe_path, recipe.to_yaml())
+        self.compute.barrier()
+        update_report(recipe, self._files, images, held_out, self.compute, reporter)
+        return self._reopened()
+
+    def update_report(self, *, quiet: bool = False) -> Evaluation:
+        """Measure the run again, write `evaluation.json` and the report, and return the figures."""
+        from tagmask.report.update import update_report
+
+        reporter = make_reporter(quiet)
+        images, held_out = self.read_data(reporter)
+        return update_report(
+            self.recipe, self._files, images, held_out, self.compute, reporter, measure_all=True
+        )
+
+    def write_threshold_report(
+        self, data: DataSource | None = None, *, out: str | Path | None = None, quiet: bool = False
+    ) -> Evaluation:
+        """Measure all response maps of the run at every threshold, and write their curves to one HTML page.
+
+        Args:
+            data: training images with ground truth; None: the data that the run was made from.
+            out: the path of the page; None: thresholds.html in the run folder.
+            quiet: print nothing.
+
+        Raises:
+            DataError: no training image has ground truth.
+            RunError: the run has no response maps, or has not made them yet.
+        """
+        from tagmask.report.update import write_threshold_report
+
+        reporter = make_reporter(quiet)
+        self.latest_stage("maps")
+        if data is None:
+            images, _ = self.read_data(reporter)
+        else:
+            images = verify_images(
+                data.read(), skip_bad=True, workers=self.compute.workers, progress=reporter.progress
+            )
+            images = align_classes(images, data, self.classes)
+        page = Path(out or self.folder / THRESHOLDS_FILE)
+        return write_threshold_report(self.recipe, self._files, images, page, self.compute, reporter)
+
+    def export(self, out: str | Path, format: str = "png", *, stage: str | None = None, quiet: bool = False) -> Path:
+        """Write the masks of the training images for other tools.
+
+        Args:
+            out: the folder to write to.
+            format: "png" (indexed, with a legend), "coco" (RLE), "coco-polygons" or "overlays".
+            stage: the stage whose masks are written; None: the last one that makes masks.
+            quiet: print nothing.
+
+        Returns:
+            The file or folder that was written.
+
+        Raises:
+            RunError: the stage makes no masks, the format does not exist, or the output exists already.
+
+        Example:
+            >>> tagmask.load("run").export("exported", "coco", quiet=True).as_posix()
+            'exported/masks.json'
+        """
+        makers = self.recipe.stages_making("masks")
+        if stage is not None and stage not in makers:
+            raise RunError(f"stage {stage!r} of {self.folder} makes no masks{did_you_mean(stage, makers)}")
+        folder = self._files.stage(stage) if stage else self.latest_stage("masks")
+        target = output_path(Path(out), format)
+        if target.exists():
+            raise RunError(f"{target} exists already: remove it, or choose another --out.")
+        images = self.images.read()
+        samples = [sample for sample in images.samples if folder.mask_path(sample.id).exists()]
+        with make_reporter(quiet).progress(f"writing {format}", len(samples)) as advance:
+            return write_masks_as(samples, folder.mask_path, images.classes, Path(out), format, advance)
+
+    def predict_files(
+        self,
+        paths: Sequence[str | Path],
+        out: str | Path,
+        *,
+        tags: str | Path | None = None,
+        also: Iterable[str] = (),
+        skip_bad: bool = False,
+        redo: bool = False,
+        quiet: bool = False,
+    ) -> dict[str, Path]:
+        """Segment image files and folders of images: writes `out`/masks/<id>.png.
+
+        Args:
+            paths: image files, folders of images, or URLs.
+            out: the folder to write to; masks that exist there are kept.
+            tags: a table `image,tags`; only the tagged classes can appear in an image that it names.
+            also: further formats to write, see `export`.
+            skip_bad: leave out images that cannot be read.
+            redo: replace masks in `out` that another network made.
+            quiet: print nothing.
+
+        Returns:
+            The path of each image's mask, by id.
+        """
+        from tagmask.data.new_images import find_new_images
+        from tagmask.predict import predict_folder
+
+        reporter = make_reporter(quiet)
+        formats = list(also)
+        for format in formats:
+            output_path(Path(out), format)  # refuses an unknown format before the work begins
+        table = None if tags is None else str(tags)
+        classes = self.predictor.classes
+        images = find_new_images([str(path) for path in paths], classes, table, leave_out=[Path(out)])
+        images = verify_images(
+            images, skip_bad=skip_bad, workers=self.compute.workers, progress=reporter.progress
+        )
+        record = self.latest_stage("segmenter").read_record()
+        network_key = digest(record and record.key)
+        masks = predict_folder(self.predictor, images, network_key, Path(out), reporter=reporter, redo=redo)
+        for format in formats if self.compute.is_main_process else ():
+            write_masks_as(images.samples, masks.__getitem__, classes, Path(out), format)
+        return masks
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+    def _repr_html_(self) -> str:
+        """Return a summary for notebooks: stages, figures and the path of the report."""
+        from tagmask.report.notebook import summary_html
+
+        return summary_html(self)
+
+    @property
+    def _skip_bad(self) -> bool:
+        """Whether the run leaves out images that cannot be read."""
+        return bool(self._files.read_record()["sources"]["skip_bad"])
+
+    def _reopened(self) -> Run:
+        run = Run(
+            self.folder, self.images, self.held_out,
+            device=self._device, precision=self._precision, workers=self._workers,
+        )  # fmt: skip
+        run.__dict__["compute"] = self.compute
+        return run
+
+    def latest_stage(self, kind: ArtifactKind) -> StageFolder:
+        """Return the folder of the last stage that makes an artifact. Raises RunError if there is none."""
+        name = self.recipe.latest(kind)
+        if name is None:
+            raise RunError(
+                f"the run {self.folder} lacks {ARTIFACT_NAMES[kind]}: add a stage of "
+                f"{' or '.join(methods_making(kind))} with `tagmask add-stage`, or to its recipe "
+                f"({self._files.recipe_path}) and run `tagmask run` with this --recipe and the same --out."
+            )
+        return self._files.stage(name)
+
+    def _existing(self, stage: StageFolder, path: Path, image_id: str) -> Path:
+        if stage.is_done and not path.exists():
+            raise RunError(
+                f"{self.folder} has no image {image_id!r}; the id of an image is its path in the data set, without "
+                "suffix."
+            )
+        return path
+
+    def read_data(
+        self, reporter: Reporter, skip_bad: bool | None = None
+    ) -> tuple[TaggedImages, TaggedImages | None]:
+        """Read and verify the training images and the held-out images; see `read_run_data`."""
+        skip_bad = self._skip_bad if skip_bad is None else skip_bad
+        workers = default_workers() if self._workers is None else self._workers
+        return read_run_data(
+            self.images, self.held_out, skip_bad=skip_bad, workers=workers, reporter=reporter,
+            folder=self._files,
+        )  # fmt: skip
+
+
+def read_run_data(
+    source: DataSource,
+    held_out: DataSource | None,
+    *,
+    skip_bad: bool,
+    workers: int,
+    reporter: Reporter,
+    folder: RunFolder | None = None,
+) -> tuple[TaggedImages, TaggedImages | None]:
+    """Read and verify the training images and the held-out images, with one class list. Raises DataError.
+
+    Args:
+        source: of the training images.
+        held_out: of the held-out images, or None.
+        skip_bad: leave out images that cannot be read.
+        workers: threads.
+        reporter: prints progress.
+        folder: the run folder, where the list of verified images is kept; None: verify all images.
+    """
+
+    def verify(images: TaggedImages, remembered: Path | None) -> TaggedImages:
+        return verify_images(
+            images, skip_bad=skip_bad, workers=workers, progress=reporter.progress, remembered=remembered
+        )
+
+    images = source.read()
+    others = None if held_out is None else align_classes(held_out.read(), held_out, images.classes)
+    images = verify(images, folder.verified_path if folder else None)
+    if others is None:
+        return images, None
+    others = verify(others, folder.verified_held_out_path if folder else None)
+    return images, replace(others, name=f"{others.name}, held out") if others.name == images.name else others
+
+
+def make_reporter(quiet: bool) -> Reporter:
+    """Return a reporter that prints to standard error, and nothing if `quiet` or in another process than rank 0."""
+    return Reporter.to_stderr(quiet=quiet or not is_main_process())

@@ -1,0 +1,305 @@
+"""The run folder: where its files are, and the record of each stage.
+
+    run/
+        run.json             where the data came from, and which request the run has finished
+        recipe.yaml          every setting of every stage
+        evaluation.json      what was measured
+        report.html
+        <stage>/stage.json   record: settings, inputs, versions, status, time
+        <stage>/maps/<id>.safetensors, masks/<id>.png, *.safetensors + config.json
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+import tagmask
+from tagmask.artifacts import read_json, remove_unfinished, write_json
+from tagmask.errors import RunError
+
+if TYPE_CHECKING:
+    from tagmask.compute import Compute
+
+RUN_FORMAT = 2  # tagmask 0.1.0 wrote no format number
+
+
+class StageRecord(BaseModel):
+    """What `stage.json` holds.
+
+    Attributes:
+        status: "running" until every process has finished the stage.
+        key: everything that the results depend on (settings, images, inputs); another key means other results.
+        versions: of tagmask and of the libraries that computed the results.
+        seconds: the time that the stage took, over all interruptions.
+        num_images: the number of images that the stage processed.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    status: Literal["running", "done"]
+    key: dict[str, Any]
+    versions: dict[str, str] = {}
+    seconds: float = 0.0
+    num_images: int = 0
+
+
+class ThresholdRecord(BaseModel):
+    """What `threshold.json` holds: the threshold at which a stage cut its maps.
+
+    Attributes:
+        threshold: of the whole run.
+        per_image: whether each image has a threshold of its own near it.
+    """
+
+    threshold: float
+    per_image: bool = False
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """The folder of one stage, and its record.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The name of the stage."""
+        return self.path.name
+
+    def maps_path(self, image_id: str) -> Path:
+        """Return the path of the response maps of an image."""
+        return self.path / "maps" / f"{image_id}.safetensors"
+
+    def mask_path(self, image_id: str) -> Path:
+        """Return the path of the label map of an image."""
+        return self.path / "masks" / f"{image_id}.png"
+
+    @property
+    def record_path(self) -> Path:
+        """The path of the record."""
+        return self.path / "stage.json"
+
+    @property
+    def threshold_path(self) -> Path:
+        """The path of the recorded threshold."""
+        return self.path / "threshold.json"
+
+    def read_record(self) -> StageRecord | None:
+        """Read the record; None if the stage has not begun. Raises RunError if the file is damaged."""
+        return _read_model(self.record_path, StageRecord)
+
+    def read_threshold(self) -> ThresholdRecord | None:
+        """Read the threshold at which the stage cut maps; None if it cut none. Raises RunError if it is damaged."""
+        return _read_model(self.threshold_path, ThresholdRecord)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the record says that the stage has finished."""
+        record = self.read_record()
+        return record is not None and record.status == "done"
+
+    def matching_record(self, key: dict[str, Any], *, redo: bool) -> StageRecord | None:
+        """Read the record if it has this key; None if the stage has to be made from the start.
+
+        Raises:
+            RunError: the stage was made from something else, and `redo` is False.
+        """
+        record = self.read_record()
+        if record is None or record.key == key:
+            return record
+        has_results = any(path.name != self.record_path.name for path in self.path.iterdir())
+        if has_results and not redo:
+            raise RunError(
+                f"{self.path} was made with other settings ({_describe_difference(record.key, key)}); choose another "
+                "--out, or add --redo to make this stage and the stages that depend on it again."
+            )
+        return None
+
+    def begin(self, key: dict[str, Any], compute: Compute, *, redo: bool = False) -> bool:
+        """Prepare the folder to start or resume the stage; every process calls it.
+
+        Results of another key are removed if `redo` is True, and unfinished temporary files always.
+
+        Returns:
+            False if the stage with this key is done already, so that there is nothing to do.
+
+        Raises:
+            RunError: the stage was made from something else, and `redo` is False.
+        """
+        record = self.matching_record(key, redo=redo)
+        compute.barrier()  # every process reads the record before the main process writes it
+        if record is None and compute.is_main_process:
+            _remove_folder(self.path)
+            versions = {name: version(name) for name in ("torch", "timm", "lightning", "numpy")}
+            self._write(StageRecord(status="running", key=key, versions={"tagmask": tagmask.__version__, **versions}))
+        is_done = record is not None and record.status == "done"
+        if compute.is_main_process and not is_done:
+            remove_unfinished(self.path)
+        compute.barrier()
+        return not is_done
+
+    def mark_done(self, compute: Compute, seconds: float, num_images: int) -> None:
+        """Record that all processes have finished the stage; every process calls it.
+
+        Args:
+            compute: this process.
+            seconds: since the stage was started or resumed; they are added to those recorded before.
+            num_images: the number of images that the stage processed.
+        """
+        compute.barrier()
+        if compute.is_main_process and (record := self.read_record()):
+            total = round(record.seconds + seconds, 1)
+            self._write(record.model_copy(update={"status": "done", "seconds": total, "num_images": num_images}))
+        compute.barrier()
+
+    def _write(self, record: StageRecord) -> None:
+        write_json(self.record_path, record.model_dump(mode="json"))
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of a run folder.
+
+    Attributes:
+        path: the folder that `tagmask run --out` wrote.
+    """
+
+    path: Path
+
+    @property
+    def record_path(self) -> Path:
+        """The path of `run.json`."""
+        return self.path / "run.json"
+
+    @property
+    def recipe_path(self) -> Path:
+        """The path of the recipe with every setting."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def evaluation_path(self) -> Path:
+        """The path of the measured figures."""
+        return self.path / "evaluation.json"
+
+    @property
+    def report_path(self) -> Path:
+        """The path of the HTML report."""
+        return self.path / "report.html"
+
+    @property
+    def verified_path(self) -> Path:
+        """The path of the list of training images that were verified before (a cache; it can be removed)."""
+        return self.path / ".verified.json"
+
+    @property
+    def verified_held_out_path(self) -> Path:
+        """The path of the list of held-out images that were verified before (a cache; it can be removed)."""
+        return self.path / ".verified-held-out.json"
+
+    @property
+    def held_out_path(self) -> Path:
+        """The folder of the network's masks of held-out images."""
+        return self.path / "held_out"
+
+    def stage(self, name: str) -> StageFolder:
+        """Return the folder of a stage."""
+        return StageFolder(self.path / name)
+
+    def read_record(self) -> dict[str, Any]:
+        """Read `run.json`.
+
+        Raises:
+            RunError: the folder is not a run, or tagmask 0.1.0 made it.
+        """
+        if not self.record_path.exists():
+            raise RunError(
+                f"{self.path} is not a tagmask run (it has no {self.record_path.name}): give the folder that "
+                "`tagmask run --out` made."
+            )
+        record: dict[str, Any] = read_json(self.record_path)
+        if record.get("format") != RUN_FORMAT:
+            made_by = record.get("tagmask", "another version")
+            raise RunError(
+                f"{self.path} was made by tagmask {made_by}, whose run folders this version ({tagmask.__version__}) "
+                "cannot read: choose another --out, or open it with the version that made it."
+            )
+        return record
+
+    def write_record(self, sources: dict[str, Any], classes: Sequence[str], finished: str | None = None) -> None:
+        """Write `run.json`.
+
+        Args:
+            sources: where the images and the held-out images came from.
+            classes: the class names.
+            finished: a digest of the request and the data that the run has finished, once it has.
+        """
+        record = {"format": RUN_FORMAT, "tagmask": tagmask.__version__, "classes": list(classes), "sources": sources}
+        write_json(self.record_path, {**record, "finished": finished})
+
+    def check_usable(self) -> None:
+        """Raise RunError if the folder holds something that is not a run of this version."""
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path} is a file, not a folder: choose another --out.")
+        if self.record_path.exists():
+            self.read_record()
+        elif self.path.exists() and any(not f.name.startswith(".") for f in self.path.iterdir()):
+            raise RunError(f"{self.path} is not empty and holds no tagmask run: choose another --out.")
+
+    def discard_unused(self) -> None:
+        """Remove what was written to a folder in which no run was begun, because the run was refused."""
+        if self.record_path.exists():
+            return
+        for path in (self.verified_path, self.verified_held_out_path):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):  # it holds other files, or does not exist
+            self.path.rmdir()
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def _read_model(path: Path, model: type[M]) -> M | None:
+    if not path.exists():
+        return None
+    try:
+        return model.model_validate(read_json(path))
+    except ValidationError as error:
+        raise RunError(f"{path} is damaged ({error.errors()[0]['msg']}): remove it, then run the command again.") from error
+
+
+def _remove_folder(folder: Path) -> None:
+    """Remove a folder so that a kill at any moment leaves it whole or gone."""
+    doomed = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(doomed, ignore_errors=True)
+    if folder.exists():
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def _describe_difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    descriptions = {
+        "method": "another method",
+        "seed": "another seed",
+        "images": "other images or tags",
+        "extra": "other saliency maps",
+        "inputs": "another input",
+        "network": "another network",
+    }
+    for part, description in descriptions.items():
+        if old.get(part) != new.get(part):
+            return description
+    before, now = old.get("settings", {}), new.get("settings", {})
+    changed = [f"{k} {before.get(k)!r} → {now[k]!r}" for k in now if before.get(k) != now[k]]
+    return ", ".join(changed[:3]) or "a setting that no longer exists"
