@@ -13,7 +13,7 @@ import pytest
 from tagmask.artifacts import read_json
 from tagmask.maps import ResponseMaps
 from tagmask.run_folder import RunFolder
-from tests.methods.contract import earlier  # noqa: F401
+from tests.methods.contract import earlier_stages  # noqa: F401
 from tests.runs import SETTINGS, toy_run, write_toy
 
 GUIDE = Path(__file__).resolve().parents[1] / "docs" / "guides" / "adding-a-method.md"

@@ -70,8 +70,6 @@ def run(
         >>> sorted(path.name for path in run.masks_dir.glob("beach/*.png"))
         ['001.png', '002.png', '003.png']
     """
-    from tagmask.report.update import update_report
-
     source = images if isinstance(images, DataSource) else DataSource(root=str(images), tags=tags and str(tags))
     reporter = make_reporter(quiet)
     result = Run(out, source, held_out, device=device, precision=precision, workers=workers)
@@ -100,6 +98,8 @@ def run(
     reporter.info(f"{len(data[0])} images{bad}, {len(data[0].classes)} classes ({names}) → {result.folder}")
     result.__dict__["recipe"] = chosen
     run_stages(chosen, data[0], folder, compute=compute, reporter=reporter, redo=redo)
+    from tagmask.report.update import update_report  # here, because it imports PyTorch, not needed for a finished run
+
     update_report(chosen, folder, *data, compute, reporter)
     if compute.is_main_process:
         folder.write_record(sources, data[0].classes, finished)

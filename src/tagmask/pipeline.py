@@ -38,7 +38,7 @@ def run_stages(
         reporter: prints messages and progress.
         redo: remove and make again the stages whose settings or inputs have changed.
         max_steps: ends every training early (dry runs); None: train completely.
-        epoch_size: the number of images of an epoch, if it is not that of `images` (dry runs).
+        epoch_size: the number of images of an epoch (dry runs); None: that of `images`.
 
     Raises:
         RunError: a stage was made with other settings or data, and `redo` is False.

@@ -17,7 +17,6 @@ from tagmask.errors import RunError
 from tagmask.evaluate import Evaluation
 from tagmask.label_map import read_label_map
 from tagmask.maps import ResponseMaps
-from tagmask.outputs.writer import output_path, write_masks_as
 from tagmask.pipeline import check_stages, run_stages
 from tagmask.progress import Reporter
 from tagmask.recipe import Recipe, load_recipe, methods_making, recipe_with_stage
@@ -127,7 +126,7 @@ class Run:
         Example:
             >>> image = tagmask.read_image("photos/beach/001.jpg")
             >>> labels = tagmask.load("run").predict(image, tags=["dog"])
-            >>> labels.shape == image.shape[:2], labels.max() <= 1
+            >>> labels.shape == image.shape[:2], int(labels.max()) <= 1
             (True, True)
         """
         return self.predictor.predict(image, tags)
@@ -250,6 +249,8 @@ class Run:
             >>> tagmask.load("run").export("exported", "coco", quiet=True).as_posix()
             'exported/masks.json'
         """
+        from tagmask.outputs.writer import output_path, write_masks_as
+
         makers = self.recipe.stages_making("masks")
         if stage is not None and stage not in makers:
             raise RunError(f"stage {stage!r} of {self.folder} makes no masks{did_you_mean(stage, makers)}")
@@ -288,6 +289,7 @@ class Run:
             The path of each image's mask, by id.
         """
         from tagmask.data.new_images import find_new_images
+        from tagmask.outputs.writer import output_path, write_masks_as
         from tagmask.predict import predict_folder
 
         reporter = make_reporter(quiet)

@@ -76,8 +76,8 @@ class StageContext(InferenceContext):
         inputs: for each kind of artifact that the method needs, the folder of the stage that made it.
         seed: seeds all random numbers of the stage.
         max_steps: the number of steps after which a training ends early (dry runs); None: when it is complete.
-        epoch_size: the number of images of an epoch, if it is not that of `images` (dry runs, which process a few of
-            them).
+        epoch_size: the number of images of an epoch; None: that of `images`. In dry runs, `images` are only a few of
+            them.
     """
 
     inputs: Mapping[ArtifactKind, StageFolder]

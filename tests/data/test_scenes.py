@@ -139,7 +139,7 @@ def test_folder_has_the_voc_layout(tmp_path: Path) -> None:
             assert np.array_equal(np.asarray(image), scene.image)
         with Image.open(tmp_path / f"SegmentationClass/{name}.png") as mask:
             assert mask.mode == "P"
-            assert mask.getpalette()[:9] == [0, 0, 0, 128, 0, 0, 0, 128, 0]  # VOC's first colours
+            assert mask.getpalette()[:9] == [0, 0, 0, 128, 0, 0, 0, 128, 0]  # VOC's first colors
             assert np.array_equal(np.asarray(mask), scene.mask)
         with Image.open(tmp_path / f"Saliency/{name}.png") as saliency:
             assert (saliency.mode, saliency.size) == ("L", (24, 24))

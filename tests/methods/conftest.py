@@ -1,1 +1,3 @@
-from tests.methods.contract import earlier  # noqa: F401
+"""Fixtures of the tests of methods."""
+
+from tests.methods.contract import earlier_stages  # noqa: F401

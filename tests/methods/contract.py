@@ -1,4 +1,7 @@
-"""What every method promises: derive a test class from `MethodContract`, and name the method and its settings."""
+"""Tests that every method must pass.
+
+Derive a test class from `MethodContract`, and set the method and toy settings.
+"""
 
 from __future__ import annotations
 
@@ -25,16 +28,18 @@ from tagmask.training import read_history
 
 TOY_CAM: dict[str, Any] = {
     "backbone": "resnet18", "weights": "none", "output_stride": 8, "frozen_stride": 0, "freeze_norm": False,
-    "epochs": 1, "batch_size": 4, "crop_size": 32, "long_side_range": [40, 48], "lr": 0.01, "head_lr": 0.01, "scales": [1.0, 0.5],
+    "epochs": 1, "batch_size": 4, "crop_size": 32, "long_side_range": [40, 48], "lr": 0.01, "head_lr": 0.01,
+    "scales": [1.0, 0.5],
 }  # fmt: skip
 
 MakeContext = Callable[..., StageContext]
+"""Makes the context of a stage: make_context(name, images=..., seed=..., maps=folder, ...)."""
 
 
 @pytest.fixture(scope="session")
-def earlier(tmp_path_factory: pytest.TempPathFactory, toy_images: TaggedImages) -> dict[str, Path]:
-    """Return the folders of earlier stages by kind of artifact: a toy CAM and its pseudo-masks."""
-    folder = tmp_path_factory.mktemp("earlier")
+def earlier_stages(tmp_path_factory: pytest.TempPathFactory, toy_images: TaggedImages) -> dict[str, Path]:
+    """Run a toy CAM and cut pseudo-masks; returns the folder of the stage that made each kind of artifact."""
+    folder = tmp_path_factory.mktemp("earlier_stages")
     cam, masks = StageFolder(folder / "cam"), StageFolder(folder / "pseudo_masks")
     context = StageContext(cam, toy_images, Compute(), Reporter(), {}, seed=0)
     Cam(**TOY_CAM).run(context)
@@ -43,32 +48,42 @@ def earlier(tmp_path_factory: pytest.TempPathFactory, toy_images: TaggedImages) 
 
 
 class MethodContract:
-    """Tests of any method. Subclass it with `method` and toy `settings` (and `trains = False` if nothing learns)."""
+    """The tests of a method.
+
+    Attributes:
+        method: the method.
+        settings: toy settings.
+        trains: whether the method trains a network.
+    """
 
     method: ClassVar[type[Method]]
     settings: ClassVar[dict[str, Any]] = {}
     trains: ClassVar[bool] = True
 
     def run(
-        self, make_context: MakeContext, earlier: dict[str, Path], name: str = "stage", **changes: Any
+        self, make_context: MakeContext, earlier_stages: dict[str, Path], name: str = "stage", **changes: Any
     ) -> StageContext:
-        needs = {kind: earlier[kind] for kind in self.method.needs}
-        context = make_context(name, **needs, **changes)
-        self.method(**self.settings).run(context)
+        """Run the method with its toy settings in a stage folder of this name."""
+        method = self.method(**self.settings)
+        inputs = {kind: earlier_stages[kind] for kind in method.required_inputs()}
+        context = make_context(name, **inputs, **changes)
+        method.run(context)
         return context
 
-    def test_it_trains_a_step(self, make_context: MakeContext, earlier: dict[str, Path]) -> None:
+    def test_training_writes_finite_losses(self, make_context: MakeContext, earlier_stages: dict[str, Path]) -> None:
         if not self.trains:
-            pytest.skip("nothing is trained")
-        history = read_history(self.run(make_context, earlier).folder)
+            pytest.skip("the method trains nothing")
+        history = read_history(self.run(make_context, earlier_stages).folder)
         assert history
         assert all(np.isfinite(epoch["loss"]) for epoch in history)
 
-    def test_maps_have_the_promised_shape_and_range(self, make_context: MakeContext, earlier: dict[str, Path]) -> None:
+    def test_maps_have_the_documented_shape_and_range(
+        self, make_context: MakeContext, earlier_stages: dict[str, Path]
+    ) -> None:
         if "maps" not in self.method.makes:
-            pytest.skip("it makes no maps")
-        context = self.run(make_context, earlier)
-        for sample in context.images.samples:  # among them one without a tag, and one with all
+            pytest.skip("the method makes no maps")
+        context = self.run(make_context, earlier_stages)
+        for sample in context.images.samples:  # one of them has no tags, another one has all
             maps = ResponseMaps.load(context.folder.maps_path(sample.id))
             assert tuple(maps.classes) == sample.tags
             assert maps.size == sample.size
@@ -76,79 +91,89 @@ class MethodContract:
             assert np.isfinite(maps.maps).all()
             assert maps.maps.size == 0 or (maps.maps.min() >= 0 and maps.maps.max() <= 1)
 
-    def test_masks_hold_tagged_classes_alone(self, make_context: MakeContext, earlier: dict[str, Path]) -> None:
+    def test_masks_contain_only_tagged_classes(
+        self, make_context: MakeContext, earlier_stages: dict[str, Path]
+    ) -> None:
         if "masks" not in self.method.makes:
-            pytest.skip("it makes no masks")
-        context = self.run(make_context, earlier)
+            pytest.skip("the method makes no masks")
+        context = self.run(make_context, earlier_stages)
         for sample in context.images.samples:
             labels = read_label_map(context.folder.mask_path(sample.id))
             assert labels.shape == sample.size
             assert set(np.unique(labels)) <= {0, 255, *(sample.tags or ())}
 
-    def test_it_is_deterministic_by_seed(self, make_context: MakeContext, earlier: dict[str, Path]) -> None:
-        first = self.run(make_context, earlier, "first")
-        again = self.run(make_context, earlier, "again")
-        assert self.files(first) == self.files(again)
-        assert self.same(first.folder.path, again.folder.path)
+    def test_results_depend_only_on_the_seed(self, make_context: MakeContext, earlier_stages: dict[str, Path]) -> None:
+        first = self.run(make_context, earlier_stages, "first")
+        second = self.run(make_context, earlier_stages, "second")
+        assert self.files(first) == self.files(second)
+        assert self.is_same(first.folder.path, second.folder.path)
         if self.trains:
-            assert not self.same(first.folder.path, self.run(make_context, earlier, "other", seed=1).folder.path)
+            other_seed = self.run(make_context, earlier_stages, "other_seed", seed=1)
+            assert not self.is_same(first.folder.path, other_seed.folder.path)
 
-    def test_it_makes_again_only_what_is_missing(self, make_context: MakeContext, earlier: dict[str, Path]) -> None:
-        context = self.run(make_context, earlier)
-        made = sorted(f for f in context.folder.path.rglob("*") if f.is_file() and f.suffix in (".safetensors", ".png"))
-        victim, kept = made[-1], made[0]
-        before, stamp = victim.read_bytes(), kept.stat().st_mtime_ns
-        victim.unlink()
-        self.run(make_context, earlier)
-        assert victim.read_bytes() == before
-        assert kept == victim or kept.stat().st_mtime_ns == stamp
-
-    def test_a_checkpoint_that_outlived_its_training_is_removed(
-        self, make_context: MakeContext, earlier: dict[str, Path]
+    def test_resume_makes_only_missing_files_and_with_the_same_bytes(
+        self, make_context: MakeContext, earlier_stages: dict[str, Path]
     ) -> None:
-        """Whoever is killed when the weights are written leaves it."""
+        context = self.run(make_context, earlier_stages)
+        files = [context.folder.path / name for name in self.files(context) if name.suffix in (".safetensors", ".png")]
+        removed = {file.parent: file for file in files if file.parent != context.folder.path}  # the last of each kind
+        assert {folder.name for folder in removed} >= {"maps", "masks"} & set(self.method.makes)
+        contents = {file: file.read_bytes() for file in files}
+        times = {file: file.stat().st_mtime_ns for file in files if file not in removed.values()}
+        for file in removed.values():
+            file.unlink()
+        self.run(make_context, earlier_stages)
+        assert {file: file.read_bytes() for file in files} == contents
+        assert {file: file.stat().st_mtime_ns for file in times} == times
+
+    def test_a_checkpoint_of_a_finished_training_is_removed(
+        self, make_context: MakeContext, earlier_stages: dict[str, Path]
+    ) -> None:
+        """A process that is killed right after it has written the weights leaves its checkpoint behind."""
         if not self.trains:
-            pytest.skip("nothing is trained")
-        checkpoint = self.run(make_context, earlier).folder.path / "training" / "last.ckpt"
+            pytest.skip("the method trains nothing")
+        checkpoint = self.run(make_context, earlier_stages).folder.path / "training" / "last.ckpt"
         assert not checkpoint.parent.exists()
         checkpoint.parent.mkdir()
         checkpoint.touch()
-        self.run(make_context, earlier)
+        self.run(make_context, earlier_stages)
         assert not checkpoint.parent.exists()
 
-    def test_maps_at_another_stride(self, make_context: MakeContext, earlier: dict[str, Path], tmp_path: Path) -> None:
-        """`map_stride` makes the maps of a classifier that has this stride."""
+    def test_inference_stride_changes_the_stride_of_the_classifier(
+        self, make_context: MakeContext, earlier_stages: dict[str, Path], tmp_path: Path
+    ) -> None:
+        """The maps are those of a classifier that was saved with this stride."""
         if "inference_stride" not in self.method.model_fields or not self.method.needs:
-            pytest.skip("it takes no classifier's stride")
-        Classifier.load(earlier["classifier"], output_stride=32).save(tmp_path / "coarse")
+            pytest.skip("the method does not make maps with an earlier classifier")
+        Classifier.load(earlier_stages["classifier"], output_stride=32).save(tmp_path / "stride_32")
         untrained = {"epochs": 0} if self.trains else {}
         contexts = []
         for name, folder, change in (
-            ("plain", earlier["classifier"], {}),
-            ("changed", earlier["classifier"], {"inference_stride": 32}),
-            ("expected", tmp_path / "coarse", {}),
+            ("plain", earlier_stages["classifier"], {}),
+            ("changed", earlier_stages["classifier"], {"inference_stride": 32}),
+            ("expected", tmp_path / "stride_32", {}),
         ):
             contexts.append(make_context(name, classifier=folder))
             self.method(**{**self.settings, **untrained, **change}).run(contexts[-1])
         plain, changed, expected = (context.folder.path / "maps" for context in contexts)
-        assert self.same(changed, expected)
-        assert not self.same(changed, plain)
+        assert self.is_same(changed, expected)
+        assert not self.is_same(changed, plain)
 
-    def test_a_single_class_is_enough(
-        self, make_context: MakeContext, earlier: dict[str, Path], tmp_path: Path, toy_images: TaggedImages
+    def test_a_data_set_with_one_class(
+        self, make_context: MakeContext, earlier_stages: dict[str, Path], toy_images: TaggedImages
     ) -> None:
         if self.method.needs:
-            pytest.skip("it follows the stages before it")
-        one = toy_images.restrict(["green"])
-        self.run(make_context, earlier, images=one)
+            pytest.skip("the earlier stages were made with all classes")
+        self.run(make_context, earlier_stages, images=toy_images.restrict(["green"]))
 
     @staticmethod
     def files(context: StageContext) -> list[Path]:
+        """Return the paths of all files of the stage, relative to its folder."""
         return sorted(f.relative_to(context.folder.path) for f in context.folder.path.rglob("*") if f.is_file())
 
     @staticmethod
-    def same(first: Path, second: Path) -> bool:
-        """Whether two folders hold the same weights, maps and masks."""
+    def is_same(first: Path, second: Path) -> bool:
+        """Return whether two folders hold the same weights, maps and masks."""
         for file in sorted(first.rglob("*")):
             other = second / file.relative_to(first)
             if file.suffix == ".png" and file.read_bytes() != other.read_bytes():

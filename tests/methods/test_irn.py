@@ -116,17 +116,18 @@ def test_many_processes_make_the_loss_of_one() -> None:
     torch.testing.assert_close(torch.autograd.grad(together, inputs), torch.autograd.grad(whole.total, inputs))
 
 
-def test_a_rehearsal_counts_the_images_of_the_mean_displacement(
-    make_context: MakeContext, toy_images: TaggedImages
+@pytest.mark.parametrize(("num_images", "count"), [(8, 8), (2928, 1464), (118_000, 1457)])
+def test_dry_run_counts_the_images_of_the_mean_displacement(
+    make_context: MakeContext, toy_images: TaggedImages, num_images: int, count: int
 ) -> None:
-    """Of 2,928 images every second one is looked at, as of the eight that stand for them."""
-    few = ImageSubset(toy_images.classes, toy_images.samples, many=2928)
-    timed = LoopTimer(None, Path())
-    context = replace(make_context(images=few), progress=timed.progress)
-    with timed.part("irn", few):
+    """The mean is over every n-th image of the whole run, at most 1,464."""
+    subset = ImageSubset(toy_images, num_images)
+    timer = LoopTimer(None, Path())
+    context = replace(make_context(), reporter=timer, epoch_size=num_images)
+    with timer.time_stage("irn", subset):
         mean = mean_displacement(BoundaryNetwork(Backbone("test_resnet")), context, 2)
     assert mean.shape == (2,)
-    assert [(t.what, t.units) for t in timed.timings] == [("mean displacement", 1464), ("all besides", 1)]
+    assert [(t.description, t.count) for t in timer.timings] == [("mean displacement", count), ("outside of loops", 1)]
 
 
 @pytest.mark.parametrize("label", [0, 1, 255])

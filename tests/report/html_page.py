@@ -41,7 +41,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.text.append(data)
+        self.text.append(data.replace("\u00a0", " "))
         if "style" not in self.open and ("td" in self.open or "th" in self.open):
             self.rows[-1][-1] += data.strip()
 

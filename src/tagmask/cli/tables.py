@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tagmask.evaluate import Evaluation, MapScores
 from tagmask.formatting import (
     MISSING,
     format_bytes,
@@ -22,11 +21,12 @@ from tagmask.formatting import (
     format_number,
     format_percent,
 )
-from tagmask.measure import SegmentationReport
 from tagmask.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from tagmask.dryrun import DryRun
+    from tagmask.evaluate import Evaluation, MapScores
+    from tagmask.measure import SegmentationReport
     from tagmask.results import Run
 
 MAX_ROWS = 40  # of a table; --json prints all

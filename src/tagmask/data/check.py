@@ -193,12 +193,10 @@ def _warnings(report: CheckReport) -> Iterator[Problem]:
     if len(report.classes) == 1:
         fix = "if every image shows it, add images without it, so that a network can tell it from the background"
         yield warning("there is only one class", fix)
-    if report.tags_without_pixels.count:
-        message = f"the masks have no pixels for {pluralize(report.tags_without_pixels.count, 'tag')} ({report.tags_without_pixels})"
-        yield warning(message, "correct the tags or the masks")
-    if report.pixels_without_tags.count:
-        message = f"the masks show {pluralize(report.pixels_without_tags.count, 'class')} without a tag ({report.pixels_without_tags})"
-        yield warning(message, "correct the tags or the masks")
-    if report.duplicates.count:
-        message = f"there are copies of {pluralize(report.duplicates.count, 'image')} ({report.duplicates})"
-        yield warning(message, "remove the copies, or give one image all the tags")
+    for occurrences, noun, message, fix in (
+        (report.tags_without_pixels, "tag", "the masks have no pixels for {}", "correct the tags or the masks"),
+        (report.pixels_without_tags, "class", "the masks show {} without a tag", "correct the tags or the masks"),
+        (report.duplicates, "image", "there are copies of {}", "remove the copies, or give one image all the tags"),
+    ):
+        if occurrences.count:
+            yield warning(f"{message.format(pluralize(occurrences.count, noun))} ({occurrences})", fix)

@@ -75,8 +75,8 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
         batch_size: the number of images per batch, over all processes.
         seed: the seed of the order.
         compute: this process.
-        epoch_size: the number of images of an epoch; images repeat if it is larger than `num_images`. None: each image
-            once.
+        epoch_size: the number of images of an epoch; images repeat if it is larger than `num_images` (dry runs).
+            None: `num_images`.
 
     Raises:
         RecipeError: the batch size is not a multiple of the number of processes, or there are more processes than

@@ -196,7 +196,7 @@ def _summarize_stages(recipe: Recipe, folder: RunFolder, held_out: TaggedImages 
     segmenter = recipe.latest("segmenter")
     if held_out is not None and segmenter:
         masks = held_out_folder(folder, held_out)
-        summaries.append(_summarize(masks, "held-out images", "predict", {"segmenter": segmenter}))
+        summaries.append(_summarize(masks, "held-out images", "", {"segmenter": segmenter}))
     return summaries
 
 

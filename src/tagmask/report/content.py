@@ -35,7 +35,7 @@ class StageSummary:
 
     Attributes:
         name: the name of the stage.
-        method: the name of its method.
+        method: the name of its method; empty for the prediction of held-out images.
         inputs: the kind of artifact that the stage reads → the name of the stage that made it.
         seconds: the time that it took.
         num_images: the number of images that it processed.

@@ -20,6 +20,7 @@ MAX_ROWS = 30  # of a table of classes; further rows are folded away
 _NOT_A_LOSS = {"epoch", "lr", "seconds", "data_wait"}  # keys of a training history
 _INPUT_NAMES = {"segmenter": "network"}  # artifact kinds in the words of the report
 _PALETTE = voc_palette()
+_COMPARED = "Compared with the ground truth (the correct masks),"
 _EXPLAIN_MIOU = (
     "mIoU (mean intersection over union) is the overlap of masks and ground truth divided by their union, averaged "
     "over the classes and the background; 100 % is perfect."
@@ -32,7 +33,7 @@ def summary_sentences(report: Report) -> list[str]:
     if report.scores:
         name, scores = list(report.scores.items())[-1]
         sentences.append(
-            f"Compared with the ground truth, the masks of {name} reach {format_percent(scores.miou)} mIoU, and "
+            f"{_COMPARED} the masks of {name} reach {format_percent(scores.miou)} mIoU, and "
             f"{format_percent(scores.pixel_accuracy)} of their pixels are correct. {_EXPLAIN_MIOU}"
         )
         known = [(value, k) for k, value in enumerate(scores.iou[1:].tolist()) if math.isfinite(value)]
@@ -45,7 +46,7 @@ def summary_sentences(report: Report) -> list[str]:
     elif report.maps:
         best_maps = max(map_rows(report.maps, report.thresholds), key=lambda row: row.best_miou)
         sentences.append(
-            f"Compared with the ground truth, the response maps of {best_maps.name} are the best: cut at the threshold "
+            f"{_COMPARED} the response maps of {best_maps.name} are the best: cut at the threshold "
             f"{best_maps.best_threshold:.2f}, they reach {format_percent(best_maps.best_miou)} mIoU. {_EXPLAIN_MIOU}"
         )
     else:

@@ -1,0 +1,72 @@
+"""Commands about data: check, saliency and scenes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from tests.cli.runner import RunCommand, RunFailing
+
+
+def test_check(command: RunCommand, data: Path) -> None:
+    result = command("check", data, "--json")
+    assert result.status == 0
+    assert result.json["ok"]
+    assert result.json["num_images"] == 8
+    assert "ready to run" in command("check", data).out
+
+
+def test_check_lists_what_is_wrong(command: RunCommand, data: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(data, tmp_path / "data")
+    (folder / "0.png").write_bytes(b"nothing")
+    shutil.copy(folder / "1.png", folder / "2.png")
+    result = command("check", folder)
+    assert result.status == 1
+    assert "7 and 1 bad ones" in result.out
+    assert "error: " in result.out
+    assert "0.png" in result.out
+    assert "warning: " in result.out
+    assert "leave these images out with --skip-bad" in result.out
+
+
+def test_scenes_can_be_written_and_read(command: RunCommand, tmp_path: Path) -> None:
+    assert command("scenes", tmp_path / "s", "--train", "3", "--val", "1", "--size", "32").status == 0
+    assert command("check", tmp_path / "s", "--split", "train", "--json").json["num_images"] == 3
+
+
+def test_saliency(command: RunCommand, data: Path, tmp_path: Path) -> None:
+    """The maps are computed from the images only, and `check` reads them."""
+    folder = shutil.copytree(data, tmp_path / "data")
+    line = ["saliency", folder, "--masks", "masks", "--out", folder / "saliency", "--workers", "0"]
+    assert command(*line).out == f"8 saliency maps in {folder / 'saliency'}\n"
+    again = command(*line, "--json").json
+    assert again == {"saliency": {str(i): str(folder / f"saliency/{i}.png") for i in range(8)}, "problems": []}
+    assert command("check", folder, "--masks=masks", "--saliency=saliency", "--json").json["num_saliency"] == 8
+
+
+def test_saliency_needs_no_tags(command: RunCommand, fails: RunFailing, data: Path, tmp_path: Path) -> None:
+    """The maps of a folder of images alone are named as those of the same images with a table of tags."""
+    photos, out = tmp_path / "photos", tmp_path / "photos" / "saliency"
+    photos.mkdir()
+    for i in range(3):
+        shutil.copy(data / f"{i}.png", photos)
+    for _ in range(2):  # the second time, the maps are in the folder of the images
+        assert command("saliency", photos, "--out", out, "--workers=0").out == f"3 saliency maps in {out}\n"
+    (photos / "masks").mkdir()
+    shutil.copy(data / "masks" / "0.png", photos / "masks")
+    assert command("saliency", photos, "--masks=masks", "--out", out, "--workers=0").out.startswith("3 saliency maps")
+    assert "no folder 'train'" in fails("saliency", photos, "--masks=masks", "--split=train", "--out", out)
+    tags = tmp_path / "tags.csv"
+    tags.write_text("image,tags\n0.png,cat\n1.png,cat\n2.png,dog\n")
+    report = command("check", photos, "--tags", tags, "--saliency", out, "--json").json
+    assert (report["num_images"], report["num_saliency"]) == (3, 3)
+
+
+def test_saliency_of_images_that_cannot_be_read(
+    command: RunCommand, fails: RunFailing, data: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(data, tmp_path / "data")
+    (folder / "3.png").write_bytes(b"nothing")
+    line = ["saliency", folder, "--masks", "masks", "--out", tmp_path / "out", "--workers", "0"]
+    assert "3.png is not an image that can be read" in fails(*line, "--quiet").replace(": is", " is")
+    assert command(*line, "--skip-bad").out == f"7 saliency maps in {tmp_path / 'out'}\n"

@@ -1,0 +1,158 @@
+"""Commands on a finished run: thresholds, predict, export, evaluate and report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tagmask.label_map import read_label_map
+from tests.cli.runner import RunCommand, RunFailing
+from tests.runs import write_toy
+
+
+def test_predict_with_and_without_tags(command: RunCommand, finished: Path, data: Path, tmp_path: Path) -> None:
+    images = [data / "0.png", data / "3.png"]
+    result = command("predict", finished, *images, "--out", tmp_path / "free", "--device=cpu")
+    assert result.status == 0
+    assert result.out.endswith(f"2 masks in {tmp_path}/free/masks\n")
+    table = tmp_path / "tags.csv"
+    table.write_text("image,tags\n0.png,green\n3.png,\n")
+    line = ["predict", finished, *images, "--tags", table, "--device=cpu", "--out", tmp_path / "tagged"]
+    result = command(*line, "--json", "--also", "coco", "--also", "overlays")
+    assert set(result.json["masks"]) == {"0", "3"}
+    exported = {"coco": f"{tmp_path}/tagged/masks.json", "overlays": f"{tmp_path}/tagged/overlays"}
+    assert {format: result.json[format] for format in exported} == exported
+    assert set(np.unique(read_label_map(tmp_path / "tagged/masks/0.png"))) <= {0, 2}
+    assert not read_label_map(tmp_path / "tagged/masks/3.png").any()
+    assert (tmp_path / "tagged/legend.txt").read_text().splitlines()[1] == "1 128 0 0 blue"
+    assert len(json.loads((tmp_path / "tagged/masks.json").read_text())["images"]) == 2
+    assert len(list((tmp_path / "tagged/overlays").iterdir())) == 2
+
+
+def test_predict_distinguishes_images_of_the_same_name(
+    command: RunCommand, finished: Path, data: Path, tmp_path: Path
+) -> None:
+    for folder, image in (("a", "0.png"), ("b", "1.png")):
+        (tmp_path / folder).mkdir()
+        shutil.copy(data / image, tmp_path / folder / "same.png")
+    paths = [tmp_path / "a", tmp_path / "b" / "same.png", tmp_path / "b", tmp_path / "a" / "same.png"]
+    result = command("predict", finished, *paths, "--out", tmp_path / "out", "--device=cpu", "--json")
+    assert result.json["masks"] == {f"{x}/same": str(tmp_path / f"out/masks/{x}/same.png") for x in "ab"}
+    assert all(Path(file).exists() for file in result.json["masks"].values())
+
+
+def test_predict_explains_unknown_formats(fails: RunFailing, finished: Path, data: Path, tmp_path: Path) -> None:
+    line = ["predict", finished, data / "0.png", "--out", tmp_path / "out", "--device=cpu", "--also"]
+    assert "format 'cocoo' is not known: did you mean 'coco'?" in fails(*line, "cocoo")
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_that_do_not_exist_or_are_not_images(fails: RunFailing, finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("no image")
+    (tmp_path / "empty").mkdir()
+    out = ["--out", tmp_path / "out", "--device=cpu"]
+    assert "text.txt is not an image" in fails("predict", finished, tmp_path / "text.txt", *out).replace(": is", " is")
+    assert "there is no image in" in fails("predict", finished, tmp_path / "empty", *out)
+    assert "does not exist" in fails("predict", finished, tmp_path / "none", *out)
+    assert not (tmp_path / "out").exists()
+
+
+def test_tags_for_prediction_that_do_not_fit(fails: RunFailing, finished: Path, data: Path, tmp_path: Path) -> None:
+    table = tmp_path / "tags.csv"
+    line = ["predict", finished, data / "0.png", "--tags", table, "--out", tmp_path / "out", "--device=cpu"]
+    table.write_text("image,tags\nother.png,red\n")
+    assert "names none of the 1 images" in fails(*line)
+    table.write_text("image,tags\n0.png,rad\n")
+    assert "did you mean 'red'" in fails(*line)
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_of_other_tools_are_never_replaced(fails: RunFailing, finished: Path, data: Path, tmp_path: Path) -> None:
+    line = ["predict", finished, data / "0.png", "--out", tmp_path / "out", "--device=cpu"]
+    (tmp_path / "out" / "masks").mkdir(parents=True)
+    (tmp_path / "out" / "masks" / "0.png").write_bytes(b"drawn by hand")
+    for redo in ([], ["--redo"]):
+        assert "holds files that tagmask did not make" in fails(*line, *redo)
+    assert "exists already" in fails("export", finished, "--out", tmp_path / "out")
+    assert (tmp_path / "out" / "masks" / "0.png").read_bytes() == b"drawn by hand"
+
+
+def test_predict_refuses_masks_of_another_image_or_with_other_tags(
+    fails: RunFailing, command: RunCommand, finished: Path, data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "0.png").write_bytes((data / "1.png").read_bytes())
+    (tmp_path / "tags.csv").write_text("image,tags\n0.png,red\n")
+    out = ["--out", tmp_path / "out", "--device=cpu"]
+    assert command("predict", finished, data / "0.png", *out).status == 0
+    mask = tmp_path / "out" / "masks" / "0.png"
+    before = mask.stat().st_mtime_ns
+    assert command("predict", finished, data / "0.png", data / "1.png", *out).status == 0  # resumes
+    assert mask.stat().st_mtime_ns == before
+    assert f"was made from {data / '0.png'}" in fails("predict", finished, tmp_path / "0.png", *out)
+    assert "with other tags" in fails("predict", finished, data / "0.png", "--tags", tmp_path / "tags.csv", *out)
+    assert command("predict", finished, tmp_path / "0.png", *out, "--redo").status == 0
+    assert mask.stat().st_mtime_ns != before
+    assert (tmp_path / "out" / "masks" / "1.png").exists()
+
+
+@pytest.mark.parametrize(("format", "name"), [("png", "masks"), ("coco", "masks.json"), ("overlays", "overlays")])
+def test_export(command: RunCommand, finished: Path, tmp_path: Path, format: str, name: str) -> None:
+    result = command("export", finished, "--out", tmp_path, "--format", format)
+    assert result.status == 0, result.err
+    assert result.out.endswith(f"{tmp_path / name}\n")
+    assert (tmp_path / name).exists()
+
+
+def test_export_explains_unknown_formats_and_stages(fails: RunFailing, finished: Path, tmp_path: Path) -> None:
+    line = ["export", finished, "--out", tmp_path]
+    assert "format 'jpeg' is not known: choose from png" in fails(*line, "--format", "jpeg")
+    assert "format 'overlay' is not known: did you mean 'overlays'" in fails(*line, "--format", "overlay")
+    assert "makes no masks: did you mean 'pseudo_masks'" in fails(*line, "--stage", "pseudo_mask")
+    assert "makes no masks" in fails(*line, "--stage", "cam")
+
+
+def test_evaluate(command: RunCommand, finished: Path, data: Path) -> None:
+    options = ["--data", data, "--masks", "masks", "--device=cpu"]
+    scores = command("evaluate", finished, *options, "--json").json
+    assert [entry["class"] for entry in scores["iou"]] == ["background", "blue", "green", "red"]
+    assert command("evaluate", data / "masks", *options, "--json").json["miou"] == 1
+    assert "mIoU 100.0 %" in command("evaluate", data / "masks", *options).out
+
+
+def test_evaluate_names_the_classes_that_the_network_does_not_know(
+    command: RunCommand, finished: Path, tmp_path: Path
+) -> None:
+    folder = write_toy(tmp_path, {"red": "violet"})
+    (folder / "classes.txt").write_text("blue\ngreen\nviolet\n")
+    messages = command("evaluate", finished, "--data", folder, "--masks", "masks", "--device=cpu").err
+    text = " ".join(messages.split())
+    assert "classes that the network does not know, measured as background: violet" in text
+
+
+def test_report_is_written_again(command: RunCommand, finished: Path) -> None:
+    (finished / "report.html").unlink()
+    assert command("report", finished, "--quiet").out == f"{finished}/report.html\n"
+    assert (finished / "report.html").exists()
+
+
+def test_thresholds_prints_the_figures_of_the_maps(command: RunCommand, finished: Path, tmp_path: Path) -> None:
+    result = command("thresholds", finished, "--out", tmp_path / "t.html", "--workers", "0")
+    assert result.status == 0, result.err
+    assert "Otsu's threshold" in result.out
+    assert f"curves  {tmp_path / 't.html'}" in result.out
+    assert (tmp_path / "t.html").exists()
+
+
+def test_thresholds_needs_maps_and_ground_truth(
+    command: RunCommand, fails: RunFailing, finished: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "cam" / "maps")
+    assert "give --data, and --masks" in fails("thresholds", tmp_path / "run")
+    result = command("thresholds", finished, "--masks", "m")
+    assert result.status == 2
+    assert "--masks describes the images of --data: add --data FOLDER" in result.error_text
