@@ -110,7 +110,9 @@ def test_load_maps_of_an_image(run: tagmask.Run) -> None:
     assert isinstance(maps, tagmask.ResponseMaps)
     assert maps.classes.tolist() == [1, 2, 3]
     assert maps.size == (40, 48)
-    with pytest.raises(RunError, match=r"has no image '6\.png'; the id of an image is its path in the data set, without"):
+    with pytest.raises(
+        RunError, match=r"has no image '6\.png'; the id of an image is its path in the data set, without"
+    ):
         run.load_maps("6.png")
 
 
@@ -151,13 +153,17 @@ def test_no_stage_is_added_to_an_unfinished_run(run: tagmask.Run, tmp_path: Path
 def test_export_writes_the_masks_of_a_stage(run: tagmask.Run, tmp_path: Path) -> None:
     folder = run.export(tmp_path, "png", stage="pseudo_masks", quiet=True)
     assert sorted(f.name for f in folder.iterdir()) == [f"{i}.png" for i in range(8)]
-    np.testing.assert_array_equal(read_label_map(folder / "0.png"), read_label_map(run.folder / "pseudo_masks/masks/0.png"))
+    np.testing.assert_array_equal(
+        read_label_map(folder / "0.png"), read_label_map(run.folder / "pseudo_masks/masks/0.png")
+    )
 
 
 def test_update_report_measures_again(run: tagmask.Run) -> None:
     before = (run.folder / "evaluation.json").read_text()
     evaluation = run.update_report(quiet=True)
-    assert set(evaluation.scores) == {f"{stage} ({Path(run.images.root).name})" for stage in ("pseudo_masks", "segment")}
+    assert set(evaluation.scores) == {
+        f"{stage} ({Path(run.images.root).name})" for stage in ("pseudo_masks", "segment")
+    }
     assert (run.folder / "evaluation.json").read_text() == before
 
 
@@ -171,7 +177,8 @@ def test_the_recipe_can_be_an_object(data: Path, tmp_path: Path) -> None:
     assert len(list(made.masks_dir.iterdir())) == 8
     assert tagmask.load(tmp_path / "run").recipe.seed == 5
     with pytest.raises(
-        RunError, match="lacks a segmentation network: add a stage of activation_aware or segment with `tagmask add-stage`"
+        RunError,
+        match="lacks a segmentation network: add a stage of activation_aware or segment with `tagmask add-stage`",
     ):
         made.predict(np.zeros((4, 4, 3), np.uint8))
     with pytest.raises(RecipeError, match="settings change a recipe that is given by name or file"):
@@ -260,7 +267,12 @@ def test_changed_saliency_is_noticed_where_it_is_read(tmp_path: Path, toy_images
     def keys(value: int) -> dict[str, dict[str, object]]:
         Image.fromarray(np.full((20, 24), value, np.uint8)).save(tmp_path / "s.png")
         samples = tuple(replace(sample, saliency=tmp_path / "s.png") for sample in toy_images.samples)
-        stages = {"cam": {}, "pseudo_masks": {}, "mine": {"method": "pseudo_masks", "threshold": "per-image"}, "activation_aware": {}}
+        stages = {
+            "cam": {},
+            "pseudo_masks": {},
+            "mine": {"method": "pseudo_masks", "threshold": "per-image"},
+            "activation_aware": {},
+        }
         recipe = tagmask.Recipe.model_validate({"stages": stages})
         return stage_keys(recipe, replace(toy_images, samples=samples))
 

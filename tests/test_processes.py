@@ -18,8 +18,8 @@ from tagmask.label_map import read_label_map
 from tagmask.maps import ResponseMaps
 from tests.runs import SETTINGS, toy_run, write_toy
 
-# Batch norms that are not frozen see their own process's part of a batch, and Adam amplifies the last digits of gradients
-# that are almost zero. Without the two, several processes only add in another order.
+# Batch norms that are not frozen see only their own process's part of a batch, and Adam amplifies the last digits of
+# gradients that are almost zero. Without the two, several processes only add in another order.
 EXACT = [
     *SETTINGS, "segment.architecture=deeplabv2",
     *(f"{stage}.{change}" for stage in ("cam", "segment") for change in ("freeze_norm=true", "optimizer=sgd")),

@@ -44,12 +44,13 @@ PUBLISHED: dict[str, dict[str, Any]] = {  # from the papers and their public cod
         "keep_sign": False,
     },
     "infercam": {
-        **MAPS, "split": True, "buffers": (10, 20), "iterations": 5, "found_threshold": 0.7, "min_growth": 0.02, "enlarge": 1.0,
-        "of": None,
+        **MAPS, "split": True, "buffers": (10, 20), "iterations": 5, "found_threshold": 0.7, "min_growth": 0.02,
+        "enlarge": 1.0, "of": None,
     },
     "amn": {
         **MAPS, "seeds": {"fg": 0.30, "bg": 0.05, "gt_prob": 0.7, "crf": CRF}, "output_stride": 16, "dropout": 0.1,
-        "label_smoothing": 0.4, "epochs": 5, "batch_size": 16, "crop_size": 512, "scale_range": (0.5, 1.5),
+        "label_smoothing": 0.4, "epochs": 5, "batch_size": 16, "crop_size": 512,
+        "scale_range": (0.5, 1.5),
         "optimizer": "adam",
         "lr": 5e-6, "head_lr": 1e-4, "weight_decay": 1e-4, "renormalize": "seed",
     },
@@ -95,11 +96,19 @@ def test_shipped_recipes_equal_the_papers(name: str) -> None:
     if method == "infercam":
         own |= {"cam": {"output_stride": 8}}  # the paper's classifier is a ResNet-38 with maps at stride 8
     stages = {stage: settings.model_dump() for stage, settings in load_recipe(name).stages.items()}
-    assert list(stages) == ["cam", *{"cam": [], "infercam": ["infercam"]}.get(method, [method]), "irn", "pseudo_masks", "segment"]
+    assert list(stages) == [
+        "cam",
+        *{"cam": [], "infercam": ["infercam"]}.get(method, [method]),
+        "irn",
+        "pseudo_masks",
+        "segment",
+    ]
     for stage, settings in stages.items():
         changed = own.get(stage, {})
         assert_holds(settings, changed, f"{name}: {stage}")
-        assert_holds(settings, {k: v for k, v in PUBLISHED.get(stage, {}).items() if k not in changed}, f"{name}: {stage}")
+        assert_holds(
+            settings, {k: v for k, v in PUBLISHED.get(stage, {}).items() if k not in changed}, f"{name}: {stage}"
+        )
     network = {
         "voc/cam": "63.5", "voc/recam": "68.5", "voc/amn": "69.5", "voc/infercam": "70.8",
         "coco/cam": "42.0", "coco/recam": "42.9 to 45.0", "coco/amn": "44.7",
@@ -205,7 +214,7 @@ def test_an_unknown_recipe_names_the_nearest_one() -> None:
         ("stages: {cam: {method: json}}", "module json defines 0 methods"),
         (
             "stages: {pseudo_masks: }",
-            "needs response maps, which no earlier stage makes; add an earlier stage with one of these methods: amn, cam, ",
+            "needs response maps, which no earlier stage makes; add an earlier stage with one of these methods: amn, ",
         ),
         ("stages: {pseudo_masks: , cam: }", "stage 'pseudo_masks' needs response maps, which no earlier stage makes"),
         ("stages: {cam: , segment: }", "stage 'segment' needs masks"),
@@ -231,7 +240,9 @@ def test_an_unreadable_file_gives_one_sentence(tmp_path: Path) -> None:
 
 
 def test_stages_keep_the_order_of_the_file(tmp_path: Path) -> None:
-    text = "stages: {first: {method: cam}, second: {method: pseudo_masks}, third: {method: pseudo_masks, threshold: 0.5}}"
+    text = (
+        "stages: {first: {method: cam}, second: {method: pseudo_masks}, third: {method: pseudo_masks, threshold: 0.5}}"
+    )
     recipe = load_recipe(write_recipe(tmp_path, text))
     assert list(recipe.stages) == ["first", "second", "third"]
 

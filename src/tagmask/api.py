@@ -19,6 +19,7 @@ from tagmask.errors import DataError, RecipeError, RunError, TagmaskError
 from tagmask.evaluate import score_masks, segment_held_out
 from tagmask.measure import SegmentationReport
 from tagmask.pipeline import fingerprint, run_stages, with_added_stages, write_run_record
+from tagmask.progress import Reporter
 from tagmask.recipe import Recipe, load_recipe, read_recipe_text
 from tagmask.results import Run, make_reporter
 from tagmask.run_folder import RunFolder
@@ -75,41 +76,33 @@ def run(
     result = Run(out, source, held_out, device=device, precision=precision, workers=workers)
     folder = RunFolder(result.folder)
     folder.check_usable()
-    request = _describe_request(recipe, settings, seed, device)
+    sources = _describe_sources(source, held_out, skip_bad)
     try:
         data = result.read_data(reporter, skip_bad)
-        finished = _request_key(request, *data)
+        finished = _request_key(_describe_request(recipe, settings, seed, device), *data)
         if _is_finished(folder, finished):
             reporter.info(f"{result.folder} is already finished")
             return result
-        compute = result.compute
-        chosen = with_added_stages(resolve_recipe(recipe, settings, seed, compute), data[0], folder)
-        compute.barrier()  # every process has read the stages that were added before
-        sources = _describe_sources(source, held_out, skip_bad)
-        if compute.is_main_process:
+        chosen = with_added_stages(resolve_recipe(recipe, settings, seed, result.compute), data[0], folder)
+        result.compute.barrier()  # every process has read the stages that were added before
+        if result.compute.is_main_process:
             write_run_record(folder, chosen, data[0], sources, redo=redo)
     except TagmaskError:
         folder.discard_unused()
         raise
-    compute.barrier()
-    num_bad = sum(problem.severity == "error" for problem in data[0].problems)
-    bad = f" ({num_bad} bad ones left out)" if num_bad else ""
-    names = join_names(data[0].classes, 10)
-    reporter.info(f"{len(data[0])} images{bad}, {len(data[0].classes)} classes ({names}) → {result.folder}")
-    result.__dict__["recipe"] = chosen
-    run_stages(chosen, data[0], folder, compute=compute, reporter=reporter, redo=redo)
-    from tagmask.report.update import update_report  # here, because it imports PyTorch, not needed for a finished run
+    result.compute.barrier()
+    _describe_data(data[0], folder, reporter)
+    run_stages(chosen, data[0], folder, compute=result.compute, reporter=reporter, redo=redo)
+    from tagmask.report.update import update_report  # here, because it imports PyTorch
 
-    update_report(chosen, folder, *data, compute, reporter)
-    if compute.is_main_process:
+    update_report(chosen, folder, *data, result.compute, reporter)
+    if result.compute.is_main_process:
         folder.write_record(sources, data[0].classes, finished)
-    compute.barrier()
+    result.compute.barrier()
     return result
 
 
-def load(
-    folder: str | Path, *, device: str = "auto", precision: Precision = "auto", workers: int | None = None
-) -> Run:
+def load(folder: str | Path, *, device: str = "auto", precision: Precision = "auto", workers: int | None = None) -> Run:
     """Open a run folder.
 
     Args:
@@ -181,6 +174,14 @@ def evaluate_predictions(
         if not any(mask_path(sample.id).exists() for sample in labeled.samples):
             raise RunError(f"{folder.path} is not a run, and holds no mask named after an image (<id>.png).")
     return labeled.classes, score_masks(labeled, mask_path, compute, reporter)
+
+
+def _describe_data(images: TaggedImages, folder: RunFolder, reporter: Reporter) -> None:
+    """Print one line about the training images."""
+    num_bad = sum(problem.severity == "error" for problem in images.problems)
+    bad = f" ({num_bad} bad ones left out)" if num_bad else ""
+    names = join_names(images.classes, 10)
+    reporter.info(f"{len(images)} images{bad}, {len(images.classes)} classes ({names}) → {folder.path}")
 
 
 def _describe_sources(source: DataSource, held_out: DataSource | None, skip_bad: bool) -> dict[str, Any]:

@@ -130,10 +130,8 @@ def evaluate_run(
     labeled = _with_ground_truth(images)
     for name, method in recipe.stages.items():
         stage, entry = folder.stage(name), f"{name} ({images.name})"
-        threshold = stage.read_threshold()
-        if threshold is not None and (maps_stage := method.inputs.get("maps")):
-            cut = f"{maps_stage} ({images.name})"
-            evaluation.thresholds[cut] = math.nan if threshold.per_image else threshold.threshold
+        if "masks" in method.makes and "maps" in method.inputs:
+            _add_threshold(evaluation, f"{method.inputs['maps']} ({images.name})", stage)
         if not len(labeled):
             continue
         key = _entry_key(stage, labeled)
@@ -153,6 +151,16 @@ def evaluate_run(
             entry = f"{segmenter} ({held_out.name})"
             _add_scores(evaluation, previous, entry, _entry_key(masks, labeled), labeled, masks, compute, reporter)
     return evaluation
+
+
+def _add_threshold(evaluation: Evaluation, entry: str, stage: StageFolder) -> None:
+    """Add the threshold at which a stage cut maps; one threshold for all images goes before one per image."""
+    if (threshold := stage.read_threshold()) is None:
+        return
+    if threshold.per_image:
+        evaluation.thresholds.setdefault(entry, math.nan)
+    else:
+        evaluation.thresholds[entry] = threshold.threshold
 
 
 def _add_scores(

@@ -90,10 +90,10 @@ def check_stages(recipe: Recipe, images: TaggedImages, folder: RunFolder, *, red
     for method in recipe.stages.values():
         method.check_images(images)
     for name, key in stage_keys(recipe, images).items():
+        is_new = folder.stage(name).matching_record(key, redo=redo) is None
         weights = recipe.stages[name].initial_weights()
-        if folder.stage(name).matching_record(key, redo=redo) is None and weights and weights.file:
-            if not weights.file.is_file():
-                raise RecipeError(f"stage {name!r}: weights file {weights.file} does not exist; correct the path.")
+        if is_new and weights and weights.file and not weights.file.is_file():
+            raise RecipeError(f"stage {name!r}: weights file {weights.file} does not exist; correct the path.")
 
 
 def with_added_stages(recipe: Recipe, images: TaggedImages, folder: RunFolder) -> Recipe:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from tagmask.maps import ResponseMaps
 from tagmask.pipeline import check_stages, run_stages
 from tagmask.progress import Reporter
 from tagmask.recipe import Recipe, load_recipe, methods_making, recipe_with_stage
+from tagmask.run_data import read_run_data
 from tagmask.run_folder import RunFolder, StageFolder
 from tagmask.stage import ARTIFACT_NAMES, ArtifactKind
 from tagmask.text import did_you_mean
@@ -182,7 +182,9 @@ class Run:
         for stage in self.recipe.stages:
             unchanged = recipe.stages[stage] == self.recipe.stages[stage]
             if unchanged and not self._files.stage(stage).is_done:
-                raise RunError(f"stage {stage!r} of {self.folder} is not finished: run the original command again first.")
+                raise RunError(
+                    f"stage {stage!r} of {self.folder} is not finished: run the original command again first."
+                )
         images, held_out = self.read_data(reporter)
         check_stages(recipe, images, self._files, redo=redo)
         run_stages(recipe, images, self._files, compute=self.compute, reporter=reporter, redo=redo)
@@ -198,9 +200,7 @@ class Run:
 
         reporter = make_reporter(quiet)
         images, held_out = self.read_data(reporter)
-        return update_report(
-            self.recipe, self._files, images, held_out, self.compute, reporter, measure_all=True
-        )
+        return update_report(self.recipe, self._files, images, held_out, self.compute, reporter, measure_all=True)
 
     def write_threshold_report(
         self, data: DataSource | None = None, *, out: str | Path | None = None, quiet: bool = False
@@ -223,9 +223,7 @@ class Run:
         if data is None:
             images, _ = self.read_data(reporter)
         else:
-            images = verify_images(
-                data.read(), skip_bad=True, workers=self.compute.workers, progress=reporter.progress
-            )
+            images = verify_images(data.read(), skip_bad=True, workers=self.compute.workers, progress=reporter.progress)
             images = align_classes(images, data, self.classes)
         page = Path(out or self.folder / THRESHOLDS_FILE)
         return write_threshold_report(self.recipe, self._files, images, page, self.compute, reporter)
@@ -299,9 +297,7 @@ class Run:
         table = None if tags is None else str(tags)
         classes = self.predictor.classes
         images = find_new_images([str(path) for path in paths], classes, table, leave_out=[Path(out)])
-        images = verify_images(
-            images, skip_bad=skip_bad, workers=self.compute.workers, progress=reporter.progress
-        )
+        images = verify_images(images, skip_bad=skip_bad, workers=self.compute.workers, progress=reporter.progress)
         record = self.latest_stage("segmenter").read_record()
         network_key = digest(record and record.key)
         masks = predict_folder(self.predictor, images, network_key, Path(out), reporter=reporter, redo=redo)
@@ -350,9 +346,7 @@ class Run:
             )
         return path
 
-    def read_data(
-        self, reporter: Reporter, skip_bad: bool | None = None
-    ) -> tuple[TaggedImages, TaggedImages | None]:
+    def read_data(self, reporter: Reporter, skip_bad: bool | None = None) -> tuple[TaggedImages, TaggedImages | None]:
         """Read and verify the training images and the held-out images; see `read_run_data`."""
         skip_bad = self._skip_bad if skip_bad is None else skip_bad
         workers = default_workers() if self._workers is None else self._workers
@@ -360,40 +354,6 @@ class Run:
             self.images, self.held_out, skip_bad=skip_bad, workers=workers, reporter=reporter,
             folder=self._files,
         )  # fmt: skip
-
-
-def read_run_data(
-    source: DataSource,
-    held_out: DataSource | None,
-    *,
-    skip_bad: bool,
-    workers: int,
-    reporter: Reporter,
-    folder: RunFolder | None = None,
-) -> tuple[TaggedImages, TaggedImages | None]:
-    """Read and verify the training images and the held-out images, with one class list. Raises DataError.
-
-    Args:
-        source: of the training images.
-        held_out: of the held-out images, or None.
-        skip_bad: leave out images that cannot be read.
-        workers: threads.
-        reporter: prints progress.
-        folder: the run folder, where the list of verified images is kept; None: verify all images.
-    """
-
-    def verify(images: TaggedImages, remembered: Path | None) -> TaggedImages:
-        return verify_images(
-            images, skip_bad=skip_bad, workers=workers, progress=reporter.progress, remembered=remembered
-        )
-
-    images = source.read()
-    others = None if held_out is None else align_classes(held_out.read(), held_out, images.classes)
-    images = verify(images, folder.verified_path if folder else None)
-    if others is None:
-        return images, None
-    others = verify(others, folder.verified_held_out_path if folder else None)
-    return images, replace(others, name=f"{others.name}, held out") if others.name == images.name else others
 
 
 def make_reporter(quiet: bool) -> Reporter:

@@ -1,12 +1,12 @@
 """The run folder: where its files are, and the record of each stage.
 
-    run/
-        run.json             where the data came from, and which request the run has finished
-        recipe.yaml          every setting of every stage
-        evaluation.json      what was measured
-        report.html
-        <stage>/stage.json   record: settings, inputs, versions, status, time
-        <stage>/maps/<id>.safetensors, masks/<id>.png, *.safetensors + config.json
+run/
+    run.json             where the data came from, and which request the run has finished
+    recipe.yaml          every setting of every stage
+    evaluation.json      what was measured
+    report.html
+    <stage>/stage.json   record: settings, inputs, versions, status, time
+    <stage>/maps/<id>.safetensors, masks/<id>.png, *.safetensors + config.json
 """
 
 from __future__ import annotations
@@ -276,7 +276,9 @@ def _read_model(path: Path, model: type[M]) -> M | None:
     try:
         return model.model_validate(read_json(path))
     except ValidationError as error:
-        raise RunError(f"{path} is damaged ({error.errors()[0]['msg']}): remove it, then run the command again.") from error
+        raise RunError(
+            f"{path} is damaged ({error.errors()[0]['msg']}): remove it, then run the command again."
+        ) from error
 
 
 def _remove_folder(folder: Path) -> None:

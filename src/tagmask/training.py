@@ -56,7 +56,7 @@ class TrainingSettings(Method):
     )
 
     def for_dry_run(self) -> Self:
-        rates = dict.fromkeys(self.learning_rates, DRY_RUN_LR)
+        rates = {name: DRY_RUN_LR for name in self.learning_rates if name in type(self).model_fields}
         return super().for_dry_run().model_copy(update=rates)
 
 

@@ -1,4 +1,4 @@
-"""ReCAM, against the reference's numbers (goldens/recam.npz) and its traps."""
+"""Test ReCAM against values of the public code (goldens/recam.npz), and its edge cases."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tagmask.maps import ResponseMaps
-from tagmask.methods.recam import ReCam, ReCamNetwork, ReCamTraining, class_features, softmax_loss
+from tagmask.methods.recam import ReCam, ReCamNetwork, ReCamTraining, compute_class_features, softmax_loss
 from tagmask.models.backbone import Backbone
 from tagmask.models.classifier import Classifier
 from tests.conftest import GOLDENS
@@ -25,7 +25,7 @@ TOY = {
 
 
 class Features(nn.Module):
-    """The goldens' backbone: the identity."""
+    """The backbone of the goldens: the identity."""
 
     channels = 16
 
@@ -40,7 +40,7 @@ def golden() -> dict[str, Tensor]:
 def golden_network(g: dict[str, Tensor]) -> ReCamNetwork:
     network = ReCamNetwork(Classifier(cast(Backbone, Features()), tuple("abcde")))
     network.classifier.weight.data = g["classifier"]
-    network.second.data = g["second_classifier"]
+    network.second_weight.data = g["second_classifier"]
     return network
 
 
@@ -48,26 +48,26 @@ class TestReCam(MethodContract):
     method = ReCam
     settings = TOY
 
-    def test_the_maps_are_made_with_the_product_of_both_weights(
-        self, make_context: MakeContext, earlier: dict[str, Path]
+    def test_maps_are_made_with_the_product_of_both_weights(
+        self, make_context: MakeContext, earlier_stages: dict[str, Path]
     ) -> None:
-        context = make_context(classifier=earlier["classifier"])
-        ReCam(**{**TOY, "epochs": 0}).run(context)  # so that V is as it was drawn, in ±1/√D
-        before, after = Classifier.load(earlier["classifier"]), Classifier.load(context.folder)
+        context = make_context(classifier=earlier_stages["classifier"])
+        ReCam(**{**TOY, "epochs": 0}).run(context)  # so that V has its initial values, within ±1/√D
+        before, after = Classifier.load(earlier_stages["classifier"]), Classifier.load(context.folder.path)
         assert torch.equal(after.weight, before.weight)
         second = (after.map_weight / after.weight).detach()
         bound = after.weight.shape[1] ** -0.5
         assert second.abs().max() <= bound * 1.001
         assert float(second.std()) == pytest.approx(bound / 3**0.5, rel=0.05)
 
-    def test_the_stride_of_the_maps_does_not_change_the_training(
-        self, make_context: MakeContext, earlier: dict[str, Path]
+    def test_inference_stride_does_not_change_the_training(
+        self, make_context: MakeContext, earlier_stages: dict[str, Path]
     ) -> None:
-        plain, context = self.run(make_context, earlier, "plain"), make_context(classifier=earlier["classifier"])
+        plain, context = self.run(make_context, earlier_stages, "plain"), make_context(classifier=earlier_stages["classifier"])
         ReCam(**TOY, inference_stride=32).run(context)
-        ours, theirs = Classifier.load(context.folder), Classifier.load(plain.folder)
-        assert ours.backbone.config == theirs.backbone.config
-        assert torch.equal(ours.map_weight, theirs.map_weight)
+        changed, expected = Classifier.load(context.folder.path), Classifier.load(plain.folder.path)
+        assert changed.backbone.config == expected.backbone.config
+        assert torch.equal(changed.map_weight, expected.map_weight)
 
     def test_it_runs_on_a_vision_transformer(self, make_context: MakeContext) -> None:
         torch.manual_seed(0)
@@ -75,83 +75,89 @@ class TestReCam(MethodContract):
         Classifier(Backbone("test_vit"), context.images.classes).save(context.folder.path / "vit")
         context = make_context("recam", classifier=context.folder.path / "vit")
         ReCam(**{**TOY, "crop_size": 48}).run(context)
-        assert ResponseMaps.load(context.maps_path(context.images.samples[6])).maps.shape == (3, 10, 12)
+        assert ResponseMaps.load(context.folder.maps_path("6")).maps.shape == (3, 10, 12)
 
-    def test_it_runs_on_its_own_result(self, make_context: MakeContext, earlier: dict[str, Path]) -> None:
-        first = self.run(make_context, earlier, "first")
-        second = self.run(make_context, {"classifier": first.folder}, "second")
-        assert not torch.equal(Classifier.load(first.folder).map_weight, Classifier.load(second.folder).map_weight)
+    def test_it_can_follow_another_recam_stage(self, make_context: MakeContext, earlier_stages: dict[str, Path]) -> None:
+        first = self.run(make_context, earlier_stages, "first")
+        second = self.run(make_context, {"classifier": first.folder.path}, "second")
+        weights = [Classifier.load(context.folder.path).map_weight for context in (first, second)]
+        assert not torch.equal(*weights)
 
 
-def test_goldens_values_and_gradients() -> None:
+def test_values_and_gradients_equal_the_goldens() -> None:
     g = golden()
     network = golden_network(g)
     features = g["features"].requires_grad_()
     logits, class_logits = network(features)
-    of_classes, masks = class_features(features, network.classifier.weight)
+    class_features, masks = compute_class_features(features, network.classifier.weight)
     bce, sce = F.multilabel_soft_margin_loss(logits, g["tags"]), softmax_loss(class_logits, g["tags"])
     (bce + sce).backward()
     pairs = {
         "logits": logits,
-        "class_features": of_classes,
+        "class_features": class_features,
         "normalised_cams": masks,
         "loss_bce": bce,
         "loss_sce": sce,
         "grad_features_of_sum": features.grad,
         "grad_classifier_of_sum": network.classifier.weight.grad,
-        "grad_second_classifier_of_sum": network.second.grad,
+        "grad_second_classifier_of_sum": network.second_weight.grad,
     }
-    for name, ours in pairs.items():
-        torch.testing.assert_close(ours, g[name], rtol=1e-5, atol=1e-5 * float(g[name].abs().max()), msg=name)
+    for name, value in pairs.items():
+        torch.testing.assert_close(value, g[name], rtol=1e-5, atol=1e-5 * float(g[name].abs().max()), msg=name)
 
 
-def test_golden_map_is_of_both_classifiers() -> None:
+def test_maps_equal_the_golden() -> None:
     g = golden()
     with torch.no_grad():
-        activations = golden_network(g).reactivated().activations(g["features"])
-    ours = activations[0] + activations[1].flip(2)
-    torch.testing.assert_close(ours, g["map_of_image0_and_mirrored_image1"], rtol=1e-5, atol=1e-5)
+        activations = golden_network(g).combined_classifier().activations(g["features"])
+    summed = activations[0] + activations[1].flip(2)
+    torch.testing.assert_close(summed, g["map_of_image0_and_mirrored_image1"], rtol=1e-5, atol=1e-5)
 
 
-def test_the_training_loss_is_the_sum_with_lambda() -> None:
+def test_keep_sign_uses_the_positive_weights_of_the_first_classifier() -> None:
     g = golden()
-    training = ReCamTraining(golden_network(g), [])
-    training.sce_weight = 0.1
+    classifier = golden_network(g).combined_classifier(keep_sign=True)
+    torch.testing.assert_close(classifier.map_weight, g["second_classifier"] * g["classifier"].clamp(min=0))
+    assert torch.equal(classifier.weight, g["classifier"])
+
+
+def test_the_loss_is_the_sum_weighted_by_lambda() -> None:
+    g = golden()
+    training = ReCamTraining(golden_network(g), [], ReCam(sce_weight=0.1))
     loss = training.loss({"image": g["features"], "tags": g["tags"]})["loss"]
     assert loss.item() == pytest.approx(float(g["loss_bce"]) + 0.1 * float(g["loss_sce"]), rel=1e-5)
 
 
-def test_an_image_without_tags_is_skipped_but_counts() -> None:
+def test_an_image_without_tags_adds_nothing_but_counts() -> None:
     logits = torch.randn(2, 4, 4)
     one = softmax_loss(logits[:1], torch.tensor([[0.0, 1, 1, 0]]))
     both = softmax_loss(logits, torch.tensor([[0.0, 1, 1, 0], [0, 0, 0, 0]]))
-    by_hand = (F.cross_entropy(logits[0, 1], torch.tensor(1)) + F.cross_entropy(logits[0, 2], torch.tensor(2))) / 2
-    torch.testing.assert_close(one, by_hand)
-    torch.testing.assert_close(both, by_hand / 2)
+    expected = (F.cross_entropy(logits[0, 1], torch.tensor(1)) + F.cross_entropy(logits[0, 2], torch.tensor(2))) / 2
+    torch.testing.assert_close(one, expected)
+    torch.testing.assert_close(both, expected / 2)
     assert float(softmax_loss(logits, torch.zeros(2, 4))) == 0
 
 
-def test_a_class_that_is_active_nowhere_has_zero_features_and_finite_gradients() -> None:
+def test_gradients_are_finite_if_a_class_has_no_activation() -> None:
     features = torch.rand(1, 3, 4, 4, requires_grad=True)
     weight = torch.tensor([[-1.0, -1, -1], [1, 1, 1]], requires_grad=True)
-    of_classes, masks = class_features(features, weight)
+    class_features, masks = compute_class_features(features, weight)
     assert masks[0, 0].abs().max().item() == 0
-    loss = softmax_loss(of_classes @ torch.randn(3, 2), torch.ones(1, 2))
+    loss = softmax_loss(class_features @ torch.randn(3, 2), torch.ones(1, 2))
     loss.backward()  # type: ignore[no-untyped-call]
     for tensor in (loss, features.grad, weight.grad):
         assert tensor is not None
         assert tensor.isfinite().all()
 
 
-def test_both_losses_reach_the_whole_backbone(earlier: dict[str, Path]) -> None:
+def test_both_losses_reach_the_whole_backbone(earlier_stages: dict[str, Path]) -> None:
     torch.manual_seed(0)
-    network = ReCamNetwork(Classifier.load(earlier["classifier"]))
-    training = ReCamTraining(network, [])
-    training.sce_weight = 1
+    network = ReCamNetwork(Classifier.load(earlier_stages["classifier"]))
+    training = ReCamTraining(network, [], ReCam())
     batch = {"image": torch.randn(2, 3, 48, 48), "tags": torch.tensor([[1.0, 0, 1], [0, 1, 0]])}
     for name in ("bce", "sce"):
         training.zero_grad()
         training.loss(batch)[name].backward()  # type: ignore[no-untyped-call]
         reached = {n for n, p in network.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
         assert reached >= {n for n, _ in network.classifier.named_parameters(prefix="classifier")}
-        assert ("second" in reached) == (name == "sce")
+        assert ("second_weight" in reached) == (name == "sce")

@@ -25,7 +25,8 @@ from tagmask.evaluate import evaluate_run, held_out_folder
 from tagmask.pipeline import check_stages, run_stages, write_run_record
 from tagmask.recipe import Recipe
 from tagmask.report.update import update_report
-from tagmask.results import make_reporter, read_run_data
+from tagmask.results import make_reporter
+from tagmask.run_data import read_run_data
 from tagmask.run_folder import RunFolder
 
 MAX_STEPS = {"cpu": 5, "gpu": 50}  # per training; a GPU only queues the first ones, for which images are loaded ahead

@@ -124,9 +124,7 @@ def activation_aware_loss(
     ce = pixel_loss(logits, labels, reduce_mean)
     foreground_logit = logits[:, 1:].logsumexp(1) - logits[:, 0]
     weight = (saliency_target != IGNORE_INDEX).float()
-    bce = F.binary_cross_entropy_with_logits(
-        foreground_logit, (saliency_target == 1).float(), weight, reduction="sum"
-    )
+    bce = F.binary_cross_entropy_with_logits(foreground_logit, (saliency_target == 1).float(), weight, reduction="sum")
     count = reduce_mean(weight.sum())
     saliency = bce / count.where(count > 0, 1)
     return {"loss": ce + saliency_weight * saliency, "ce": ce, "saliency": saliency}

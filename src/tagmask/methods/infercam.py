@@ -88,7 +88,9 @@ class InferCam(MapSettings):
     min_growth: float = Field(
         0.02, ge=0, le=1, description="share of a piece; the iterations end when less than this is newly found"
     )
-    enlarge: float = Field(1.0, gt=0, description="factor by which each piece is enlarged before the classifier sees it")
+    enlarge: float = Field(
+        1.0, gt=0, description="factor by which each piece is enlarged before the classifier sees it"
+    )
 
     def run(self, context: StageContext) -> None:
         classifier = Classifier.load(context.inputs["classifier"].path, output_stride=self.inference_stride)

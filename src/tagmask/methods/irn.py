@@ -64,7 +64,9 @@ class Irn(BackboneSettings, TrainingSettings):
         description="the labels that the network learns from; the papers use fg 0.35 and bg 0.1 after ReCAM, fg 0.45 "
         "and bg 0.15 after AMN",
     )
-    pair_radius: int = Field(10, ge=2, description="pixel pairs closer than this many cells of 4 pixels are learned from")
+    pair_radius: int = Field(
+        10, ge=2, description="pixel pairs closer than this many cells of 4 pixels are learned from"
+    )
     scale_range: ScaleRange = Field((0.5, 1.5), description="range of the random factor by which images are resized")
     epochs: int = Field(3, ge=0, description="passes over the training images")
     batch_size: int = Field(32, ge=1, description="images per step, over all processes")
@@ -160,9 +162,7 @@ class IrnTraining(Training):
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         boundary, displacement = self.network(batch["image"])
         labels = downsample_labels(batch["labels"], (boundary.shape[1], boundary.shape[2]))
-        losses = pair_losses(
-            boundary.float(), displacement.float(), labels, self.pair_radius, self.mean_over_processes
-        )
+        losses = pair_losses(boundary.float(), displacement.float(), labels, self.pair_radius, self.mean_over_processes)
         return {"loss": losses.total, "boundary": (losses.positive + losses.negative) / 2}
 
 

@@ -32,7 +32,9 @@ class LayerCam(MapSettings):
     layers: tuple[int, ...] = Field(
         (-3, -2, -1), min_length=1, description="feature levels of the network (a ViT's blocks); -1 is the last"
     )
-    gamma: float = Field(2.0, gt=0, description="γ of tanh(γ · map), which strengthens the maps of all but the last layer")
+    gamma: float = Field(
+        2.0, gt=0, description="γ of tanh(γ · map), which strengthens the maps of all but the last layer"
+    )
 
     def run(self, context: StageContext) -> None:
         classifier = Classifier.load(context.inputs["classifier"].path, output_stride=self.inference_stride)
@@ -104,7 +106,9 @@ class LayerMaps:
         for round_ in zip_longest(*channels * (len(images) // len(channels))):  # the next class of each image
             rows, columns = zip(*((i, k) for i, k in enumerate(round_) if k is not None), strict=True)
             gradients = torch.autograd.grad(scores[rows, columns].sum(), features, retain_graph=True)
-            per_layer = [(self._to_grid(g, last).relu() * a).sum(1).relu() for g, a in zip(gradients, grids, strict=True)]
+            per_layer = [
+                (self._to_grid(g, last).relu() * a).sum(1).relu() for g, a in zip(gradients, grids, strict=True)
+            ]
             maps[rows, columns] = _fuse(per_layer, self.gamma)[list(rows)].to(maps.dtype)
         return maps
 

@@ -47,7 +47,9 @@ class Pretrained(BackboneSettings, MapSettings):
     @model_validator(mode="after")
     def _check_outputs(self) -> Self:
         if "num_classes" in self.options:
-            raise RecipeError("leave num_classes out of the options; num_outputs gives the number of outputs of a file.")
+            raise RecipeError(
+                "leave num_classes out of the options; num_outputs gives the number of outputs of a file."
+            )
         if self.num_outputs is not None and self.weights == "pretrained":
             raise RecipeError(
                 "num_outputs is for weights files only: with another number timm would replace the last layer of its "
@@ -72,7 +74,9 @@ class Pretrained(BackboneSettings, MapSettings):
             RecipeError: the network does not know a class, or its head is not a linear layer.
         """
         options = self.options | ({"num_classes": self.num_outputs} if self.num_outputs else {})
-        net: Any = create_timm_model(self.backbone, self.weights == "pretrained", self.output_stride, options, with_head=True)
+        net: Any = create_timm_model(
+            self.backbone, self.weights == "pretrained", self.output_stride, options, with_head=True
+        )
         if self.weights not in ("pretrained", "none"):  # none: a dry run
             load_weights(net, Path(self.weights))
         rows = linear_head(net.eval(), self.backbone)

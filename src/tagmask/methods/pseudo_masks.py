@@ -111,9 +111,7 @@ class PseudoMasks(InferenceSettings):
             context.folder.mask_path(sample.id), maps_path, sample, threshold, image, foreground
         )
 
-    def _jobs_with_network(
-        self, context: StageContext, threshold: float, typical: float
-    ) -> tuple[Iterator[Any], int]:
+    def _jobs_with_network(self, context: StageContext, threshold: float, typical: float) -> tuple[Iterator[Any], int]:
         """Return the jobs of all images, with the foreground probabilities of the earlier network, and their number."""
         network = make_inference_only(Segmenter.load(context.inputs["segmenter"].path), context.compute)
         predictions, total = predict_probabilities(network, context, self.scales, self.inference_batch_size)
