@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from tagmask.compute import Compute
 from tagmask.data.loading import ShuffledBatches, TrainingSet
 from tagmask.data.samples import TaggedImages
 from tagmask.progress import LoopUnit, Reporter
+from tagmask.run_folder import StageFolder
 from tagmask.stage import StageContext
 from tagmask.training import Training, TrainingSettings, fit
 from tests.methods.contract import MakeContext
@@ -103,3 +105,37 @@ class CountingReporter(Reporter):
         yield done.append
         assert sum(done) == total
         self.totals.append(total)
+
+
+class DropoutTraining(Training):
+    """A network with dropout; the training stops in the middle of an epoch if `stop_in` is its number."""
+
+    def __init__(self, stop_in: int | None = None) -> None:
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Dropout(0.5), nn.Conv2d(8, 1, 1))
+        super().__init__(network, [(network.parameters(), 0.1)], Settings())
+        self.num_steps = 0
+        self.stop_in = stop_in
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        self.num_steps += 1
+        if self.stop_in is not None and self.trainer.current_epoch == self.stop_in and self.num_steps % 2 == 0:
+            raise InterruptedError
+        return {"loss": self.network(batch["image"] + 1).square().mean()}
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_an_interrupted_training_with_dropout_ends_with_the_same_weights(
+    context: StageContext, toy_images: TaggedImages, epoch: int, tmp_path: Path
+) -> None:
+    data = Keys(toy_images, lambda item: item, 0)
+    weights = []
+    for name, stops in (("undisturbed", [None]), ("interrupted", [epoch, None])):
+        for stop_in in stops:
+            module = DropoutTraining(stop_in)
+            stage = replace(context, folder=StageFolder(tmp_path / name))
+            with pytest.raises(InterruptedError) if stop_in is not None else nullcontext():
+                fit(module, data, stage, epochs=EPOCHS, batch_size=BATCH)
+        weights.append(module.network.state_dict())
+    for name, weight in weights[0].items():
+        assert torch.equal(weights[1][name], weight), name

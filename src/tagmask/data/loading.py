@@ -131,9 +131,13 @@ def training_loader(
     """
     sampler = ShuffledBatches(len(data.images), batch_size, data.seed, compute, epoch_size)
     sampler.set_epoch(epoch)
+    # A generator of its own: drawing the workers' seeds from the global one would shift the random numbers of dropout,
+    # in a resumed training at another moment than in an undisturbed one.
+    generator = torch.Generator().manual_seed(data.seed)
     return DataLoader(
         data,
         batch_sampler=sampler,
+        generator=generator,
         num_workers=compute.workers,
         pin_memory=compute.device.type == "cuda",
         worker_init_fn=_set_worker_signals,
