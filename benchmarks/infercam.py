@@ -1,10 +1,10 @@
-"""Class-conditional inference against a plain loop over pieces and scales at batch 1: seconds a batch of images.
+"""Time class-conditional inference against a plain loop over pieces and scales with batch size 1.
 
-The sides run one after the other with the same threads, each in a process of its own, the loop's with PyTorch's default
-allocation; their results are compared as well. On a machine that others use too, OMP_WAIT_POLICY=passive keeps threads
-from spinning while they wait for one another.
+Both run one after the other with the same number of threads, each in its own process, the loop with PyTorch's default
+memory allocation. Their results are compared, too. If other programs use the machine at the same time, set
+OMP_WAIT_POLICY=passive, so that waiting threads do not spin.
 
-Run: python benchmarks/conditional.py [--threads 2]
+Run: python benchmarks/infercam.py [--threads 2]
 """
 
 from __future__ import annotations
@@ -26,15 +26,17 @@ from torch import Tensor
 
 from tagmask.compute import Compute, Precision
 from tagmask.data.scenes import make_scene
-from tagmask.methods.infercam import infercam_maps
+from tagmask.methods.infercam import InferCam, infercam_maps
 from tagmask.models.backbone import Backbone
 from tagmask.models.classifier import Classifier
 from tagmask.models.inference import make_inference_only
 
 T = TypeVar("T")
 Case = tuple[str, int, int, int]
+"""Backbone, output stride, side of the images in pixels, number of images."""
+
 SCALES = (1.0, 0.5, 1.5, 2.0)
-CASES = [  # backbone, output stride, picture side, pictures: a demo's, a CPU's and the papers' scale
+CASES: list[Case] = [  # the sizes of the demo, of runs on a CPU, and of the papers
     ("resnet18", 8, 96, 4),
     ("mobilenetv2_100", 16, 320, 2),
     ("resnet50", 16, 320, 2),
@@ -51,14 +53,26 @@ def plain_loop(
     stride: int = 16,
     split: bool = True,
 ) -> np.ndarray:
-    """Methods, section 3, piece by piece and view by view: image [3, H, W] → maps [K, H, W] at full size."""
+    """Compute the maps of one image, piece by piece and view by view.
+
+    Args:
+        activations: maps images [B, 3, H, W] to activations [B, K, h, w].
+        image: [3, H, W] normalized.
+        tags: class ids.
+        scales: factors by which pieces are resized.
+        stride: of the activations.
+        split: whether the image is divided into quadrants.
+
+    Returns:
+        [K, H, W] float32.
+    """
     height, width = image.shape[1:]
     boxes = [(0, height, 0, width)]
     if split and len(tags) < 3:
         buffer = (10, 20)[len(tags) - 1]
-        centres = [ndimage.center_of_mass(m) for m in multi_scale(activations, image, tags, scales, stride).numpy()]
-        low_y, low_x = (min(int(c[axis]) for c in centres) - buffer for axis in (0, 1))
-        high_y, high_x = (max(int(c[axis]) for c in centres) + buffer for axis in (0, 1))
+        centers = [ndimage.center_of_mass(m) for m in multi_scale(activations, image, tags, scales, stride).numpy()]
+        low_y, low_x = (min(int(c[axis]) for c in centers) - buffer for axis in (0, 1))
+        high_y, high_x = (max(int(c[axis]) for c in centers) + buffer for axis in (0, 1))
         rows = [(0, min(high_y, height)), (max(low_y, 0), height)]
         columns = [(0, min(high_x, width)), (max(low_x, 0), width)]
         boxes = [(*r, *c) for r in rows for c in columns]
@@ -82,6 +96,7 @@ def plain_loop(
 def multi_scale(
     activations: Callable[[Tensor], Tensor], piece: Tensor, tags: Sequence[int], scales: Sequence[float], stride: int
 ) -> Tensor:
+    """Compute multi-scale CAMs with horizontal flips of a piece [3, h, w]: [K, h, w], with 1 as their maxima."""
     height, width = piece.shape[1:]
     cells = [stride * math.ceil(side / stride) for side in (height, width)]
     summed = torch.zeros(len(tags), height, width)
@@ -95,23 +110,23 @@ def multi_scale(
 
 
 def on_grid(maps: np.ndarray) -> np.ndarray:
-    """The four pixels around the centre of each 4×4 cell, averaged; sides must be multiples of 4."""
+    """Average the four pixels around the center of each 4×4 cell of maps [K, H, W]; H and W are multiples of 4."""
     return (maps[:, 1::4, 1::4] + maps[:, 2::4, 1::4] + maps[:, 1::4, 2::4] + maps[:, 2::4, 2::4]) / 4
 
 
-def setting(name: str, stride: int, side: int, n: int) -> tuple[Classifier, Tensor, list[tuple[int, ...]]]:
-    """A classifier with random weights, n scenes with one or two tags and these tags: the same in every process."""
+def make_inputs(name: str, stride: int, side: int, num_images: int) -> tuple[Classifier, Tensor, list[tuple[int, ...]]]:
+    """Return a random classifier, scenes with one or two tags, and their tags: the same in every process."""
     torch.manual_seed(0)
     classifier = Classifier(Backbone(name, "none", stride), tuple("abcdef")).eval()
-    scenes = [s for s in (make_scene(i, size=side) for i in range(4 * n)) if len(s.tags) < 3][:n]
+    scenes = [s for s in (make_scene(i, size=side) for i in range(4 * num_images)) if len(s.tags) < 3][:num_images]
     images = torch.stack([torch.from_numpy(s.image).permute(2, 0, 1) for s in scenes]) / 127.5 - 1
     return classifier, images, [s.tags for s in scenes]
 
 
-def timed_loop(case: Case, threads: int, repeats: int) -> tuple[float, list[np.ndarray]]:
-    """Seconds, and the maps [K, h, w] of each image."""
+def time_loop(case: Case, threads: int, repeats: int) -> tuple[float, list[np.ndarray]]:
+    """Return the seconds of the plain loop (the shortest of `repeats` runs), and the maps [K, h, w] of each image."""
     torch.set_num_threads(threads)
-    classifier, images, tags = setting(*case)
+    classifier, images, tags = make_inputs(*case)
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -120,18 +135,19 @@ def timed_loop(case: Case, threads: int, repeats: int) -> tuple[float, list[np.n
     return min(seconds), [on_grid(m) for m in maps]
 
 
-def timed(case: Case, threads: int, repeats: int, precision: Precision) -> tuple[float, list[np.ndarray], str]:
-    """The same of tagmask's own, as a run does it, and its number format."""
+def time_tagmask(case: Case, threads: int, repeats: int, precision: Precision) -> tuple[float, list[np.ndarray], str]:
+    """Return the seconds of tagmask's own inference, the maps of each image, and the dtype of the network."""
     torch.set_num_threads(threads)
-    classifier, images, tags = setting(*case)
+    classifier, images, tags = make_inputs(*case)
     compute = Compute(precision=precision)
     autocast_dtype = str(compute.autocast_dtype(classifier)).removeprefix("torch.")
     classifier = make_inference_only(classifier, compute)
+    settings = InferCam(scales=SCALES)
     seconds = []
     for _ in range(repeats):
         with compute.autocast(classifier):
             start = time.perf_counter()
-            maps = infercam_maps(classifier.activations, images, tags, SCALES)
+            maps = infercam_maps(classifier.activations, images, tags, settings)
             seconds.append(time.perf_counter() - start)
     return min(seconds), [m.maps for m in maps], autocast_dtype
 
@@ -143,22 +159,23 @@ def main() -> None:
     arguments = parser.parse_args()
     print(f"{arguments.threads} threads, torch {torch.__version__}; random weights, scenes with one or two tags")
     for case in CASES:
-        given = (case, arguments.threads, arguments.repeats)
-        loop, slow = in_own_process(timed_loop, *given, huge_pages=False)
-        exact, same, _ = in_own_process(timed, *given, "float32")
-        ours, _, autocast_dtype = in_own_process(timed, *given, "auto")
-        difference = max(float(np.abs(a - b).max()) for a, b in zip(slow, same, strict=True))
-        name, _, side, n = case
+        common = (case, arguments.threads, arguments.repeats)
+        loop, loop_maps = call_in_new_process(time_loop, *common, huge_pages=False)
+        float32, float32_maps, _ = call_in_new_process(time_tagmask, *common, "float32")
+        auto, _, dtype = call_in_new_process(time_tagmask, *common, "auto")
+        difference = max(float(np.abs(a - b).max()) for a, b in zip(loop_maps, float32_maps, strict=True))
+        name, _, side, num_images = case
         print(
-            f"{name} {side}×{side}, {n} images: loop {loop:.2f} s, batched {exact:.2f} s, {loop / exact:.1f} times, "
-            f"largest difference {difference:.1e}; as a run does it, in {autocast_dtype}, {ours:.2f} s, "
-            f"{loop / ours:.1f} times",
+            f"{name} {side}×{side}, {num_images} images: loop {loop:.2f} s, tagmask in float32 {float32:.2f} s "
+            f"({loop / float32:.1f} times as fast, largest difference {difference:.1e}), with the default precision "
+            f"({dtype}) {auto:.2f} s ({loop / auto:.1f} times as fast)",
             flush=True,
         )
 
 
-def in_own_process(function: Callable[..., T], *arguments: Any, huge_pages: bool = True) -> T:
-    os.environ["THP_MEM_ALLOC_ENABLE"] = str(int(huge_pages))  # as tagmask sets it where it is imported before torch
+def call_in_new_process(function: Callable[..., T], *arguments: Any, huge_pages: bool = True) -> T:
+    """Call a function in a new process, with or without transparent huge pages."""
+    os.environ["THP_MEM_ALLOC_ENABLE"] = str(int(huge_pages))  # tagmask sets it if it is imported before torch
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 

@@ -2,7 +2,7 @@
 
     python benchmarks/maps.py [--backbone resnet50] [--images 16] [--threads 2]
 
-- stage: `make_maps`, from image files to map files.
+- stage: `make_missing_maps`, from image files to map files.
 - plain loop: a straightforward implementation with batch size 1, in float32, with one forward pass per scale and flip,
   with maps of all classes, and with PyTorch's default memory allocation.
 - forward alone: the forward passes of the stage on random batches, without loading, resizing and writing. The batches,
@@ -32,7 +32,7 @@ from tagmask.compute import Compute
 from tagmask.data.loading import load_image_batches
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.maps import grid_size
-from tagmask.methods.cam import Cam, make_maps
+from tagmask.methods.cam import Cam, make_missing_maps
 from tagmask.models.backbone import Backbone
 from tagmask.models.classifier import Classifier
 from tagmask.models.inference import make_inference_only, scaled_size
@@ -83,7 +83,7 @@ def run_stage(arguments: argparse.Namespace) -> dict[str, float | str]:
         for name in ("warm-up", "measured"):
             context = InferenceContext(StageFolder(Path(out) / name), images, compute, Reporter())
             start = time.perf_counter()
-            make_maps(classifier, context, SETTINGS)
+            make_missing_maps(classifier, context, SETTINGS)
             seconds = time.perf_counter() - start
         num_bytes = sum(f.stat().st_size for f in context.folder.path.rglob("*.safetensors"))
     return {

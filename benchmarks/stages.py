@@ -1,6 +1,6 @@
-"""Speed of each stage of a run on generated scenes, its share of waiting for data, and its disk space per image.
+"""Measure each stage of a run on generated scenes: its speed, its share of waiting for data, and its disk space.
 
-python benchmarks/stages.py [--images 400] [--recipe scratch] [--set cam.epochs=4]
+Run: python benchmarks/stages.py [--images 400] [--size 96] [--recipe scratch] [--set cam.epochs=4] [--workers 2]
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def _print_stage(stage: StageFolder, num_images: int) -> None:
-    record = stage.read_record()
+    record = stage.read_record_if_any()
     seconds = record.seconds if record else 0
     history = read_history(stage)
     training = sum(epoch["seconds"] for epoch in history)

@@ -7,18 +7,21 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import tagmask
+import tagmask.evaluate
 from tagmask.artifacts import read_json, write_json
 from tagmask.data.images import read_image
 from tagmask.data.samples import TaggedImages
 from tagmask.errors import DataError, RecipeError, RunError
 from tagmask.label_map import read_label_map, write_label_map
 from tagmask.pipeline import stage_keys
+from tagmask.run_folder import StageFolder
 from tests.runs import toy_run, write_toy
 
 
@@ -278,3 +281,80 @@ def test_changed_saliency_is_noticed_where_it_is_read(tmp_path: Path, toy_images
 
     dark, bright = keys(10), keys(200)
     assert [name for name in dark if dark[name] != bright[name]] == ["mine", "activation_aware"]
+
+
+def test_a_finished_run_returns_without_decoding_or_measuring(
+    run: tagmask.Run, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **settings: object) -> None:
+        raise AssertionError("a finished run did work again")
+
+    monkeypatch.setattr("tagmask.data.verify.read_image", fail)
+    monkeypatch.setattr("tagmask.api.run_stages", fail)
+    monkeypatch.setattr("tagmask.report.update.update_report", fail)
+    before = {file: file.stat().st_mtime_ns for file in run.folder.rglob("*")}
+    again = toy_run(data, run.folder)
+    assert again.classes == run.classes
+    assert again.evaluation.scores.keys() == run.evaluation.scores.keys()
+    assert {file: file.stat().st_mtime_ns for file in run.folder.rglob("*")} == before
+
+
+def test_a_finished_run_imports_no_pytorch(run: tagmask.Run, data: Path) -> None:
+    code = (
+        "import sys; import tagmask; from tests.runs import RECIPE, SETTINGS\n"
+        f"source = tagmask.DataSource(root={str(data)!r}, masks='masks')\n"
+        f"run = tagmask.run(source, {str(run.folder)!r}, recipe=RECIPE, settings=SETTINGS, device='cpu', quiet=True)\n"
+        "assert run.evaluation.scores\n"
+        "sys.exit(str(sorted({'torch', 'timm', 'lightning', 'torchmetrics', 'numba'} & set(sys.modules))))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.stderr.strip() == "[]"
+
+
+def test_a_finished_run_notices_changes(copied: tagmask.Run, data: Path, tmp_path: Path) -> None:
+    """A stage without its record, a changed ground-truth mask and a removed report are all made again."""
+    (copied.folder / "segment" / "stage.json").unlink()
+    toy_run(data, copied.folder)
+    assert (copied.folder / "segment" / "stage.json").exists()
+    copied.report.unlink()
+    toy_run(data, copied.folder)
+    assert copied.report.exists()
+    changed = shutil.copytree(data, tmp_path / "changed")
+    for mask in (changed / "masks").glob("*.png"):
+        write_label_map(mask, np.zeros((40, 48), np.uint8))
+    run = toy_run(changed, copied.folder)
+    name = f"segment ({changed.name})"
+    assert run.evaluation.scores[name].iou[1] in (0, pytest.approx(np.nan, nan_ok=True))
+
+
+def test_only_new_stages_are_measured(copied: tagmask.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[str] = []
+    score_maps = tagmask.evaluate.score_maps
+
+    def record(images: TaggedImages, stage: StageFolder, *arguments: Any) -> Any:
+        measured.append(stage.name)
+        return score_maps(images, stage, *arguments)
+
+    monkeypatch.setattr("tagmask.evaluate.score_maps", record)
+    before = copied.evaluation
+    extended = copied.run_stage("infercam", INFERCAM, quiet=True)
+    assert measured == ["infercam"]
+    after = extended.evaluation
+    assert after.scores.keys() == before.scores.keys()
+    assert after.to_json()["maps"].items() > before.to_json()["maps"].items()
+
+
+def test_a_run_folder_of_the_first_version_gives_one_sentence(copied: tagmask.Run, data: Path) -> None:
+    write_json(copied.folder / "run.json", {"tagmask": "0.1.0", "sources": {"images": {"root": "x"}, "held_out": None}})
+    sentence = r"was made by tagmask 0\.1\.0, whose run folders this version \(.*\) cannot read: choose another --out"
+    with pytest.raises(RunError, match=sentence):
+        tagmask.load(copied.folder)
+    with pytest.raises(RunError, match=sentence):
+        toy_run(data, copied.folder)
+
+
+def test_a_run_shows_itself_in_a_notebook(run: tagmask.Run) -> None:
+    html = run._repr_html_()
+    assert "segment" in html
+    assert "report.html" in html
+    assert run.load_maps("6")._repr_png_().startswith(b"\x89PNG")

@@ -14,7 +14,7 @@ import torch
 from tagmask import artifacts
 from tagmask.errors import RunError
 from tagmask.label_map import write_label_map
-from tagmask.models.saved_network import read_weights, write_weights
+from tagmask.models.saved_network import read_weights_and_config, write_weights_and_config
 
 Write = Callable[[Path], None]
 RNG = np.random.default_rng(0)
@@ -22,7 +22,7 @@ WRITERS: dict[str, Write] = {
     "text": lambda path: artifacts.write_text(path, "ä" * 200_000),
     "json": lambda path: artifacts.write_json(path, list(range(100_000))),
     "arrays": lambda path: artifacts.write_arrays(path, {"a": np.zeros(100_000, np.float32)}),
-    "weights": lambda path: write_weights(path, {"a": torch.zeros(100_000)}, {"kind": "x"}),
+    "weights": lambda path: write_weights_and_config(path, {"a": torch.zeros(100_000)}, {"kind": "x"}),
     "labels": lambda path: write_label_map(path, RNG.integers(0, 255, (600, 600)).astype(np.uint8)),
 }
 
@@ -106,15 +106,15 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
 
 def test_weights_come_back_with_what_they_are_of(tmp_path: Path) -> None:
     weights = {"a": torch.randn(2, 3), "n": torch.tensor(3)}
-    write_weights(tmp_path / "net.safetensors", weights, {"kind": "x", "classes": ("ä",)})
-    read, config = read_weights(tmp_path / "net.safetensors")
+    write_weights_and_config(tmp_path / "net.safetensors", weights, {"kind": "x", "classes": ("ä",)})
+    read, config = read_weights_and_config(tmp_path / "net.safetensors")
     assert config == {"kind": "x", "classes": ["ä"]}
     assert all(torch.equal(read[name], value) for name, value in weights.items())
 
 
 def test_missing_and_damaged_files_give_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "bad").write_bytes(b"{")
-    for read in (artifacts.read_json, artifacts.read_arrays, read_weights):
+    for read in (artifacts.read_json, artifacts.read_arrays, read_weights_and_config):
         with pytest.raises(RunError, match="does not exist"):
             read(tmp_path / "none")
         with pytest.raises(RunError, match=r"bad is (not JSON|damaged).*: remove it, then run the command again\.$"):

@@ -184,10 +184,10 @@ import operator
 from joblib import delayed
 from tagmask.compute import Compute
 from tagmask.dryrun.estimate import peak_memory
-from tagmask.progress import Reporter, run_parallel
+from tagmask.progress import Reporter, run_in_workers
 
 jobs = (delayed(operator.mul)(b"x", size) for size in (1, 400_000_000))
-run_parallel("large results", jobs, 2, 2, Reporter().progress)
+run_in_workers("large results", jobs, 2, 2, Reporter().progress)
 print(peak_memory(Compute())["worker"])
 """
     process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

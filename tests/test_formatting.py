@@ -4,17 +4,17 @@ import math
 
 import pytest
 
-from tagmask.formatting import format_count, format_duration, format_number, format_percent
+from tagmask.formatting import format_count, format_duration, format_percent, format_two_decimals
 
 
 def test_missing_numbers_are_dashes() -> None:
-    assert format_percent(math.nan) == format_percent(math.inf) == format_number(math.nan) == "–"
+    assert format_percent(math.nan) == format_percent(math.inf) == format_two_decimals(math.nan) == "–"
 
 
 def test_numbers() -> None:
     assert format_percent(0.4561) == "45.6 %"
-    assert format_number(2.346) == "2.35"
-    assert format_number(math.inf) == "inf"
+    assert format_two_decimals(2.346) == "2.35"
+    assert format_two_decimals(math.inf) == "inf"
     assert format_count(1234567) == "1,234,567"
 
 

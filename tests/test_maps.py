@@ -165,7 +165,7 @@ def test_the_heat_map_in_a_notebook_is_warm_where_the_class_is_active() -> None:
     assert right[0] > right[2]
 
 
-@pytest.mark.parametrize("module", ["tagmask.maps", "tagmask.refine.label_maps"])
+@pytest.mark.parametrize("module", ["tagmask.maps", "tagmask.refine.map_cutting"])
 def test_importing_does_not_import_torch(module: str) -> None:
     subprocess.run([sys.executable, "-c", f"import sys, {module}; sys.exit('torch' in sys.modules)"], check=True)
 

@@ -11,17 +11,17 @@ from joblib import delayed
 from rich.console import Console
 
 from tagmask.errors import RunError
-from tagmask.progress import Reporter, run_parallel
+from tagmask.progress import Reporter, run_in_workers
 
 
 def test_a_worker_that_is_killed_is_one_sentence() -> None:
     with pytest.raises(RunError, match=r"^masks: a worker process was killed, .* use fewer workers"):
-        run_parallel("masks", (delayed(_ends)(i == 3) for i in range(8)), 8, 4, Reporter().progress)
+        run_in_workers("masks", (delayed(_ends)(i == 3) for i in range(8)), 8, 4, Reporter().progress)
 
 
 def test_every_job_is_counted() -> None:
     reporter = Reporter(Console(file=io.StringIO(), width=80))
-    run_parallel("masks", (delayed(_ends)(False) for _ in range(5)), 5, 2, reporter.progress)
+    run_in_workers("masks", (delayed(_ends)(False) for _ in range(5)), 5, 2, reporter.progress)
     assert reporter.console
     assert reporter.console.file.getvalue().startswith("  masks: 5/5 images in ")
 

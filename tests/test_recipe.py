@@ -45,7 +45,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {  # from the papers and their public cod
     },
     "infercam": {
         **MAPS, "split": True, "buffers": (10, 20), "iterations": 5, "found_threshold": 0.7, "min_growth": 0.02,
-        "enlarge": 1.0, "of": None,
+        "enlarge": 1.0, "base_method": None,
     },
     "amn": {
         **MAPS, "seeds": {"fg": 0.30, "bg": 0.05, "gt_prob": 0.7, "crf": CRF}, "output_stride": 16, "dropout": 0.1,

@@ -46,7 +46,7 @@ class RecordingTraining(Training):
         self.keys: list[list[tuple[int, ...]]] = []
         self.stop_in = stop_in
 
-    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         keys = [tuple(key) for key in batch["key"].tolist()]
         if self.stop_in is not None and self.trainer.current_epoch == self.stop_in and len(self.keys) % 2:
             raise InterruptedError
@@ -117,7 +117,7 @@ class DropoutTraining(Training):
         self.num_steps = 0
         self.stop_in = stop_in
 
-    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         self.num_steps += 1
         if self.stop_in is not None and self.trainer.current_epoch == self.stop_in and self.num_steps % 2 == 0:
             raise InterruptedError

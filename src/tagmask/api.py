@@ -23,7 +23,7 @@ from tagmask.progress import Reporter
 from tagmask.recipe import Recipe, load_recipe, read_recipe_text
 from tagmask.results import Run, make_reporter
 from tagmask.run_folder import RunFolder
-from tagmask.text import join_names
+from tagmask.text import join_first_names
 
 
 def run(
@@ -180,7 +180,7 @@ def _describe_data(images: TaggedImages, folder: RunFolder, reporter: Reporter) 
     """Print one line about the training images."""
     num_bad = sum(problem.severity == "error" for problem in images.problems)
     bad = f" ({num_bad} bad ones left out)" if num_bad else ""
-    names = join_names(images.classes, 10)
+    names = join_first_names(images.classes, 10)
     reporter.info(f"{len(images)} images{bad}, {len(images.classes)} classes ({names}) → {folder.path}")
 
 

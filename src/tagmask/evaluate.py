@@ -127,7 +127,7 @@ def evaluate_run(
         previous: an earlier evaluation of this run; what has not changed since is taken from it.
     """
     evaluation = Evaluation(images.classes)
-    labeled = _with_ground_truth(images)
+    labeled = _select_with_ground_truth(images)
     for name, method in recipe.stages.items():
         stage, entry = folder.stage(name), f"{name} ({images.name})"
         if "masks" in method.makes and "maps" in method.inputs:
@@ -146,7 +146,7 @@ def evaluate_run(
             _add_scores(evaluation, previous, entry, key, labeled, stage, compute, reporter)
     if held_out is not None and (segmenter := recipe.latest("segmenter")):
         masks = segment_held_out(folder, segmenter, held_out, compute, reporter)
-        labeled = _with_ground_truth(held_out)
+        labeled = _select_with_ground_truth(held_out)
         if len(labeled):
             entry = f"{segmenter} ({held_out.name})"
             _add_scores(evaluation, previous, entry, _entry_key(masks, labeled), labeled, masks, compute, reporter)
@@ -155,7 +155,7 @@ def evaluate_run(
 
 def _add_threshold(evaluation: Evaluation, entry: str, stage: StageFolder) -> None:
     """Add the threshold at which a stage cut maps; one threshold for all images goes before one per image."""
-    if (threshold := stage.read_threshold()) is None:
+    if (threshold := stage.read_threshold_if_any()) is None:
         return
     if threshold.per_image:
         evaluation.thresholds.setdefault(entry, math.nan)
@@ -183,11 +183,11 @@ def _add_scores(
 
 def _entry_key(stage: StageFolder, images: TaggedImages) -> str:
     """Return a digest of everything that a measurement of a stage depends on."""
-    record = stage.read_record()
+    record = stage.read_record_if_any()
     return digest([record and record.key, fingerprint(images), ground_truth_fingerprint(images), tagmask.__version__])
 
 
-def _with_ground_truth(images: TaggedImages) -> TaggedImages:
+def _select_with_ground_truth(images: TaggedImages) -> TaggedImages:
     return images.select(lambda sample: sample.mask is not None)
 
 
@@ -205,7 +205,7 @@ def evaluate_maps(
         stage = folder.stage(name)
         if not stage.is_done:
             raise RunError(f"stage {name!r} of {folder.path} has not made all its maps yet: finish the run first.")
-        labeled = _with_ground_truth(images).select(lambda sample, at=stage: at.maps_path(sample.id).exists())  # type: ignore[misc]
+        labeled = _select_with_ground_truth(images).select(lambda sample, at=stage: at.maps_path(sample.id).exists())  # type: ignore[misc]
         if not len(labeled):
             raise DataError(
                 f"no image of {images.name} has both a ground-truth mask and maps in {stage.path}: give --data, and "
@@ -295,12 +295,12 @@ def segment_held_out(
 
     target = held_out_folder(folder, held_out)
     stage = folder.stage(segmenter)
-    record = stage.read_record()
+    record = stage.read_record_if_any()
     key = {"stage": segmenter, "network": digest(record and record.key), "images": fingerprint(held_out)}
     if target.begin(key, compute, redo=True):
         start = time.time()
         untagged = replace(held_out, samples=tuple(replace(sample, tags=None) for sample in held_out.samples))
-        Predictor.load(stage.path, compute).write_masks(InferenceContext(target, untagged, compute, reporter))
+        Predictor.load(stage.path, compute).write_missing_masks(InferenceContext(target, untagged, compute, reporter))
         target.mark_done(compute, time.time() - start, len(held_out))
     return target
 

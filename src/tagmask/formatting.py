@@ -18,11 +18,11 @@ def format_percent(fraction: float) -> str:
     return f"{100 * fraction:.1f} %" if math.isfinite(fraction) else MISSING
 
 
-def format_number(value: float) -> str:
+def format_two_decimals(value: float) -> str:
     """Return a number with two decimals; "–" for NaN.
 
     Example:
-        >>> format_number(2.346), format_number(math.inf), format_number(math.nan)
+        >>> format_two_decimals(2.346), format_two_decimals(math.inf), format_two_decimals(math.nan)
         ('2.35', 'inf', '–')
     """
     return MISSING if math.isnan(value) else f"{value:.2f}"

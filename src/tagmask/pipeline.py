@@ -90,7 +90,7 @@ def check_stages(recipe: Recipe, images: TaggedImages, folder: RunFolder, *, red
     for method in recipe.stages.values():
         method.check_images(images)
     for name, key in stage_keys(recipe, images).items():
-        is_new = folder.stage(name).matching_record(key, redo=redo) is None
+        is_new = folder.stage(name).record_with_key(key, redo=redo) is None
         weights = recipe.stages[name].initial_weights()
         if is_new and weights and weights.file and not weights.file.is_file():
             raise RecipeError(f"stage {name!r}: weights file {weights.file} does not exist; correct the path.")
@@ -105,7 +105,7 @@ def with_added_stages(recipe: Recipe, images: TaggedImages, folder: RunFolder) -
         added = {name: method for name, method in saved.stages.items() if name not in recipe.stages}
         extended = Recipe(description=recipe.description, seed=recipe.seed, stages={**recipe.stages, **added})
         for name, key in stage_keys(extended, images).items():
-            if name in added and folder.stage(name).matching_record(key, redo=True) is None:
+            if name in added and folder.stage(name).record_with_key(key, redo=True) is None:
                 return recipe
         return extended
     return recipe

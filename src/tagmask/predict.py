@@ -15,7 +15,7 @@ from tagmask.compute import Compute
 from tagmask.data.samples import TaggedImages
 from tagmask.data.transforms import normalize_images
 from tagmask.errors import DataError, RunError
-from tagmask.methods.segment import class_probabilities, most_probable_labels, write_masks
+from tagmask.methods.segment import class_probabilities, most_probable_labels, write_missing_masks
 from tagmask.models.inference import make_inference_only
 from tagmask.models.segmenter import Segmenter
 from tagmask.outputs.png import write_legend
@@ -93,9 +93,9 @@ class Predictor:
             [(labels, probabilities)] = class_probabilities(self.network, images, [ids], self.scales)
         return most_probable_labels(image, labels, probabilities, self.crf)
 
-    def write_masks(self, context: InferenceContext) -> None:
+    def write_missing_masks(self, context: InferenceContext) -> None:
         """Write the label map of every image of the context that has none yet."""
-        write_masks(self.network, context, scales=self.scales, crf=self.crf, batch_size=BATCH_SIZE)
+        write_missing_masks(self.network, context, scales=self.scales, crf=self.crf, batch_size=BATCH_SIZE)
 
     def _class_id(self, tag: str) -> int:
         if tag not in self.classes:
@@ -138,7 +138,7 @@ def predict_folder(
     if compute.is_main_process:
         _record_images(context, record.path / IMAGES_FILE, redo=redo)
     compute.barrier()
-    predictor.write_masks(context)
+    predictor.write_missing_masks(context)
     record.mark_done(compute, time.time() - start, len(images))
     if compute.is_main_process:
         write_legend(out, predictor.classes)

@@ -47,7 +47,7 @@ class Reporter:
     def info(self, text: str) -> None:
         """Print one line."""
         if self.console:
-            self.console.print(text, markup=False, highlight=False)
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def progress(self, description: str, total: int, unit: LoopUnit = "images") -> Iterator[Callable[[int], None]]:
@@ -83,24 +83,26 @@ class Reporter:
         self.info(f"  {description}: {done}/{total} {unit} in {time.monotonic() - start:.0f} s")
 
 
-def run_parallel(description: str, jobs: Iterable[Any], total: int, workers: int, progress: Progress) -> None:
-    """Run jobs in worker processes and report the progress.
+def run_in_workers(
+    description: str, delayed_calls: Iterable[Any], num_calls: int, num_workers: int, progress: Progress
+) -> None:
+    """Run joblib `delayed` calls in worker processes and report the progress.
 
     Args:
         description: text beside the progress bar.
-        jobs: joblib `delayed` calls.
-        total: the number of jobs.
-        workers: the number of processes; 0 and 1 run the jobs in this process.
-        progress: reports each finished job.
+        delayed_calls: joblib `delayed` calls.
+        num_calls: the number of calls.
+        num_workers: the number of processes; 0 and 1 run the calls in this process.
+        progress: reports each finished call.
 
     Raises:
         RunError: the operating system killed a worker.
     """
     from joblib import Parallel
 
-    with progress(description, total) as advance:
+    with progress(description, num_calls) as advance:
         try:
-            for _ in Parallel(n_jobs=max(1, workers), return_as="generator_unordered")(jobs):
+            for _ in Parallel(n_jobs=max(1, num_workers), return_as="generator_unordered")(delayed_calls):
                 advance(1)
         except BrokenProcessPool as error:
             raise RunError(f"{description}: {WORKER_KILLED}") from error

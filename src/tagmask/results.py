@@ -298,7 +298,7 @@ class Run:
         classes = self.predictor.classes
         images = find_new_images([str(path) for path in paths], classes, table, leave_out=[Path(out)])
         images = verify_images(images, skip_bad=skip_bad, workers=self.compute.workers, progress=reporter.progress)
-        record = self.latest_stage("segmenter").read_record()
+        record = self.latest_stage("segmenter").read_record_if_any()
         network_key = digest(record and record.key)
         masks = predict_folder(self.predictor, images, network_key, Path(out), reporter=reporter, redo=redo)
         for format in formats if self.compute.is_main_process else ():

@@ -39,8 +39,8 @@ def read_run_data(
 
     images = source.read()
     others = None if held_out is None else align_classes(held_out.read(), held_out, images.classes)
-    images = verify(images, folder.verified_path if folder else None)
+    images = verify(images, folder.verification_cache_path if folder else None)
     if others is None:
         return images, None
-    others = verify(others, folder.verified_held_out_path if folder else None)
+    others = verify(others, folder.held_out_verification_cache_path if folder else None)
     return images, replace(others, name=f"{others.name}, held out") if others.name == images.name else others

@@ -96,27 +96,27 @@ class StageFolder:
         """The path of the recorded threshold."""
         return self.path / "threshold.json"
 
-    def read_record(self) -> StageRecord | None:
-        """Read the record; None if the stage has not begun. Raises RunError if the file is damaged."""
+    def read_record_if_any(self) -> StageRecord | None:
+        """Read the record, or return None if the stage has not begun. Raises RunError if the file is damaged."""
         return _read_model(self.record_path, StageRecord)
 
-    def read_threshold(self) -> ThresholdRecord | None:
-        """Read the threshold at which the stage cut maps; None if it cut none. Raises RunError if it is damaged."""
+    def read_threshold_if_any(self) -> ThresholdRecord | None:
+        """Read the threshold at which the stage cut maps, or return None if it cut none. Raises RunError if damaged."""
         return _read_model(self.threshold_path, ThresholdRecord)
 
     @property
     def is_done(self) -> bool:
         """Whether the record says that the stage has finished."""
-        record = self.read_record()
+        record = self.read_record_if_any()
         return record is not None and record.status == "done"
 
-    def matching_record(self, key: dict[str, Any], *, redo: bool) -> StageRecord | None:
+    def record_with_key(self, key: dict[str, Any], *, redo: bool) -> StageRecord | None:
         """Read the record if it has this key; None if the stage has to be made from the start.
 
         Raises:
             RunError: the stage was made from something else, and `redo` is False.
         """
-        record = self.read_record()
+        record = self.read_record_if_any()
         if record is None or record.key == key:
             return record
         has_results = any(path.name != self.record_path.name for path in self.path.iterdir())
@@ -138,7 +138,7 @@ class StageFolder:
         Raises:
             RunError: the stage was made from something else, and `redo` is False.
         """
-        record = self.matching_record(key, redo=redo)
+        record = self.record_with_key(key, redo=redo)
         compute.barrier()  # every process reads the record before the main process writes it
         if record is None and compute.is_main_process:
             _remove_folder(self.path)
@@ -159,7 +159,7 @@ class StageFolder:
             num_images: the number of images that the stage processed.
         """
         compute.barrier()
-        if compute.is_main_process and (record := self.read_record()):
+        if compute.is_main_process and (record := self.read_record_if_any()):
             total = round(record.seconds + seconds, 1)
             self._write(record.model_copy(update={"status": "done", "seconds": total, "num_images": num_images}))
         compute.barrier()
@@ -199,12 +199,12 @@ class RunFolder:
         return self.path / "report.html"
 
     @property
-    def verified_path(self) -> Path:
+    def verification_cache_path(self) -> Path:
         """The path of the list of training images that were verified before (a cache; it can be removed)."""
         return self.path / ".verified.json"
 
     @property
-    def verified_held_out_path(self) -> Path:
+    def held_out_verification_cache_path(self) -> Path:
         """The path of the list of held-out images that were verified before (a cache; it can be removed)."""
         return self.path / ".verified-held-out.json"
 
@@ -237,16 +237,18 @@ class RunFolder:
             )
         return record
 
-    def write_record(self, sources: dict[str, Any], classes: Sequence[str], finished: str | None = None) -> None:
+    def write_record(
+        self, sources: dict[str, Any], classes: Sequence[str], finished_request_key: str | None = None
+    ) -> None:
         """Write `run.json`.
 
         Args:
             sources: where the images and the held-out images came from.
             classes: the class names.
-            finished: a digest of the request and the data that the run has finished, once it has.
+            finished_request_key: a digest of the request and the data that the run has finished, once it has.
         """
         record = {"format": RUN_FORMAT, "tagmask": tagmask.__version__, "classes": list(classes), "sources": sources}
-        write_json(self.record_path, {**record, "finished": finished})
+        write_json(self.record_path, {**record, "finished": finished_request_key})
 
     def check_usable(self) -> None:
         """Raise RunError if the folder holds something that is not a run of this version."""
@@ -261,7 +263,7 @@ class RunFolder:
         """Remove what was written to a folder in which no run was begun, because the run was refused."""
         if self.record_path.exists():
             return
-        for path in (self.verified_path, self.verified_held_out_path):
+        for path in (self.verification_cache_path, self.held_out_verification_cache_path):
             path.unlink(missing_ok=True)
         with suppress(OSError):  # it holds other files, or does not exist
             self.path.rmdir()

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tagmask.compute import Compute
 from tagmask.data.samples import Sample, TaggedImages
-from tagmask.progress import Reporter, run_parallel
+from tagmask.progress import Reporter, run_in_workers
 from tagmask.run_folder import StageFolder
 
 ArtifactKind = Literal["classifier", "maps", "masks", "segmenter"]
@@ -61,9 +61,9 @@ class InferenceContext:
         """Return batches of images of equal size, at most `batch_size` images each and small enough for the device."""
         return group_by_size(self.images.samples, batch_size, self.compute.batch_pixels)
 
-    def run_parallel(self, description: str, jobs: Iterable[Any], total: int) -> None:
-        """Run this process's `total` jobs (joblib `delayed` calls) in worker processes and report the progress."""
-        run_parallel(description, jobs, total, self.compute.workers, self.reporter.progress)
+    def run_in_workers(self, description: str, delayed_calls: Iterable[Any], num_calls: int) -> None:
+        """Run this process's joblib `delayed` calls in worker processes and report the progress."""
+        run_in_workers(description, delayed_calls, num_calls, self.compute.workers, self.reporter.progress)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 
-def join_names(names: Sequence[str], limit: int) -> str:
+def join_first_names(names: Sequence[str], limit: int) -> str:
     """Return the first `limit` names as "a, b, ..."."""
     return ", ".join(names[:limit]) + ", ..." * (len(names) > limit)
 
@@ -22,7 +22,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     similar = difflib.get_close_matches(name.lower(), list(by_lower_case), n=1, cutoff=0.6)
     if similar:
         return f": did you mean {by_lower_case[similar[0]]!r}?"
-    return f": choose from {join_names(names, 20)}" if names else ""
+    return f": choose from {join_first_names(names, 20)}" if names else ""
 
 
 def pluralize(count: int, noun: str) -> str:

@@ -45,14 +45,17 @@ class TrainingSettings(Method):
     learning_rates: ClassVar[tuple[str, ...]] = ("lr", "head_lr")
 
     epochs: int = Field(5, ge=0, description="passes over the training images")
-    batch_size: int = Field(16, ge=1, description="images per step, over all processes")
+    batch_size: int = Field(16, ge=1, description="images per training step, over all processes")
     crop_size: int = Field(512, ge=16, description="side of the random crops in pixels")
-    optimizer: Optimizer = Field("sgd", description="sgd, adam or adamw")
+    optimizer: Optimizer = Field("sgd", description="the optimizer")
     lr: float = Field(0.1, gt=0, description="learning rate of the backbone")
     momentum: float = Field(0.0, ge=0, lt=1, description="momentum of SGD")
     weight_decay: float = Field(1e-4, ge=0, description="weight decay")
     poly_power: float = Field(
-        0.9, ge=0, description="power of the polynomial decay of the learning rate; 0: constant learning rate"
+        0.9,
+        ge=0,
+        description="exponent p of the decay: at step t of T the learning rates are multiplied by (1 − t/T)^p; "
+        "0: no decay",
     )
 
     def for_dry_run(self) -> Self:
@@ -61,7 +64,7 @@ class TrainingSettings(Method):
 
 
 class Training(L.LightningModule):
-    """A network, its optimizer and its loss. Subclasses define `loss(batch)`.
+    """A network, its optimizer and its loss. Subclasses define `losses(batch)`.
 
     Args:
         network: the network to train.
@@ -81,7 +84,7 @@ class Training(L.LightningModule):
         trainable = [([p for p in parameters if p.requires_grad], lr) for parameters, lr in parameter_groups]
         self._parameter_groups: list[dict[str, Any]] = [{"params": p, "lr": lr} for p, lr in trainable if p]
 
-    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Compute the scalar losses of a batch: "loss", which is minimized, and others for the training curves."""
         raise NotImplementedError
 
@@ -96,7 +99,7 @@ class Training(L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> dict[str, Tensor]:
         batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last)
-        return self.loss(batch)
+        return self.losses(batch)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         settings = self._settings

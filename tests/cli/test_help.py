@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -75,9 +75,9 @@ def test_every_command_and_option_has_a_help_text(command: RunCommand, name: str
     result = command(name, "--help")
     assert result.status == 0
     assert "Usage: " in result.out
-    group = typer.main.get_command(app)
-    parameters = group.commands[name].params  # type: ignore[attr-defined]
-    assert group.commands[name].help  # type: ignore[attr-defined]
+    group: Any = typer.main.get_command(app)
+    parameters = group.commands[name].params
+    assert group.commands[name].help
     for parameter in parameters:
         assert parameter.help[0].isupper(), parameter.name
         assert parameter.help.endswith("."), parameter.name

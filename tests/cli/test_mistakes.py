@@ -101,7 +101,7 @@ def test_masks_that_do_not_fit(fails: RunFailing, data: Path, tmp_path: Path) ->
     Image.new("L", (48, 40), 9).save(first)
     assert "preds has the value 9; valid values are 0..3 and 255" in fails(*line)
     first.write_bytes(b"no image")
-    assert "is not an image that can be read" in fails(*line)
+    assert "cannot be read as an image" in fails(*line)
     first.unlink()
     assert "there is no mask" in fails(*line)
 

@@ -15,7 +15,7 @@ from tagmask.data.background_detection import (
     _graph_edges,
     _optimize_saliency,
     compute_saliency,
-    write_saliency_maps,
+    write_missing_saliency_maps,
 )
 from tagmask.data.images import read_image, read_mask_image
 from tagmask.data.saliency import read_saliency
@@ -137,7 +137,7 @@ def images(tmp_path: Path) -> TaggedImages:
 def test_files_are_written_once(images: TaggedImages, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     for workers in (0, 1):  # the second call has nothing to do
-        result = write_saliency_maps(images, folder, skip_bad=True, workers=workers, progress=NO_PROGRESS)
+        result = write_missing_saliency_maps(images, folder, skip_bad=True, workers=workers, progress=NO_PROGRESS)
         assert [(s.id, s.saliency) for s in result.samples] == [
             ("a", folder / "a.png"),
             ("deep/b", folder / "deep/b.png"),
@@ -160,21 +160,21 @@ def test_files_are_written_once(images: TaggedImages, tmp_path: Path) -> None:
 
 def test_bad_images_are_an_error(images: TaggedImages, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"1 of 3 images of discs is bad: .*c\.png: is not an image that can be read"):
-        write_saliency_maps(images, tmp_path / "out", skip_bad=False, workers=0, progress=NO_PROGRESS)
+        write_missing_saliency_maps(images, tmp_path / "out", skip_bad=False, workers=0, progress=NO_PROGRESS)
     assert not (tmp_path / "out").exists()
 
 
 def test_existing_masks_and_saliency_maps_are_ignored(images: TaggedImages, tmp_path: Path) -> None:
     sample = replace(images.samples[0], saliency=tmp_path / "no such file.png")
     one = replace(images, samples=(sample,))
-    result = write_saliency_maps(one, tmp_path / "out", skip_bad=False, workers=0, progress=NO_PROGRESS)
+    result = write_missing_saliency_maps(one, tmp_path / "out", skip_bad=False, workers=0, progress=NO_PROGRESS)
     assert result.samples[0].saliency == tmp_path / "out/a.png"
 
 
 def test_the_error_without_scikit_image(images: TaggedImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(RunError) as error:
-        write_saliency_maps(images, tmp_path / "out", skip_bad=False, workers=0, progress=NO_PROGRESS)
+        write_missing_saliency_maps(images, tmp_path / "out", skip_bad=False, workers=0, progress=NO_PROGRESS)
     assert str(error.value) == (
         'computing saliency maps needs scikit-image; install it with pip install "tagmask[saliency]".'
     )

@@ -135,7 +135,7 @@ def test_the_loss_equals_the_soft_margin_formula() -> None:
     signs = 2 * tags - 1
     expected = torch.log1p(torch.exp(-signs * logits)).mean()  # −log σ(±x), averaged over classes and images
     batch = {"image": torch.zeros(2, 3, 4, 4), "tags": tags}
-    torch.testing.assert_close(module.loss(batch)["loss"], expected)
+    torch.testing.assert_close(module.losses(batch)["loss"], expected)
 
 
 def test_the_learning_rate_decays(make_context: MakeContext) -> None:

@@ -63,7 +63,8 @@ class TestReCam(MethodContract):
     def test_inference_stride_does_not_change_the_training(
         self, make_context: MakeContext, earlier_stages: dict[str, Path]
     ) -> None:
-        plain, context = self.run(make_context, earlier_stages, "plain"), make_context(classifier=earlier_stages["classifier"])
+        plain = self.run(make_context, earlier_stages, "plain")
+        context = make_context(classifier=earlier_stages["classifier"])
         ReCam(**TOY, inference_stride=32).run(context)
         changed, expected = Classifier.load(context.folder.path), Classifier.load(plain.folder.path)
         assert changed.backbone.config == expected.backbone.config
@@ -77,7 +78,9 @@ class TestReCam(MethodContract):
         ReCam(**{**TOY, "crop_size": 48}).run(context)
         assert ResponseMaps.load(context.folder.maps_path("6")).maps.shape == (3, 10, 12)
 
-    def test_it_can_follow_another_recam_stage(self, make_context: MakeContext, earlier_stages: dict[str, Path]) -> None:
+    def test_it_can_follow_another_recam_stage(
+        self, make_context: MakeContext, earlier_stages: dict[str, Path]
+    ) -> None:
         first = self.run(make_context, earlier_stages, "first")
         second = self.run(make_context, {"classifier": first.folder.path}, "second")
         weights = [Classifier.load(context.folder.path).map_weight for context in (first, second)]
@@ -124,7 +127,7 @@ def test_keep_sign_uses_the_positive_weights_of_the_first_classifier() -> None:
 def test_the_loss_is_the_sum_weighted_by_lambda() -> None:
     g = golden()
     training = ReCamTraining(golden_network(g), [], ReCam(sce_weight=0.1))
-    loss = training.loss({"image": g["features"], "tags": g["tags"]})["loss"]
+    loss = training.losses({"image": g["features"], "tags": g["tags"]})["loss"]
     assert loss.item() == pytest.approx(float(g["loss_bce"]) + 0.1 * float(g["loss_sce"]), rel=1e-5)
 
 
@@ -157,7 +160,7 @@ def test_both_losses_reach_the_whole_backbone(earlier_stages: dict[str, Path]) -
     batch = {"image": torch.randn(2, 3, 48, 48), "tags": torch.tensor([[1.0, 0, 1], [0, 1, 0]])}
     for name in ("bce", "sce"):
         training.zero_grad()
-        training.loss(batch)[name].backward()  # type: ignore[no-untyped-call]
+        training.losses(batch)[name].backward()  # type: ignore[no-untyped-call]
         reached = {n for n, p in network.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
         assert reached >= {n for n, _ in network.classifier.named_parameters(prefix="classifier")}
         assert ("second_weight" in reached) == (name == "sce")

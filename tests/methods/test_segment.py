@@ -1,4 +1,4 @@
-"""The segmentation network."""
+"""Test the segmentation stage: its loss, its inference against a plain loop, and its settings."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from tagmask.compute import Compute
 from tagmask.data.samples import TaggedImages
 from tagmask.errors import RecipeError
 from tagmask.label_map import read_label_map, write_label_map
-from tagmask.methods.segment import Segment, SegmentTraining, decide, probabilities
+from tagmask.methods.segment import Segment, SegmentTraining, class_probabilities, most_probable_labels
+from tagmask.models.classifier import Classifier
 from tagmask.models.segmenter import Segmenter
 from tagmask.refine.settings import NETWORK_CRF
+from tagmask.run_folder import StageFolder
 from tagmask.training import read_history
 from tests.methods.contract import MakeContext, MethodContract
 
 TOY: dict[str, Any] = {
     "architecture": "Unet", "freeze_norm": False, "epochs": 1, "batch_size": 4, "crop_size": 32, "lr": 0.001,
-    "scales": [1.0], "crf": None,
+    "head_lr": 0.01, "scales": [1.0], "crf": None,
 }  # fmt: skip
 
 
@@ -39,17 +41,17 @@ class TestDeepLabWithCrf(MethodContract):
     settings = {**TOY, "architecture": "deeplabv2", "crf": {"steps": 2}, "scales": [0.75, 1.0]}  # noqa: RUF012
 
 
-def network(architecture: str = "Unet") -> Segmenter:
+def make_network(architecture: str = "Unet") -> Segmenter:
     torch.manual_seed(0)
     return Segmenter(architecture, "resnet18", ("a", "b", "c"), 8).eval()
 
 
-def training(net: Segmenter) -> SegmentTraining:
-    return SegmentTraining(net, [(net.parameters(), 0.1)])
+def make_training(net: Segmenter) -> SegmentTraining:
+    return SegmentTraining(net, [(net.parameters(), 0.1)], Segment(**TOY))
 
 
-def test_the_loss_is_cross_entropy_over_the_known_pixels() -> None:
-    net = network()
+def test_the_loss_is_the_cross_entropy_without_ignored_pixels() -> None:
+    net = make_network()
     logits = torch.randn(2, 4, 8, 8)
     net.forward = lambda images: logits  # type: ignore[method-assign]
     labels = torch.randint(0, 4, (2, 8, 8), dtype=torch.uint8)
@@ -58,118 +60,126 @@ def test_the_loss_is_cross_entropy_over_the_known_pixels() -> None:
         -logits[b, :, y, x].log_softmax(0)[labels[b, y, x].long()]
         for b in range(2) for y in range(8) for x in range(8) if labels[b, y, x] != 255
     ]  # fmt: skip
-    found = training(net).loss({"image": torch.zeros(2, 3, 8, 8), "labels": labels})["loss"]
-    torch.testing.assert_close(found, torch.stack(terms).mean())
+    loss = make_training(net).losses({"image": torch.zeros(2, 3, 8, 8), "labels": labels})["loss"]
+    torch.testing.assert_close(loss, torch.stack(terms).mean())
 
 
-def test_a_batch_of_unsure_pixels_teaches_nothing() -> None:
-    net = network().train()
+def test_a_batch_of_ignored_pixels_has_no_gradient() -> None:
+    net = make_network().train()
     labels = torch.full((2, 32, 32), 255, dtype=torch.uint8)
-    loss = training(net).loss({"image": torch.rand(2, 3, 32, 32), "labels": labels})["loss"]
+    loss = make_training(net).losses({"image": torch.rand(2, 3, 32, 32), "labels": labels})["loss"]
     assert float(loss) == 0
     loss.backward()
     assert all(p.grad is None or not p.grad.any() for p in net.parameters())
 
 
-def test_masks_of_unsure_pixels_alone_go_through(
-    make_context: MakeContext, earlier: dict[str, Path], tmp_path: Path
+def test_masks_in_which_all_pixels_are_ignored(
+    make_context: MakeContext, earlier_stages: dict[str, Path], tmp_path: Path
 ) -> None:
-    context = make_context(masks=tmp_path / "void", classifier=earlier["classifier"])
+    masks = StageFolder(tmp_path / "masks")
+    context = make_context(masks=masks.path, classifier=earlier_stages["classifier"])
     for sample in context.images.samples:
-        path = tmp_path / "void" / "masks" / f"{sample.id}.png"
-        write_label_map(path, np.full(sample.size, 255, np.uint8))
+        write_label_map(masks.mask_path(sample.id), np.full(sample.size, 255, np.uint8))
     Segment(**TOY).run(context)
     assert read_history(context.folder)[0]["loss"] == 0
-    assert read_label_map(context.mask_path(context.images.samples[0])).max() < 255
+    assert read_label_map(context.folder.mask_path("0")).max() < 255
 
 
 @torch.inference_mode()
 def plain_loop(net: nn.Module, image: Tensor, ids: Sequence[int], scales: Sequence[float]) -> np.ndarray:
-    """One scale and flip at a time: softmax over the allowed classes at full size, then the mean."""
+    """Compute the mean over scales and flips of the softmax over the given labels at full size: [L, H, W]."""
     height, width = image.shape[1:]
-    found = []
+    views = []
     for scale in scales:
         size = (round(height * scale), round(width * scale))
-        for mirrored in (False, True):
+        for flip in (False, True):
             view = F.interpolate(image[None], size, mode="bilinear", antialias=scale < 1) if scale != 1 else image[None]
-            logits = net(view.flip(3))[:, list(ids)].flip(3) if mirrored else net(view)[:, list(ids)]
-            found.append(F.interpolate(logits, (height, width), mode="bilinear")[0].softmax(0).numpy())
-    return np.mean(found, 0)
+            logits = net(view.flip(3))[:, list(ids)].flip(3) if flip else net(view)[:, list(ids)]
+            views.append(F.interpolate(logits, (height, width), mode="bilinear")[0].softmax(0).numpy())
+    return np.mean(views, 0)
 
 
 @pytest.mark.parametrize("architecture", ["Unet", "deeplabv2"])
-def test_probabilities_are_those_of_a_plain_loop(architecture: str) -> None:
-    net = network(architecture)
+def test_class_probabilities_equal_a_plain_loop(architecture: str) -> None:
+    net = make_network(architecture)
     images = torch.randn(3, 3, 40, 64, generator=torch.Generator().manual_seed(1))
     tags = [None, (3, 1), ()]
-    found = probabilities(net, images, tags, (1.0, 0.5, 1.5))
-    for image, (ids, probs), expected in zip(images, found, [[0, 1, 2, 3], [0, 1, 3], [0]], strict=True):
+    results = class_probabilities(net, images, tags, (1.0, 0.5, 1.5))
+    for image, (ids, probabilities), expected in zip(images, results, [[0, 1, 2, 3], [0, 1, 3], [0]], strict=True):
         assert ids.tolist() == expected
-        assert probs.shape == (len(expected), 40, 64)
-        np.testing.assert_allclose(probs, plain_loop(net, image, expected, (1.0, 0.5, 1.5)), atol=1e-5)
-        np.testing.assert_allclose(probs.sum(0), 1, atol=1e-5)
+        assert probabilities.shape == (len(expected), 40, 64)
+        np.testing.assert_allclose(probabilities, plain_loop(net, image, expected, (1.0, 0.5, 1.5)), atol=1e-5)
+        np.testing.assert_allclose(probabilities.sum(0), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize("crf", [None, NETWORK_CRF])
 @pytest.mark.parametrize("size", [(1, 1), (5, 9)])
-def test_decide(crf: Any, size: tuple[int, int]) -> None:
+def test_most_probable_labels(crf: Any, size: tuple[int, int]) -> None:
     image = np.zeros((*size, 3), np.uint8)
-    probs = np.stack([np.full(size, 0.2), np.full(size, 0.7), np.full(size, 0.1)]).astype(np.float32)
-    labels = decide(image, np.array([0, 4, 9], np.uint8), probs, crf)
+    probabilities = np.stack([np.full(size, 0.2), np.full(size, 0.7), np.full(size, 0.1)]).astype(np.float32)
+    labels = most_probable_labels(image, np.array([0, 4, 9], np.uint8), probabilities, crf)
     assert labels.dtype == np.uint8
     assert labels.tolist() == np.full(size, 4).tolist()
-    assert not decide(image, np.array([0], np.uint8), np.ones((1, *size), np.float32), crf).any()
+    only_background = most_probable_labels(image, np.array([0], np.uint8), np.ones((1, *size), np.float32), crf)
+    assert not only_background.any()
 
 
-def test_it_learns_what_the_masks_say(make_context: MakeContext, earlier: dict[str, Path], tmp_path: Path) -> None:
-    """Trained on true masks it finds the squares, whose colours tell all."""
-    context = make_context(masks=tmp_path / "true", classifier=earlier["classifier"])
+def test_the_network_learns_the_masks(
+    make_context: MakeContext, earlier_stages: dict[str, Path], tmp_path: Path
+) -> None:
+    """Trained on the ground truth, the network finds the squares, whose colors give their classes."""
+    masks = StageFolder(tmp_path / "masks")
+    context = make_context(masks=masks.path, classifier=earlier_stages["classifier"])
     for sample in context.images.samples:
         assert sample.mask is not None
-        write_label_map(tmp_path / "true" / "masks" / f"{sample.id}.png", sample.mask.read())
-    settings = {**TOY, "backbone": "resnet10t", "weights": "none", "epochs": 20, "optimizer": "adamw", "head_factor": 1}
-    Segment(**{**settings, "lr": 0.005}).run(context)
-    ground_truth = np.stack([sample.mask.read() for sample in context.images.samples if sample.mask])
-    found = np.stack([read_label_map(context.folder.mask_path(sample.id)) for sample in context.images.samples])
-    assert (ground_truth == found).mean() > 0.95
-    assert (ground_truth == found)[ground_truth > 0].mean() > 0.8
+        write_label_map(masks.mask_path(sample.id), sample.mask.read())
+    settings = {**TOY, "backbone": "resnet10t", "weights": "none", "epochs": 20, "optimizer": "adamw"}
+    Segment(**{**settings, "lr": 0.005, "head_lr": 0.005}).run(context)
+    target = np.stack([sample.mask.read() for sample in context.images.samples if sample.mask])
+    preds = np.stack([read_label_map(context.folder.mask_path(sample.id)) for sample in context.images.samples])
+    assert (target == preds).mean() > 0.95
+    assert (target == preds)[target > 0].mean() > 0.8
 
 
-def test_where_its_weights_come_from(make_context: MakeContext, earlier: dict[str, Path], tmp_path: Path) -> None:
-    from tagmask.models.classifier import Classifier
+def test_initial_weights(make_context: MakeContext, earlier_stages: dict[str, Path]) -> None:
+    def untrained_encoder(name: str, **changes: Any) -> dict[str, Tensor]:
+        context = make_context(name, masks=earlier_stages["masks"], classifier=earlier_stages["classifier"])
+        Segment(**TOY | {"epochs": 0} | changes).run(context)
+        return Segmenter.load(context.folder.path).timm_network().state_dict()
 
-    context = make_context(masks=earlier["masks"], classifier=earlier["classifier"])
-    of_classifier = Segment(**TOY).untrained(context).timm_network().state_dict()["conv1.weight"]
-    assert torch.equal(of_classifier, Classifier.load(earlier["classifier"]).backbone.net.state_dict()["conv1.weight"])
-    random = Segment(**TOY | {"weights": "none"}).untrained(context).timm_network().state_dict()["conv1.weight"]
-    assert not torch.equal(random, of_classifier)
-    other = Segment(**TOY | {"backbone": "mobilenetv2_050"})
-    with pytest.raises(RecipeError, match="are in the weights given: are they of another backbone"):
-        other.untrained(context)
-    assert Segment(**TOY | {"backbone": "mobilenetv2_050", "weights": "none"}).untrained(context).classes
+    classifier = Classifier.load(earlier_stages["classifier"]).backbone.net.state_dict()
+    default, random = untrained_encoder("default"), untrained_encoder("random", weights="none")
+    assert torch.equal(default["conv1.weight"], classifier["conv1.weight"])
+    assert not torch.equal(random["conv1.weight"], classifier["conv1.weight"])
+    with pytest.raises(RecipeError, match=r"the weights contain only .* of the .* layers of 'mobilenetv2_050'"):
+        untrained_encoder("refused", backbone="mobilenetv2_050")
+    assert untrained_encoder("mobilenet", backbone="mobilenetv2_050", weights="none").keys() != classifier.keys()
 
 
 @pytest.mark.parametrize(("steps", "batch_size", "epochs"), [(5, 4, 3), (4, 4, 2), (1, 4, 1), (3, 100, 3)])
-def test_steps_are_rounded_up_to_epochs(
-    make_context: MakeContext, earlier: dict[str, Path], steps: int, batch_size: int, epochs: int
+def test_steps_are_rounded_up_to_whole_epochs(
+    make_context: MakeContext, earlier_stages: dict[str, Path], steps: int, batch_size: int, epochs: int
 ) -> None:
-    context = make_context(masks=earlier["masks"], classifier=earlier["classifier"])
+    context = make_context(masks=earlier_stages["masks"], classifier=earlier_stages["classifier"])
     Segment(**TOY | {"epochs": None, "steps": steps, "batch_size": batch_size}).run(context)
     assert len(read_history(context.folder)) == epochs
 
 
-def test_an_architecture_that_needs_more_than_one_image_says_so(
-    make_context: MakeContext, earlier: dict[str, Path], toy_images: TaggedImages
+def test_an_architecture_that_cannot_train_with_one_image_is_an_error(
+    make_context: MakeContext, earlier_stages: dict[str, Path], toy_images: TaggedImages
 ) -> None:
     one = replace(toy_images, samples=toy_images.samples[:1])
-    context = make_context(masks=earlier["masks"], classifier=earlier["classifier"], images=one)
-    with pytest.raises(RecipeError, match="DeepLabV3Plus cannot learn from one image at a time"):
+    context = make_context(masks=earlier_stages["masks"], classifier=earlier_stages["classifier"], images=one)
+    with pytest.raises(RecipeError, match="DeepLabV3Plus cannot be trained with one image per step"):
         Segment(**TOY | {"architecture": "DeepLabV3Plus", "output_stride": 16}).run(context)
 
 
-def test_many_workers_make_the_same_masks(make_context: MakeContext, earlier: dict[str, Path]) -> None:
-    alone, many = (make_context(n, masks=earlier["masks"], classifier=earlier["classifier"]) for n in ("alone", "many"))
+def test_worker_processes_write_the_same_masks(make_context: MakeContext, earlier_stages: dict[str, Path]) -> None:
+    context, with_workers = (
+        make_context(name, masks=earlier_stages["masks"], classifier=earlier_stages["classifier"])
+        for name in ("stage", "with_workers")
+    )
     method = Segment(**TOY | {"crf": {"steps": 2}})
-    method.run(alone)
-    method.run(replace(many, compute=Compute(workers=2)))
-    assert MethodContract.same(alone.folder, many.folder)
+    method.run(context)
+    method.run(replace(with_workers, compute=Compute(workers=2)))
+    assert MethodContract.is_same(context.folder.path, with_workers.folder.path)

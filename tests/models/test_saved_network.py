@@ -16,7 +16,7 @@ from tagmask.models.backbone import Backbone
 from tagmask.models.boundary_network import BoundaryNetwork
 from tagmask.models.classifier import Classifier
 from tagmask.models.label_conditioned import LabelConditionedNetwork
-from tagmask.models.saved_network import SavedNetwork, read_weights, write_weights
+from tagmask.models.saved_network import SavedNetwork, read_weights_and_config, write_weights_and_config
 from tagmask.models.segmenter import Segmenter
 
 CLASSES = ("cat", "dog 🐕", "<b>")
@@ -109,7 +109,7 @@ def test_a_folder_without_the_network_is_one_sentence(tmp_path: Path, name: str)
     cls = type(build())
     with pytest.raises(RunError, match=rf"{file_name} does not exist"):
         cls.load(tmp_path)
-    write_weights(cls.weights_path(tmp_path), {"a": torch.zeros(1)}, {**config, "kind": "toaster"})
+    write_weights_and_config(cls.weights_path(tmp_path), {"a": torch.zeros(1)}, {**config, "kind": "toaster"})
     with pytest.raises(RunError) as error:
         cls.load(tmp_path)
     assert str(error.value) == f"{tmp_path} does not hold {cls.title} but a toaster; choose another folder."
@@ -117,7 +117,7 @@ def test_a_folder_without_the_network_is_one_sentence(tmp_path: Path, name: str)
 
 def test_read_returns_the_files_without_building_the_network(tmp_path: Path) -> None:
     config = {"kind": "classifier", "classes": ["cat"]}
-    write_weights(tmp_path / Classifier.file_name, {"a": torch.ones(2)}, config)
+    write_weights_and_config(tmp_path / Classifier.file_name, {"a": torch.ones(2)}, config)
     weights, read = Classifier.read(tmp_path)
     assert read == config
     assert weights["a"].tolist() == [1, 1]
@@ -125,8 +125,8 @@ def test_read_returns_the_files_without_building_the_network(tmp_path: Path) -> 
 
 def test_weights_are_read_as_they_were_written(tmp_path: Path) -> None:
     weights = {"a": torch.randn(2, 3), "transposed": torch.randn(2, 3).T, "scalar": torch.tensor(3)}
-    write_weights(tmp_path / "net.safetensors", weights, {"kind": "x", "classes": ("ä",)})
-    read, config = read_weights(tmp_path / "net.safetensors")
+    write_weights_and_config(tmp_path / "net.safetensors", weights, {"kind": "x", "classes": ("ä",)})
+    read, config = read_weights_and_config(tmp_path / "net.safetensors")
     assert config == {"kind": "x", "classes": ["ä"]}
     assert read.keys() == weights.keys()
     assert all(torch.equal(read[name], tensor) for name, tensor in weights.items())
@@ -134,10 +134,10 @@ def test_weights_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file_name", ["net.safetensors", "config.json"])
 def test_missing_and_damaged_files_are_one_sentence(tmp_path: Path, file_name: str) -> None:
-    write_weights(tmp_path / "net.safetensors", {"a": torch.zeros(1)}, {})
+    write_weights_and_config(tmp_path / "net.safetensors", {"a": torch.zeros(1)}, {})
     (tmp_path / file_name).write_bytes(b"{")
     with pytest.raises(RunError, match=rf"{file_name} is (not JSON|damaged).*: remove it, then .* the command again"):
-        read_weights(tmp_path / "net.safetensors")
+        read_weights_and_config(tmp_path / "net.safetensors")
     (tmp_path / file_name).unlink()
     with pytest.raises(RunError, match=rf"{file_name} does not exist"):
-        read_weights(tmp_path / "net.safetensors")
+        read_weights_and_config(tmp_path / "net.safetensors")

@@ -11,7 +11,7 @@ import torch
 from tagmask.errors import RecipeError, RunError
 from tagmask.models.backbone import Backbone
 from tagmask.models.classifier import Classifier
-from tagmask.models.saved_network import write_weights
+from tagmask.models.saved_network import write_weights_and_config
 from tagmask.models.segmenter import SMP_ARCHITECTURES, DilatedHead, Segmenter, initial_segmenter
 
 CLASSES = ("a", "b")
@@ -168,7 +168,7 @@ def test_an_output_stride_that_timm_does_not_support_is_an_error(architecture: s
 def test_a_folder_without_a_segmenter_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"segmenter\.safetensors does not exist"):
         Segmenter.load(tmp_path)
-    write_weights(Segmenter.weights_path(tmp_path), {"a": torch.zeros(1)}, {"kind": "classifier"})
+    write_weights_and_config(Segmenter.weights_path(tmp_path), {"a": torch.zeros(1)}, {"kind": "classifier"})
     with pytest.raises(RunError, match="does not hold a segmentation network but a classifier"):
         Segmenter.load(tmp_path)
 

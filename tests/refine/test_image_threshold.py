@@ -18,7 +18,7 @@ from tagmask.refine.image_threshold import (
     mean_root_num_tags,
     soft_iou,
 )
-from tagmask.refine.label_maps import cut_maps
+from tagmask.refine.map_cutting import cut_maps
 from tagmask.refine.settings import CrfSettings
 
 SIZE = (48, 64)

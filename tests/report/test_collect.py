@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tagmask.artifacts import write_json
 from tagmask.compute import Compute
@@ -172,6 +173,7 @@ def test_seed_of_an_earlier_stage_than_the_threshold_per_image(tmp_path: Path, t
     methods = {**FIRST, "own": "pseudo_masks"}
     thresholds: dict[str, dict[str, object]] = {**CUT, "own": {"threshold": 0.2, "per_image": True}}
     run = FakeRun(tmp_path, toy_images, methods, {"cam": 4}, {**MASKS, "own": 17}, thresholds)
+    assert run.report().thresholds == {"cam (toy)": pytest.approx(0.4)}
     run.check_pictures(run.report().examples[0], map=4, seed=16, refined=13, final=17)
 
 

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import warnings
+from typing import NoReturn
 
 from tagmask.errors import WORKER_KILLED, TagmaskError
 
@@ -64,7 +65,7 @@ def _prepare_environment() -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
 
 
-def _exit_with(message: str, status: int = 1) -> None:
+def _exit_with(message: str, status: int = 1) -> NoReturn:
     print(f"tagmask: {message}", file=sys.stderr)
     sys.exit(status)
 

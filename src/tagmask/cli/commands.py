@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from tagmask import __version__
-from tagmask.cli import data, results, run
+from tagmask.cli import data, finished_run, run
 from tagmask.cli.options import with_option_groups
 
 app = typer.Typer(
@@ -20,8 +20,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _command in (
-    run.run, run.demo, data.check, run.recipes, run.add_stage, results.thresholds, results.predict, results.export,
-    results.evaluate, results.report, data.saliency, data.scenes,
+    run.run, run.demo, data.check, run.recipes, run.add_stage, finished_run.thresholds, finished_run.predict,
+    finished_run.export, finished_run.evaluate, finished_run.report, data.saliency, data.scenes,
 ):  # fmt: skip
     app.command()(with_option_groups(_command))
 

@@ -44,14 +44,14 @@ def saliency(
     output: OutputOptions,
 ) -> None:
     """Compute weak saliency maps without a network (robust background detection), for `tagmask run --saliency`."""
-    from tagmask.data.background_detection import write_saliency_maps
+    from tagmask.data.background_detection import write_missing_saliency_maps
     from tagmask.data.new_images import list_images
     from tagmask.progress import Reporter
 
     source = data.source(images)
     if out.is_dir():  # if it is in the folder of the images, the maps in it are not images
         source = source.model_copy(update={"saliency": str(out)})
-    written = write_saliency_maps(
+    written = write_missing_saliency_maps(
         list_images(source), out, skip_bad=skip_bad, workers=default_workers() if workers is None else workers,
         progress=Reporter.to_stderr(quiet=output.no_progress).progress,
     )  # fmt: skip

@@ -18,8 +18,8 @@ from tagmask.formatting import (
     format_bytes,
     format_count,
     format_duration,
-    format_number,
     format_percent,
+    format_two_decimals,
 )
 from tagmask.run_folder import RunFolder
 
@@ -34,7 +34,7 @@ MAX_ROWS = 40  # of a table; --json prints all
 
 def run_json(run: Run) -> dict[str, Any]:
     """Return where the results of a run are, and its figures, as JSON values."""
-    folders = {kind: str(path) for kind, path in _result_folders(run).items()}
+    folders = {kind: str(path) for kind, path in _maps_and_masks_folders(run).items()}
     return {"run": str(run.folder), **folders, "report": str(run.report), "evaluation": run.evaluation.to_json()}
 
 
@@ -46,7 +46,7 @@ def print_run(run: Run) -> None:
         console.print(_results_table(evaluation))
     else:
         console.print("There is no ground truth, so the quality of the masks is unknown: look at the report.")
-    folders = _result_folders(run)
+    folders = _maps_and_masks_folders(run)
     kind = "masks" if "masks" in folders else "maps"
     _print_lines(f"{kind:6}  {folders[kind]}", f"report  {run.report}")
 
@@ -55,7 +55,7 @@ def print_maps(run: Run) -> None:
     """Print the figures of all response maps of a run, if there is ground truth, and where the last maps are."""
     if run.evaluation.maps:
         print_curves(run.evaluation)
-    _print_lines(f"maps    {_result_folders(run)['maps']}", f"report  {run.report}")
+    _print_lines(f"maps    {_maps_and_masks_folders(run)['maps']}", f"report  {run.report}")
 
 
 def print_curves(evaluation: Evaluation) -> None:
@@ -63,14 +63,14 @@ def print_curves(evaluation: Evaluation) -> None:
     rows: dict[str, Callable[[MapScores], str]] = {
         "Otsu's threshold": lambda scores: _miou_at(scores, scores.auto_threshold),
         "best threshold": lambda scores: _miou_at(scores, scores.curve.best_threshold),
-        "interval": lambda scores: " to ".join(map(format_number, scores.curve.interval)),
-        "width of interval": lambda scores: format_number(scores.curve.width),
+        "interval": lambda scores: " to ".join(map(format_two_decimals, scores.curve.interval)),
+        "width of interval": lambda scores: format_two_decimals(scores.curve.width),
         "area under curve": lambda scores: format_percent(scores.curve.area),
         "best per image": lambda scores: format_percent(scores.curve.oracle_miou),
-        "10 / 50 / 90 %": lambda scores: " / ".join(map(format_number, scores.curve.image_percentiles)),
+        "10 / 50 / 90 %": lambda scores: " / ".join(map(format_two_decimals, scores.curve.image_percentiles)),
         "best per class": lambda scores: format_percent(scores.curve.class_miou),
-        "imbalance": lambda scores: format_number(scores.activation.imbalance),
-        "gap": lambda scores: format_number(scores.activation.gap),
+        "imbalance": lambda scores: format_two_decimals(scores.activation.imbalance),
+        "gap": lambda scores: format_two_decimals(scores.activation.gap),
     }
     names = [escape(name.replace(" (", "\n(", 1)) for name in evaluation.maps]  # the stage, and below it the images
     table = Table("", *names, title="mIoU of the response maps")
@@ -139,10 +139,10 @@ def _miou_at(scores: MapScores, threshold: float) -> str:
     if math.isnan(threshold):
         return MISSING
     nearest = int(np.abs(scores.curve.thresholds - threshold).argmin())
-    return f"{format_percent(scores.curve.miou[nearest])} at {format_number(threshold)}"
+    return f"{format_percent(scores.curve.miou[nearest])} at {format_two_decimals(threshold)}"
 
 
-def _result_folders(run: Run) -> dict[str, Path]:
+def _maps_and_masks_folders(run: Run) -> dict[str, Path]:
     """Return the folders of the last "maps" and "masks" of a finished run, without importing its methods (PyTorch)."""
     stages = yaml.safe_load(RunFolder(run.folder).recipe_path.read_text(encoding="utf-8"))["stages"]
     paths = [run.folder / stage / kind for stage in stages for kind in ("maps", "masks")]

@@ -24,7 +24,7 @@ from tagmask.data.images import read_image
 from tagmask.data.samples import TaggedImages
 from tagmask.data.verify import verify_images
 from tagmask.errors import RunError
-from tagmask.progress import Progress, run_parallel
+from tagmask.progress import Progress, run_in_workers
 
 LONG_SIDE = 400  # pixels; larger images are reduced to it, as in the paper
 NUM_SUPERPIXELS = 200
@@ -40,7 +40,7 @@ Edges = tuple[np.ndarray, np.ndarray]
 """The edges of a graph of superpixels: indices i and j > i, each [E]."""
 
 
-def write_saliency_maps(
+def write_missing_saliency_maps(
     images: TaggedImages, folder: Path, *, skip_bad: bool, workers: int, progress: Progress
 ) -> TaggedImages:
     """Compute the saliency map of each image and write it to `folder`/<id>.png, at most 400 pixels a side.
@@ -69,7 +69,7 @@ def write_saliency_maps(
     remove_unfinished(folder)
     pending = [sample for sample in result.samples if sample.saliency and not sample.saliency.exists()]
     jobs = (delayed(_write_saliency_map)(sample.image, sample.saliency) for sample in pending)
-    run_parallel("saliency", jobs, len(pending), workers, progress)
+    run_in_workers("saliency", jobs, len(pending), workers, progress)
     return result
 
 

@@ -13,7 +13,7 @@ from tagmask.data.misspelled_tags import MisspelledTag, find_misspelled_tags
 from tagmask.data.samples import Problem, Sample, TaggedImages
 from tagmask.data.verify import Inspection, inspect_samples
 from tagmask.progress import Progress
-from tagmask.text import join_names, pluralize
+from tagmask.text import join_first_names, pluralize
 
 _MAX_EXAMPLES = 20
 
@@ -189,7 +189,7 @@ def _warnings(report: CheckReport) -> Iterator[Problem]:
     counts = list(zip(report.classes, report.images_per_class, strict=True))
     for number, message in ((0, "there is no image of"), (1, "there is only one image of")):
         if names := [name for name, count in counts if count == number]:
-            yield warning(f"{message} {join_names(names, 10)}", "add images of them")
+            yield warning(f"{message} {join_first_names(names, 10)}", "add images of them")
     if len(report.classes) == 1:
         fix = "if every image shows it, add images without it, so that a network can tell it from the background"
         yield warning("there is only one class", fix)

@@ -129,7 +129,7 @@ def parse_segmentation(annotation: Mapping[str, Any], class_id: int, size: tuple
         return None
     crowd = bool(annotation.get("iscrowd"))
     if isinstance(shape, dict):
-        return CocoObject(class_id, crowd, _compress_run_lengths(shape, size))
+        return CocoObject(class_id, crowd, _to_compressed_run_lengths(shape, size))
     if isinstance(shape, list) and all(isinstance(polygon, list) for polygon in shape):
         return CocoObject(class_id, crowd, tuple(_polygon_bytes(polygon) for polygon in shape if len(polygon) >= 6))
     raise DataError("has a segmentation that is neither polygons nor run lengths; correct or remove it")
@@ -145,7 +145,7 @@ def _polygon_bytes(numbers: Sequence[Any]) -> bytes:
     return polygon.tobytes()
 
 
-def _compress_run_lengths(shape: Mapping[str, Any], size: tuple[int, int]) -> bytes:
+def _to_compressed_run_lengths(shape: Mapping[str, Any], size: tuple[int, int]) -> bytes:
     counts, mask_size = shape.get("counts"), shape.get("size")
     height, width = size
     if mask_size != [height, width]:

@@ -10,7 +10,7 @@ from tagmask.data.image_files import ImageFiles, attach_masks, is_hidden
 from tagmask.data.image_ids import unique_ids
 from tagmask.data.samples import Problem, Sample, TaggedImages
 from tagmask.errors import DataError
-from tagmask.text import join_names, pluralize
+from tagmask.text import join_first_names, pluralize
 
 _LAYOUTS = (
     "a table of lines image,tags (named as the tags, or tags.csv in the image folder), one folder per class "
@@ -82,7 +82,7 @@ def _warn_other_files(root: Path, others: list[str]) -> list[Problem]:
     others = [name for name in others if name != "classes.txt"]
     if not others:
         return []
-    examples = join_names([ascii(name)[1:-1] for name in others], 3)
+    examples = join_first_names([ascii(name)[1:-1] for name in others], 3)
     message = f"has {pluralize(len(others), 'file')} of other formats ({examples})"
     return [Problem(str(root), message, "convert them to JPEG or PNG if they are images", "warning")]
 

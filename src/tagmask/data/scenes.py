@@ -106,7 +106,7 @@ def make_scene(index: int, *, seed: int = 0, size: int = 96) -> Scene:
     for animal in animals:  # after all bodies, so that no body hides a part
         _paint_part(canvas, animal)
     for animal in animals:
-        _paint_occluder(rng, canvas, animal, habitat)
+        _maybe_paint_occluder(rng, canvas, animal, habitat)
     return Scene(_add_lighting_and_noise(rng, canvas.rgb), canvas.mask, _class_ids_in(canvas.mask))
 
 
@@ -177,7 +177,7 @@ def _paint_part(canvas: Canvas, animal: _Animal) -> None:
         canvas.paint(window, canvas.coverage(distance, radius), color, animal.label)
 
 
-def _paint_occluder(rng: np.random.Generator, canvas: Canvas, animal: _Animal, habitat: Floats) -> None:
+def _maybe_paint_occluder(rng: np.random.Generator, canvas: Canvas, animal: _Animal, habitat: Floats) -> None:
     """Paint a long leaf across some of the bodies, behind the part."""
     chance, along, tilt, slim = rng.random(4)
     if chance < _OCCLUDED_RATE:
@@ -262,7 +262,7 @@ def write_scenes(
     write_json(record, origin)
     splits, table = {"train": "", "val": ""}, "image,tags,split\n"
     for index in range(num_train + num_val):
-        name, tags = _write_scene(folder, index, seed, size)
+        name, tags = _write_missing_scene(folder, index, seed, size)
         split = "train" if index < num_train else "val"
         splits[split] += f"{name}\n"
         table += f"{name},{';'.join(CLASSES[tag - 1] for tag in tags)},{split}\n"
@@ -273,7 +273,7 @@ def write_scenes(
     write_text(folder / "classes.txt", "".join(f"{name}\n" for name in CLASSES))
 
 
-def _write_scene(folder: Path, index: int, seed: int, size: int) -> tuple[str, tuple[int, ...]]:
+def _write_missing_scene(folder: Path, index: int, seed: int, size: int) -> tuple[str, tuple[int, ...]]:
     """Write the mask, saliency map and image of a scene, unless they exist. Returns its name and tags."""
     name = f"scene_{index:05d}"
     image, mask, saliency = (folder / kind / f"{name}.png" for kind in ("JPEGImages", "SegmentationClass", "Saliency"))

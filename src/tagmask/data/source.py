@@ -17,7 +17,7 @@ from tagmask.data.samples import MAX_CLASSES, PngMask, TaggedImages
 from tagmask.data.table_reader import read_table
 from tagmask.data.voc_reader import read_voc
 from tagmask.errors import DataError
-from tagmask.text import join_names
+from tagmask.text import join_first_names
 
 Format = Literal["voc", "coco", "table", "folders"]
 
@@ -175,8 +175,8 @@ def align_classes(images: TaggedImages, source: DataSource, classes: tuple[str, 
         return images
     if any(isinstance(sample.mask, PngMask) for sample in images.samples) and not source.has_fixed_class_ids():
         raise DataError(
-            f"the tags of {images.name} name other classes ({join_names(images.classes, 10)}) than the network has, so "
-            "the class of each id in its masks is not known; write the class names in order, one per line, in "
+            f"the tags of {images.name} name other classes ({join_first_names(images.classes, 10)}) than the network "
+            "has, so the class of each id in its masks is not known; write the class names in order, one per line, in "
             f"{source.root}/classes.txt."
         )
     return images.with_classes(classes)

@@ -13,7 +13,7 @@ from tagmask.data.image_ids import unique_ids
 from tagmask.data.samples import Problem, Sample, TaggedImages
 from tagmask.data.tag_table import Row, TagTable, read_tag_table
 from tagmask.errors import DataError
-from tagmask.text import did_you_mean, join_names, pluralize
+from tagmask.text import did_you_mean, join_first_names, pluralize
 
 
 def read_table(
@@ -47,7 +47,7 @@ def read_table(
     classes = tag_table.names
     if class_file := find_class_list(folder, class_list):
         classes = read_class_list(class_file)
-        _check_class_columns(tag_table, classes)
+        _refuse_unknown_columns(tag_table, classes)
 
     row_by_image, problems = match_rows_to_images(rows, files.find, tag_table)
     samples = []
@@ -105,7 +105,7 @@ def match_rows_to_images(
     return row_by_image, problems
 
 
-def _check_class_columns(table: TagTable, classes: tuple[str, ...]) -> None:
+def _refuse_unknown_columns(table: TagTable, classes: tuple[str, ...]) -> None:
     """Raise DataError if a column of a one-hot table is not one of the classes."""
     unknown = next((name for name in table.names if table.one_hot and name not in classes), None)
     if unknown is not None:
@@ -124,5 +124,5 @@ def _warn_unlisted_images(names: list[str], table: TagTable, find: Callable[[str
     unlisted = [name for name in names if name not in listed]
     if not unlisted:
         return []
-    message = f"does not list {pluralize(len(unlisted), 'image')} of the folder ({join_names(unlisted, 3)})"
+    message = f"does not list {pluralize(len(unlisted), 'image')} of the folder ({join_first_names(unlisted, 3)})"
     return [Problem(str(table.path), message, "add lines for them if they are to be used", "warning")]

@@ -20,7 +20,7 @@ from tagmask.data.tag_table import Row, TagTable, read_tag_table
 from tagmask.data.text_files import read_text
 from tagmask.errors import DataError
 from tagmask.label_map import IGNORE_INDEX
-from tagmask.text import did_you_mean, join_names, pluralize
+from tagmask.text import did_you_mean, join_first_names, pluralize
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -70,7 +70,7 @@ def read_voc(
     saliency_folders = [saliency] if saliency else _existing_folders(root, "Saliency")
     samples, warnings = attach_masks(samples, mask_folders, saliency_folders)
     if masks is None:
-        samples = [_use_listed_mask(root, *pair, warnings) for pair in zip(items, samples, strict=True)]
+        samples = [_with_listed_mask(root, *pair, warnings) for pair in zip(items, samples, strict=True)]
 
     source = _find_tag_source(root, tags)
     finder = _table_image_finder(files, set(names))
@@ -145,7 +145,7 @@ def _parse_split_line(line: str, where: str, files: ImageFiles) -> tuple[str, st
         return find(columns[0]), columns[1].lstrip("/")
 
 
-def _use_listed_mask(root: Path, item: _SplitItem, sample: Sample, warnings: list[Problem]) -> Sample:
+def _with_listed_mask(root: Path, item: _SplitItem, sample: Sample, warnings: list[Problem]) -> Sample:
     """Return the sample with the mask that the split list names. Appends a warning if that mask does not exist."""
     if item.mask is None:
         return sample
@@ -214,7 +214,7 @@ def _add_tags(
         fix = "add it, or remove the image"
         problems += [Problem(item.where, f"{item.image} has {missing}", fix) for item in untagged]
     elif untagged:
-        examples = join_names([item.image for item in untagged], 3)
+        examples = join_first_names([item.image for item in untagged], 3)
         message = f"has no tags for {pluralize(len(untagged), 'image')} ({examples})"
         problems.append(Problem(source, message, "add them if they are to be used", "warning"))
     tagged = [

@@ -16,7 +16,7 @@ from joblib.externals.loky import get_reusable_executor
 from tagmask.api import resolve_recipe
 from tagmask.compute import Compute, Precision
 from tagmask.data.source import DataSource
-from tagmask.dryrun.result import DryRun
+from tagmask.dryrun.costs import DryRun
 from tagmask.dryrun.subset import ImageSubset, choose_subset
 from tagmask.dryrun.timing import LoopTimer
 from tagmask.dryrun.weights import find_external_weights

@@ -149,7 +149,7 @@ class ThresholdCurveMetric(Metric):
         Raises:
             ValueError: the shapes do not fit, a class or a target value is out of range, or the maps contain nan.
         """
-        ids, labels = _as_ids(classes), as_labels(_as_array(target), "target")
+        ids, labels = _to_int64_ids(classes), as_labels(_as_array(target), "target")
         joint = joint_histogram(_as_array(maps), ids, labels, self.num_labels, self._thresholds_float32)
         # One class at a time: indexing with a list would start PyTorch's threads, which wait for busy cores (16 ms).
         for column, counts in zip(ids if len(ids) else [0], joint.swapaxes(0, 1), strict=True):
@@ -217,7 +217,7 @@ class ActivationStatsMetric(Metric):
         Raises:
             ValueError: the shapes do not fit.
         """
-        stats = activation_stats(_as_array(maps), _as_ids(classes), _as_array(target))
+        stats = activation_stats(_as_array(maps), _to_int64_ids(classes), _as_array(target))
         values = np.array(stats, np.float64).reshape(-1, 3)
         values[:, 0] = 1 / values[:, 0]
         self.total += torch.from_numpy(np.nansum(values, axis=0)).to(self.total.device)
@@ -287,6 +287,6 @@ def _as_array(values: Array) -> np.ndarray:
     return (values.float() if values.dtype == torch.bfloat16 else values).numpy()  # NumPy has no bfloat16
 
 
-def _as_ids(classes: Sequence[int] | Array) -> np.ndarray:
+def _to_int64_ids(classes: Sequence[int] | Array) -> np.ndarray:
     """Return class ids as [K] int64."""
     return np.asarray(_as_array(classes) if isinstance(classes, Tensor) else classes, np.int64)

@@ -14,7 +14,7 @@ from tagmask.data.samples import Sample
 from tagmask.label_map import read_label_map, write_label_map
 from tagmask.maps import ResponseMaps
 from tagmask.refine.dense_crf import compile_crf_kernels
-from tagmask.refine.label_maps import confident_seeds
+from tagmask.refine.map_cutting import confident_seeds
 from tagmask.refine.settings import SeedSettings
 from tagmask.run_folder import StageFolder
 from tagmask.stage import StageContext
@@ -34,20 +34,22 @@ class SeedFolder:
         return {"labels": read_label_map(self.path(sample.id))}
 
 
-def write_seeds(settings: SeedSettings, context: StageContext) -> SeedFolder:
+def write_missing_seeds(settings: SeedSettings, context: StageContext) -> SeedFolder:
     """Write the seeds of every image that has none yet, from the stage's input maps, in parallel."""
     folder = SeedFolder(context.folder)
     groups = context.pending_shard([[sample] for sample in context.images.samples], folder.path)
     if groups and settings.crf:
         compile_crf_kernels(context.reporter.info)
     jobs = (
-        delayed(_write)(settings, sample.image, context.inputs["maps"].maps_path(sample.id), folder.path(sample.id))
+        delayed(_write_seeds)(
+            settings, sample.image, context.inputs["maps"].maps_path(sample.id), folder.path(sample.id)
+        )
         for (sample,) in groups
     )
-    context.run_parallel("seeds", jobs, len(groups))
+    context.run_in_workers("seeds", jobs, len(groups))
     context.compute.barrier()
     return folder
 
 
-def _write(settings: SeedSettings, image: str, maps_path: Path, path: Path) -> None:
-    write_label_map(path, confident_seeds(read_image(image), ResponseMaps.load(maps_path), settings))
+def _write_seeds(settings: SeedSettings, image: str, maps_path: Path, seeds_path: Path) -> None:
+    write_label_map(seeds_path, confident_seeds(read_image(image), ResponseMaps.load(maps_path), settings))

@@ -33,12 +33,15 @@ class BackboneSettings(Method):
     backbone: BackboneName | None = Field(None, description="any timm model; null: the backbone of the classifier")
     weights: str = Field(
         "classifier",
-        description="initial weights: classifier (this run's), pretrained (timm's hub), none (random) or a file",
+        description="initial weights: classifier (those of the run's classifier), pretrained (downloaded by timm), "
+        "none (random) or the path of a file",
     )
     options: dict[str, Any] | None = Field(
         None, description="further arguments of timm.create_model; null: those of the classifier"
     )
-    output_stride: Stride = Field(16, description="pixels per feature cell, for backbones that can be dilated")
+    output_stride: Stride = Field(
+        16, description="side of a feature cell in pixels of the image, for backbones that can be dilated"
+    )
 
     def initial_weights(self) -> InitialWeights:
         return InitialWeights(self.backbone, self.weights)
@@ -52,14 +55,16 @@ class InferenceSettings(Method):
     """How a trained network is applied to whole images."""
 
     scales: Scales = Field(
-        CAM_SCALES, description="factors by which images are resized; each view is used with its horizontal flip"
+        CAM_SCALES,
+        description="factors by which an image is resized; each resized image is used together with its horizontal "
+        "flip",
     )
-    inference_batch_size: int = Field(16, ge=1, description="images of equal size that are processed together")
+    inference_batch_size: int = Field(16, ge=1, description="largest number of images of equal size in a batch")
 
 
 class MapSettings(InferenceSettings):
     """How a classifier makes response maps."""
 
     inference_stride: Stride | None = Field(
-        None, description="output_stride of the backbone when it makes maps; null: as in training"
+        None, description="output stride of the classifier when it makes the maps; null: the one it was saved with"
     )

@@ -13,7 +13,7 @@ from tagmask.run_folder import StageFolder, ThresholdRecord
 from tagmask.stage import StageContext
 
 
-def _number_or(*words: str) -> BeforeValidator:
+def _number_from_0_to_1_or(*words: str) -> BeforeValidator:
     def check(value: object) -> object:
         if value in words or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1):
             return value
@@ -22,8 +22,8 @@ def _number_or(*words: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-Threshold = Annotated[float | Literal["auto", "per-image"], _number_or("auto", "per-image")]
-GlobalThreshold = Annotated[float | Literal["auto"], _number_or("auto")]
+Threshold = Annotated[float | Literal["auto", "per-image"], _number_from_0_to_1_or("auto", "per-image")]
+GlobalThreshold = Annotated[float | Literal["auto"], _number_from_0_to_1_or("auto")]
 
 
 def record_threshold(context: StageContext, setting: Threshold, maps: StageFolder) -> float:
@@ -37,7 +37,7 @@ def record_threshold(context: StageContext, setting: Threshold, maps: StageFolde
         setting: a number, "auto" or "per-image".
         maps: the folder of the response maps.
     """
-    if (recorded := context.folder.read_threshold()) is not None:
+    if (recorded := context.folder.read_threshold_if_any()) is not None:
         return recorded.threshold
     if isinstance(setting, str):
         histogram = ActivationHistogram()

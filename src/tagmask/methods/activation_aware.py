@@ -42,15 +42,15 @@ class Completion(BaseModel):
         90,
         ge=0,
         le=100,
-        description="percentile of a class's positive activations in the image, above which a pixel is claimed by the "
-        "class",
+        description="percentile of the positive activations of a class in the image; the class claims the pixels above "
+        "it",
     )
     active: float = Field(
         0.1,
         ge=0,
         le=1,
-        description="activation from which a pixel can belong to a tagged object; a salient component with a lower "
-        "mean activation is taken for an untagged object",
+        description="activation from which a pixel can belong to a tagged object; a connected salient region with a "
+        "lower mean activation counts as an object without a tag",
     )
 
 
@@ -63,7 +63,9 @@ class ActivationAware(Segment):
     needs: ClassVar[tuple[ArtifactKind, ...]] = ("masks", "classifier", "maps")
 
     saliency_weight: float = Field(0.1, ge=0, description="weight λ of the saliency term of the loss")
-    completion: Completion = Field(COMPLETION, description="how activation completes saliency")
+    completion: Completion = Field(
+        COMPLETION, description="thresholds by which the response maps complete the saliency"
+    )
 
     def check_images(self, images: TaggedImages) -> None:
         if not any(sample.saliency for sample in images.samples):
@@ -76,7 +78,7 @@ class ActivationAware(Segment):
         return saliency_fingerprint(images)
 
     def extra_targets(self, context: StageContext) -> ExtraTargets:
-        write_saliency_targets(context, self.completion)
+        write_missing_saliency_targets(context, self.completion)
         return SaliencyTargets(PseudoMaskTargets(context.inputs["masks"]), context.folder)
 
     def make_training(
@@ -97,7 +99,7 @@ class ActivationAwareTraining(SegmentTraining):
         super().__init__(network, parameter_groups, settings)
         self.saliency_weight = settings.saliency_weight
 
-    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         logits, labels, saliency = self.logits(batch), batch["labels"], batch["saliency"]
         return activation_aware_loss(logits, labels, saliency, self.saliency_weight, self.mean_over_processes)
 
@@ -190,7 +192,7 @@ def saliency_target_path(stage: StageFolder, image_id: str) -> Path:
     return stage.path / "saliency" / f"{image_id}.png"
 
 
-def write_saliency_targets(context: StageContext, completion: Completion) -> None:
+def write_missing_saliency_targets(context: StageContext, completion: Completion) -> None:
     """Write the completed saliency of every image that has none yet, in parallel.
 
     Raises:
@@ -207,14 +209,18 @@ def write_saliency_targets(context: StageContext, completion: Completion) -> Non
 
     groups = context.pending_shard([[sample] for sample in samples], path)
     jobs = (
-        delayed(_write)(completion, sample.saliency, context.inputs["maps"].maps_path(sample.id), path(sample.id))
+        delayed(_write_saliency_target)(
+            completion, sample.saliency, context.inputs["maps"].maps_path(sample.id), path(sample.id)
+        )
         for (sample,) in groups
     )
-    context.run_parallel("saliency and activation", jobs, len(groups))
+    context.run_in_workers("saliency and activation", jobs, len(groups))
     context.compute.barrier()
 
 
-def _write(completion: Completion, saliency_path: Path | None, maps_path: Path, path: Path) -> None:
+def _write_saliency_target(
+    completion: Completion, saliency_path: Path | None, maps_path: Path, target_path: Path
+) -> None:
     maps = ResponseMaps.load(maps_path)
     saliency = read_saliency(saliency_path, maps.size) if saliency_path else None
-    write_label_map(path, make_saliency_target(saliency, maps, completion))
+    write_label_map(target_path, make_saliency_target(saliency, maps, completion))

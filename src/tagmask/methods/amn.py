@@ -20,9 +20,9 @@ from tagmask.data.samples import Sample
 from tagmask.data.transforms import RandomScale, downsample_labels, training_transform
 from tagmask.label_map import IGNORE_INDEX
 from tagmask.maps import ResponseMaps, grid_size
-from tagmask.methods._seeds import SeedFolder, write_seeds
+from tagmask.methods._seeds import SeedFolder, write_missing_seeds
 from tagmask.methods._settings import CAM_SCALES, BackboneSettings, InferenceSettings, ScaleRange
-from tagmask.methods.cam import write_maps
+from tagmask.methods.cam import write_missing_maps
 from tagmask.models.classifier import initial_backbone
 from tagmask.models.inference import scaled_with_hflip
 from tagmask.models.label_conditioned import LabelConditionedNetwork
@@ -42,29 +42,30 @@ class Amn(BackboneSettings, TrainingSettings, InferenceSettings):
     seeds: SeedSettings = Field(SeedSettings(), description="the labels that the network learns from")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout before the head, in training only")
     label_smoothing: float = Field(
-        0.4, ge=0, lt=1, description="ε: the part of the target that is shared by the other classes"
+        0.4, ge=0, lt=1, description="ε: the share of the target that is divided among the other labels"
     )
     freeze_norm: bool = Field(True, description="keep the running statistics of batch norms fixed")
     scale_range: ScaleRange = Field((0.5, 1.5), description="range of the random factor by which images are resized")
-    optimizer: Optimizer = Field("adam", description="sgd, adam or adamw")
+    optimizer: Optimizer = Field("adam", description="the optimizer")
     lr: float = Field(5e-6, gt=0, description="learning rate of the backbone")
     head_lr: float = Field(1e-4, gt=0, description="learning rate of the new layers")
     poly_power: float = Field(
         0.0,
         ge=0,
-        description="power of the polynomial decay of the learning rate; 0: constant, as the paper states no decay",
+        description="exponent p of the decay: at step t of T the learning rates are multiplied by (1 − t/T)^p; 0: no "
+        "decay, as the paper states none",
     )
     renormalize: Renormalize = Field(
         "seed",
-        description="where maps are stretched to 0..1 (min-max): seed (where the seed is not background, as in the "
-        "paper's code, so that the maps depend on the seeds again), everywhere, or nowhere (plain probabilities)",
+        description="the pixels at which maps are stretched to 0..1: seed (where the seed is not background, as in the "
+        "paper's code), everywhere, or nowhere; at the others the probability stays",
     )
 
     def run(self, context: StageContext) -> None:
-        seeds = write_seeds(self.seeds, context)
+        seeds = write_missing_seeds(self.seeds, context)
         weights = LabelConditionedNetwork.weights_path(context.folder.path)
         train_once(context, weights, lambda: self.train(context, seeds))
-        self.make_maps(LabelConditionedNetwork.load(context.folder.path), context, seeds)
+        self.make_missing_maps(LabelConditionedNetwork.load(context.folder.path), context, seeds)
 
     def train(self, context: StageContext, seeds: SeedFolder) -> None:
         """Train the network on the seeds and write it to the stage folder."""
@@ -81,7 +82,7 @@ class Amn(BackboneSettings, TrainingSettings, InferenceSettings):
         if context.compute.is_main_process:
             network.save(context.folder.path)
 
-    def make_maps(self, network: LabelConditionedNetwork, context: StageContext, seeds: SeedFolder) -> None:
+    def make_missing_maps(self, network: LabelConditionedNetwork, context: StageContext, seeds: SeedFolder) -> None:
         """Write the response maps of every image that has none yet."""
 
         def maps_of_batch(images: Tensor, samples: Sequence[Sample]) -> list[ResponseMaps]:
@@ -96,7 +97,7 @@ class Amn(BackboneSettings, TrainingSettings, InferenceSettings):
                 maps.append(ResponseMaps(np.array(classes, np.int64), kept[1:], size, background=kept[0]))
             return maps
 
-        write_maps(network, context, maps_of_batch, self.inference_batch_size)
+        write_missing_maps(network, context, maps_of_batch, self.inference_batch_size)
 
 
 class AmnTraining(Training):
@@ -113,7 +114,7 @@ class AmnTraining(Training):
         super().__init__(network, parameter_groups, settings)
         self.label_smoothing = settings.label_smoothing
 
-    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         logits = self.network(batch["image"], batch["tags"]).float()
         labels = downsample_labels(batch["labels"], (logits.shape[2], logits.shape[3]))
         return {"loss": balanced_loss(logits, labels, self.label_smoothing, self.mean_over_processes)}

@@ -48,19 +48,27 @@ class Cam(BackboneSettings, TrainingSettings, MapSettings):
     makes: ClassVar[tuple[ArtifactKind, ...]] = ("classifier", "maps")
 
     backbone: BackboneName = Field("resnet50", description="any timm CNN or ViT")
-    weights: str = Field("pretrained", description="initial weights: pretrained (timm's hub), none (random) or a file")
+    weights: str = Field(
+        "pretrained",
+        description="initial weights: pretrained (downloaded by timm), none (random) or the path of a file",
+    )
     options: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
-    frozen_stride: int = Field(8, ge=0, description="layers up to this stride are not trained; 0: all are trained")
+    frozen_stride: int = Field(
+        8,
+        ge=0,
+        description="layers up to this stride are not trained (8: the stem and the first two stages of a ResNet); "
+        "0: all layers are trained",
+    )
     freeze_norm: bool = Field(True, description="keep the running statistics of batch norms fixed")
     long_side_range: LongSideRange = Field(
         (320, 640), description="range of the random length in pixels to which the long side is resized"
     )
-    head_lr: float = Field(1.0, gt=0, description="learning rate of the 1×1 convolution")
+    head_lr: float = Field(1.0, gt=0, description="learning rate of the weights W of the classes")
 
     def run(self, context: StageContext) -> None:
         train_once(context, Classifier.weights_path(context.folder.path), lambda: self.train(context))
         classifier = Classifier.load(context.folder.path, output_stride=self.inference_stride)
-        make_maps(classifier, context, self)
+        make_missing_maps(classifier, context, self)
 
     def train(self, context: StageContext) -> None:
         """Train the classifier and write it to the stage folder."""
@@ -84,11 +92,11 @@ class CamTraining(Training):
 
     network: Classifier
 
-    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"loss": F.multilabel_soft_margin_loss(self.network(batch["image"]), batch["tags"])}
 
 
-def make_maps(
+def make_missing_maps(
     classifier: Classifier, context: InferenceContext, settings: MapSettings, maps_of: MapsOf | None = None
 ) -> None:
     """Write the response maps of every image that has none yet.
@@ -105,7 +113,7 @@ def make_maps(
             return response_maps(classifier.activations, images, tags, settings.scales)
 
     make = maps_of
-    write_maps(
+    write_missing_maps(
         classifier,
         context,
         lambda images, samples: make(images, [sample.tags or () for sample in samples]),
@@ -113,7 +121,7 @@ def make_maps(
     )
 
 
-def write_maps(
+def write_missing_maps(
     network: Any,
     context: InferenceContext,
     maps_of_batch: Callable[[Tensor, Sequence[Sample]], list[ResponseMaps]],

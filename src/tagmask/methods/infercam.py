@@ -25,7 +25,7 @@ from torch import Tensor
 from tagmask.errors import RecipeError
 from tagmask.maps import STRIDE, ResponseMaps, grid_size
 from tagmask.methods._settings import MapSettings
-from tagmask.methods.cam import EPSILON, Activations, make_maps
+from tagmask.methods.cam import EPSILON, Activations, make_missing_maps
 from tagmask.models.classifier import Classifier
 from tagmask.models.inference import scaled_with_hflip
 from tagmask.stage import ArtifactKind, StageContext
@@ -51,15 +51,17 @@ def activations_of(name: str) -> Callable[[Classifier], Activations]:
         module = importlib.import_module(f"{__package__}.{name}" if shipped.is_file() else name)
     except Exception as error:  # a module of the user's own can raise anything
         raise RecipeError(
-            f"of: {name!r} cannot be imported ({type(error).__name__}: {error}); name a method, such as layercam, "
-            "or a module on PYTHONPATH."
+            f"base_method: {name!r} cannot be imported ({type(error).__name__}: {error}); name a method, such as "
+            "layercam, or a module on PYTHONPATH."
         ) from error
     if not hasattr(module, "activations"):
-        raise RecipeError(f"of: {name!r} defines no activations(classifier); leave `of` out for the classifier's own.")
+        raise RecipeError(
+            f"base_method: {name!r} defines no activations(classifier); leave it out for the classifier's own."
+        )
     return module.activations
 
 
-def _check_of(name: str | None) -> str | None:
+def _check_base_method(name: str | None) -> str | None:
     if name is not None:
         activations_of(name)
     return name
@@ -71,15 +73,15 @@ class InferCam(MapSettings):
     needs: ClassVar[tuple[ArtifactKind, ...]] = ("classifier",)
     makes: ClassVar[tuple[ArtifactKind, ...]] = ("maps",)
 
-    of: Annotated[str | None, AfterValidator(_check_of)] = Field(
+    base_method: Annotated[str | None, AfterValidator(_check_base_method)] = Field(
         None,
-        description="a method whose activations are used, e.g. layercam; null: the class activations of the classifier",
+        description="a method whose activations are used, e.g. layercam; null: the CAM of the classifier",
     )
     split: bool = Field(True, description="divide images with few tags into quadrants")
     buffers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         BUFFERS,
-        description="pixels by which the quadrants reach beyond the centers of mass, in images with one tag, with two "
-        "tags, ...; images with more tags are not divided",
+        description="pixels by which the quadrants reach beyond the centers of mass: one number for images with one "
+        "tag, one for images with two tags, and so on; images with more tags than numbers are not divided",
     )
     iterations: int = Field(5, ge=1, description="largest number of times that a piece is shown to the classifier")
     found_threshold: float = Field(
@@ -89,13 +91,17 @@ class InferCam(MapSettings):
         0.02, ge=0, le=1, description="share of a piece; the iterations end when less than this is newly found"
     )
     enlarge: float = Field(
-        1.0, gt=0, description="factor by which each piece is enlarged before the classifier sees it"
+        1.0, gt=0, description="factor by which each piece is enlarged before it is shown to the classifier"
     )
 
     def run(self, context: StageContext) -> None:
         classifier = Classifier.load(context.inputs["classifier"].path, output_stride=self.inference_stride)
-        activations = activations_of(self.of)(classifier) if self.of else classifier.activations
-        make_maps(classifier, context, self, lambda images, tags: infercam_maps(activations, images, tags, self))
+        activations: Activations = classifier.activations
+        if self.base_method:
+            activations = activations_of(self.base_method)(classifier)
+        make_missing_maps(
+            classifier, context, self, lambda images, tags: infercam_maps(activations, images, tags, self)
+        )
 
 
 @torch.inference_mode()
@@ -135,7 +141,7 @@ def infercam_maps(
     active = pieces
     for _ in range(settings.iterations):
         views = [piece.view() for piece in active]
-        new_maps = maps_of(views, [piece.channels for piece in active], enlarge=settings.enlarge)
+        new_maps = maps_of(views, [piece.class_channels for piece in active], enlarge=settings.enlarge)
         growth = [piece.update(maps, settings.found_threshold) for piece, maps in zip(active, new_maps, strict=True)]
         active = [piece for piece, share in zip(active, growth, strict=True) if share >= settings.min_growth]
 
@@ -184,7 +190,7 @@ class Piece:
         pixels: [3, h, w] normalized.
         mean_color: [3, 1, 1] of the whole image.
         image_index: the index of the image in its batch.
-        channels: the channels of the network that belong to the tagged classes.
+        class_channels: the channels of the network that belong to the tagged classes.
         box: where in the image the piece lies.
         maps: [K, h, w] the elementwise maximum of the maps of all iterations.
         found: [h, w] bool, where the maps reached the threshold.
@@ -193,19 +199,19 @@ class Piece:
     pixels: Tensor
     mean_color: Tensor
     image_index: int
-    channels: list[int]
+    class_channels: list[int]
     box: Box
     maps: Tensor
     found: Tensor
 
     @classmethod
-    def cut(cls, image: Tensor, image_index: int, channels: list[int], box: Box) -> Piece:
+    def cut(cls, image: Tensor, image_index: int, class_channels: list[int], box: Box) -> Piece:
         """Cut a piece out of an image [3, H, W]."""
         top, bottom, left, right = box
         pixels = image[:, top:bottom, left:right]
-        maps = pixels.new_zeros(len(channels), *pixels.shape[1:], dtype=torch.float32)
+        maps = pixels.new_zeros(len(class_channels), *pixels.shape[1:], dtype=torch.float32)
         found = maps.new_zeros(maps.shape[1:], dtype=torch.bool)
-        return cls(pixels, image.mean((1, 2), keepdim=True), image_index, channels, box, maps, found)
+        return cls(pixels, image.mean((1, 2), keepdim=True), image_index, class_channels, box, maps, found)
 
     def view(self) -> Tensor:
         """Return the input of the next iteration [3, h, w]; its resized and flipped views lack the same areas."""

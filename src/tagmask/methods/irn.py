@@ -25,7 +25,7 @@ from tagmask.data.samples import Sample
 from tagmask.data.transforms import RandomScale, downsample_labels, normalize_images, training_transform
 from tagmask.label_map import IGNORE_INDEX
 from tagmask.maps import STRIDE, ResponseMaps
-from tagmask.methods._seeds import SeedFolder, write_seeds
+from tagmask.methods._seeds import SeedFolder, write_missing_seeds
 from tagmask.methods._settings import BackboneSettings, ScaleRange
 from tagmask.methods._threshold import GlobalThreshold, record_threshold
 from tagmask.models.boundary_network import BoundaryNetwork, predict_boundaries
@@ -65,20 +65,20 @@ class Irn(BackboneSettings, TrainingSettings):
         "and bg 0.15 after AMN",
     )
     pair_radius: int = Field(
-        10, ge=2, description="pixel pairs closer than this many cells of 4 pixels are learned from"
+        10, ge=2, description="the network learns from pairs of cells nearer than this, in cells of 4 × 4 pixels"
     )
     scale_range: ScaleRange = Field((0.5, 1.5), description="range of the random factor by which images are resized")
     epochs: int = Field(3, ge=0, description="passes over the training images")
-    batch_size: int = Field(32, ge=1, description="images per step, over all processes")
+    batch_size: int = Field(32, ge=1, description="images per training step, over all processes")
     lr: float = Field(0.1, gt=0, description="learning rate of the boundary branch")
     displacement_lr: float = Field(1.0, gt=0, description="learning rate of the displacement branch")
     walk: RandomWalkSettings = Field(RandomWalkSettings(), description="the random walk")
-    inference_batch_size: int = Field(8, ge=1, description="images of equal size that are processed together")
-    instances: bool = Field(False, description="also write instances.json: COCO instance masks, one per object")
+    inference_batch_size: int = Field(8, ge=1, description="largest number of images of equal size in a batch")
+    instances: bool = Field(False, description="also write instances.json: masks in the format of COCO, one per object")
     instance_threshold: GlobalThreshold = Field(
         "auto",
-        description="share of the image's highest activation after the walk below which a pixel belongs to no "
-        "instance; auto: Otsu's threshold over the maps after the walk; the paper uses 0.25",
+        description="a pixel belongs to no instance if its activation after the walk is below this share of the "
+        "image's highest one; auto: Otsu's threshold of the maps after the walk; the paper uses 0.25",
     )
 
     @model_validator(mode="after")
@@ -89,13 +89,13 @@ class Irn(BackboneSettings, TrainingSettings):
         return self
 
     def run(self, context: StageContext) -> None:
-        seeds = write_seeds(self.seeds, context)
+        seeds = write_missing_seeds(self.seeds, context)
         weights = BoundaryNetwork.weights_path(context.folder.path)
         train_once(context, weights, lambda: self.train(context, seeds))
         network = make_inference_only(BoundaryNetwork.load(context.folder.path), context.compute)
         # compile the kernel once, before worker processes would each do it
         propagate(np.zeros((1, 2, 2), np.float32), np.zeros((2, 2), np.float32), steps=1)
-        self.make_maps(network, context)
+        self.make_missing_maps(network, context)
         if self.instances:
             context.compute.barrier()
             self.make_instances(network, context)
@@ -118,28 +118,28 @@ class Irn(BackboneSettings, TrainingSettings):
             network.mean_displacement = mean_displacement(network, context, self.inference_batch_size)
             network.save(context.folder.path)
 
-    def make_maps(self, network: BoundaryNetwork, context: StageContext) -> None:
+    def make_missing_maps(self, network: BoundaryNetwork, context: StageContext) -> None:
         """Write the maps after the walk of every image that has none yet."""
         maps_path = context.folder.maps_path
         batches = context.pending_shard(context.batches(self.inference_batch_size), maps_path)
-        write = partial(_write_walked_maps, self.walk, _threads(context))
+        write = partial(_write_missing_walked_maps, self.walk, _threads(context))
         jobs = (
             delayed(write)(context.inputs["maps"].maps_path(sample.id), maps_path(sample.id), boundary)
             for sample, boundary, _ in predict(network, context, batches)
         )
-        context.run_parallel("random walk", jobs, sum(map(len, batches)))
+        context.run_in_workers("random walk", jobs, sum(map(len, batches)))
 
     def make_instances(self, network: BoundaryNetwork, context: StageContext) -> None:
         """Write `instances.json`: the COCO instance masks of all images."""
         threshold = record_threshold(context, self.instance_threshold, context.folder)
         path = partial(_instances_path, context.folder)
         batches = context.pending_shard(context.batches(self.inference_batch_size), path)
-        write = partial(_write_instances, self.walk, threshold, _threads(context))
+        write = partial(_write_missing_instances_json, self.walk, threshold, _threads(context))
         jobs = (
             delayed(write)(context.inputs["maps"].maps_path(sample.id), path(sample.id), boundary, displacement)
             for sample, boundary, displacement in predict(network, context, batches)
         )
-        context.run_parallel("instances", jobs, sum(map(len, batches)))
+        context.run_in_workers("instances", jobs, sum(map(len, batches)))
         context.compute.barrier()
         if context.compute.is_main_process:
             gather_instances(context)
@@ -159,7 +159,7 @@ class IrnTraining(Training):
         super().__init__(network, parameter_groups, settings)
         self.pair_radius = settings.pair_radius
 
-    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         boundary, displacement = self.network(batch["image"])
         labels = downsample_labels(batch["labels"], (boundary.shape[1], boundary.shape[2]))
         losses = pair_losses(boundary.float(), displacement.float(), labels, self.pair_radius, self.mean_over_processes)
@@ -295,14 +295,14 @@ def _threads(context: StageContext) -> int | None:
     return 1 if context.compute.workers > 1 else None
 
 
-def _write_walked_maps(
+def _write_missing_walked_maps(
     settings: RandomWalkSettings, threads: int | None, maps_path: Path, path: Path, boundary: np.ndarray
 ) -> None:
     if not path.exists():
         walk_maps(ResponseMaps.load(maps_path), boundary, settings, threads).save(path)
 
 
-def _write_instances(
+def _write_missing_instances_json(
     settings: RandomWalkSettings,
     threshold: float,
     threads: int | None,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tagmask.errors import RecipeError
 from tagmask.methods._settings import MapSettings
-from tagmask.methods.cam import EPSILON, Activations, make_maps, response_maps
+from tagmask.methods.cam import EPSILON, Activations, make_missing_maps, response_maps
 from tagmask.models.classifier import Classifier
 from tagmask.stage import ArtifactKind, StageContext
 
@@ -30,7 +30,7 @@ class LayerCam(MapSettings):
     makes: ClassVar[tuple[ArtifactKind, ...]] = ("maps",)
 
     layers: tuple[int, ...] = Field(
-        (-3, -2, -1), min_length=1, description="feature levels of the network (a ViT's blocks); -1 is the last"
+        (-3, -2, -1), min_length=1, description="feature levels of the network (of a ViT: blocks); -1 is the last"
     )
     gamma: float = Field(
         2.0, gt=0, description="γ of tanh(γ · map), which strengthens the maps of all but the last layer"
@@ -39,7 +39,7 @@ class LayerCam(MapSettings):
     def run(self, context: StageContext) -> None:
         classifier = Classifier.load(context.inputs["classifier"].path, output_stride=self.inference_stride)
         layer_maps = LayerMaps(classifier, self)
-        make_maps(
+        make_missing_maps(
             classifier,
             context,
             self,
@@ -48,7 +48,7 @@ class LayerCam(MapSettings):
 
 
 def activations(classifier: Classifier) -> Activations:
-    """Return the LayerCAM of a classifier with the default settings, for `infercam` with `of: layercam`."""
+    """Return the LayerCAM of a classifier with the default settings, for `infercam` with `base_method: layercam`."""
     return LayerMaps(classifier, LayerCam())
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tagmask.errors import RecipeError
 from tagmask.methods._settings import BackboneName, BackboneSettings, MapSettings
-from tagmask.methods.cam import make_maps
+from tagmask.methods.cam import make_missing_maps
 from tagmask.models.backbone import Backbone, create_timm_model, load_weights
 from tagmask.models.classifier import Classifier
 from tagmask.stage import ArtifactKind, StageContext
@@ -33,10 +33,10 @@ class Pretrained(BackboneSettings, MapSettings):
     makes: ClassVar[tuple[ArtifactKind, ...]] = ("classifier", "maps")
 
     backbone: BackboneName = Field("resnet50", description="any timm classifier")
-    weights: str = Field("pretrained", description="pretrained (timm's hub) or a file")
+    weights: str = Field("pretrained", description="pretrained (downloaded by timm) or the path of a file")
     options: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
     num_outputs: int | None = Field(
-        None, ge=1, description="number of outputs of the network in a weights file; null: timm's number for the model"
+        None, ge=1, description="number of outputs of the network in a weights file; null: that of timm's model"
     )
     outputs: dict[str, list[int]] = Field(
         {},
@@ -62,7 +62,7 @@ class Pretrained(BackboneSettings, MapSettings):
         if context.compute.is_main_process and not Classifier.weights_path(folder).exists():
             self.classifier(context.images.classes).save(folder, weights=self.weights)
         context.compute.barrier()
-        make_maps(Classifier.load(folder, output_stride=self.inference_stride), context, self)
+        make_missing_maps(Classifier.load(folder, output_stride=self.inference_stride), context, self)
 
     def classifier(self, classes: tuple[str, ...]) -> Classifier:
         """Return a classifier with one row of weights per class.

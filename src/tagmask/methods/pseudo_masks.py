@@ -20,12 +20,12 @@ from tagmask.label_map import write_label_map
 from tagmask.maps import ResponseMaps
 from tagmask.methods._settings import InferenceSettings, Scales
 from tagmask.methods._threshold import Threshold, record_threshold
-from tagmask.methods.segment import predict_probabilities
+from tagmask.methods.segment import predict_pending_images
 from tagmask.models.inference import make_inference_only
 from tagmask.models.segmenter import Segmenter
 from tagmask.refine.dense_crf import compile_crf_kernels
 from tagmask.refine.image_threshold import choose_threshold, expected_threshold, mean_root_num_tags
-from tagmask.refine.label_maps import confident_seeds, cut_maps
+from tagmask.refine.map_cutting import confident_seeds, cut_maps
 from tagmask.refine.settings import CrfSettings, SeedSettings
 from tagmask.stage import ArtifactKind, StageContext
 
@@ -45,23 +45,27 @@ class PseudoMasks(InferenceSettings):
         0.0,
         ge=0,
         lt=0.5,
-        description="pixels whose label differs between threshold − margin and threshold + margin are ignored (255); "
-        "0: no ignored pixels",
+        description="pixels are ignored (255) if they are background at threshold + margin, but not at threshold − "
+        "margin; 0: no ignored pixels",
     )
     refine: Literal["crf", "none"] = Field(
         "crf", description="crf: refine the masks with the dense CRF; none: cut the maps and change nothing"
     )
     crf: CrfSettings = Field(CrfSettings(), description="settings of the dense CRF")
     gt_prob: float = Field(
-        0.7, gt=0, lt=1, description="probability, 0 to 1, with which the CRF takes its input labels to be right"
+        0.7, gt=0, lt=1, description="probability that a label of the cut maps is right, as the CRF assumes"
     )
     cue: Literal["none", "saliency", "network"] = Field(
         "saliency",
-        description="what helps to choose a threshold per image: saliency (the saliency maps of the images that have "
-        "one), network (an earlier segmentation network, for images without a saliency map), or none",
+        description="what helps to choose a threshold per image: saliency (the saliency map of the image, if it has "
+        "one), network (the same, and an earlier segmentation network for images without a saliency map), or none",
     )
-    scales: Scales = Field((1.0,), description="scales of the network's input if cue is network")
-    inference_batch_size: int = Field(8, ge=1, description="images per batch of the network if cue is network")
+    scales: Scales = Field(
+        (1.0,), description="if cue is network: factors by which an image is resized for the network"
+    )
+    inference_batch_size: int = Field(
+        8, ge=1, description="if cue is network: largest number of images of equal size in a batch"
+    )
 
     def required_inputs(self) -> tuple[ArtifactKind, ...]:
         return ("maps", "segmenter") if self._uses_network else ("maps",)
@@ -92,7 +96,7 @@ class PseudoMasks(InferenceSettings):
             total = len(groups)
         if total and self._crf:
             compile_crf_kernels(context.reporter.info)
-        context.run_parallel("pseudo-masks", jobs, total)
+        context.run_in_workers("pseudo-masks", jobs, total)
 
     def _job(
         self,
@@ -114,7 +118,7 @@ class PseudoMasks(InferenceSettings):
     def _jobs_with_network(self, context: StageContext, threshold: float, typical: float) -> tuple[Iterator[Any], int]:
         """Return the jobs of all images, with the foreground probabilities of the earlier network, and their number."""
         network = make_inference_only(Segmenter.load(context.inputs["segmenter"].path), context.compute)
-        predictions, total = predict_probabilities(network, context, self.scales, self.inference_batch_size)
+        predictions, total = predict_pending_images(network, context, self.scales, self.inference_batch_size)
         jobs = (
             self._job(context, sample, threshold, typical, image, 1 - probabilities[0])
             for sample, image, _, probabilities in predictions

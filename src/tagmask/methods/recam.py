@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tagmask.data.loading import TrainingSet
 from tagmask.data.transforms import RandomLongSide, training_transform
 from tagmask.methods._settings import LongSideRange, MapSettings
-from tagmask.methods.cam import EPSILON, make_maps
+from tagmask.methods.cam import EPSILON, make_missing_maps
 from tagmask.models.classifier import Classifier
 from tagmask.stage import ArtifactKind, StageContext
 from tagmask.training import Training, TrainingSettings, fit, train_once
@@ -37,7 +37,12 @@ class ReCam(TrainingSettings, MapSettings):
         description="make maps with V ∘ ReLU(W) instead of the paper's V ∘ W, so that a channel that is negative in "
         "both classifiers does not count for the class",
     )
-    frozen_stride: int = Field(0, ge=0, description="layers up to this stride are not trained; 0: all are trained")
+    frozen_stride: int = Field(
+        0,
+        ge=0,
+        description="layers up to this stride are not trained (8: the stem and the first two stages of a ResNet); "
+        "0: all layers are trained",
+    )
     freeze_norm: bool = Field(True, description="keep the running statistics of batch norms fixed")
     long_side_range: LongSideRange = Field(
         (320, 640), description="range of the random length in pixels to which the long side is resized"
@@ -49,7 +54,7 @@ class ReCam(TrainingSettings, MapSettings):
     def run(self, context: StageContext) -> None:
         train_once(context, Classifier.weights_path(context.folder.path), lambda: self.train(context))
         classifier = Classifier.load(context.folder.path, output_stride=self.inference_stride)
-        make_maps(classifier, context, self)
+        make_missing_maps(classifier, context, self)
 
     def train(self, context: StageContext) -> None:
         """Train both classifiers, and write one whose CAM weights combine them to the stage folder."""
@@ -108,7 +113,7 @@ class ReCamTraining(Training):
         super().__init__(network, parameter_groups, settings)
         self.sce_weight = settings.sce_weight
 
-    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         logits, class_logits = self.network(batch["image"])
         bce = F.multilabel_soft_margin_loss(logits, batch["tags"])
         sce = softmax_loss(class_logits, batch["tags"])

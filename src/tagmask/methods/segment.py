@@ -3,7 +3,7 @@
 DeepLab-v2 (Chen et al., TPAMI 2018) on any timm backbone, or any architecture of segmentation_models_pytorch.
 
 Shared base, like `cam`: methods that train the network with another loss override `Segment.extra_targets` and
-`Segment.make_training`; methods that need the network's probabilities use `predict_probabilities`.
+`Segment.make_training`; methods that need the network's probabilities use `predict_pending_images`.
 """
 
 from __future__ import annotations
@@ -48,12 +48,14 @@ class Segment(BackboneSettings, TrainingSettings, InferenceSettings):
     architecture: Annotated[str, AfterValidator(check_architecture)] = Field(
         "deeplabv2", description="deeplabv2, or an architecture of segmentation_models_pytorch"
     )
-    output_stride: Stride = Field(8, description="pixels per feature cell, for backbones that can be dilated")
-    steps: int = Field(20_000, ge=1, description="training steps, rounded up to whole epochs")
-    epochs: int | None = Field(  # type: ignore[assignment]
-        None, ge=0, description="passes over the training images, instead of steps"
+    output_stride: Stride = Field(
+        8, description="side of a feature cell in pixels of the image, for backbones that can be dilated"
     )
-    batch_size: int = Field(10, ge=1, description="images per step, over all processes")
+    steps: int = Field(20_000, ge=1, description="number of training steps, rounded up to whole epochs")
+    epochs: int | None = Field(  # type: ignore[assignment]
+        None, ge=0, description="passes over the training images; null: as many as steps says"
+    )
+    batch_size: int = Field(10, ge=1, description="images per training step, over all processes")
     crop_size: int = Field(321, ge=16, description="side of the random crops in pixels")
     scale_range: ScaleRange = Field((0.5, 1.5), description="range of the random factor by which images are resized")
     freeze_norm: bool = Field(True, description="keep the running statistics of the encoder's batch norms fixed")
@@ -63,17 +65,18 @@ class Segment(BackboneSettings, TrainingSettings, InferenceSettings):
     weight_decay: float = Field(5e-4, ge=0, description="weight decay")
     scales: Scales = Field(
         (0.5, 0.75, 1.0, 1.25, 1.5),
-        description="factors by which images are resized at inference; each view is used with its horizontal flip",
+        description="factors by which an image is resized at inference; each resized image is used together with its "
+        "horizontal flip",
     )
-    inference_batch_size: int = Field(8, ge=1, description="images of equal size that are processed together")
+    inference_batch_size: int = Field(8, ge=1, description="largest number of images of equal size in a batch")
     crf: CrfSettings | None = Field(
-        NETWORK_CRF, description="dense CRF on the network's probabilities at inference; null: none"
+        NETWORK_CRF, description="the dense CRF on the network's probabilities at inference; null: no CRF"
     )
 
     def run(self, context: StageContext) -> None:
         train_once(context, Segmenter.weights_path(context.folder.path), lambda: self.train(context))
         network = make_inference_only(Segmenter.load(context.folder.path), context.compute)
-        write_masks(network, context, scales=self.scales, crf=self.crf, batch_size=self.inference_batch_size)
+        write_missing_masks(network, context, scales=self.scales, crf=self.crf, batch_size=self.inference_batch_size)
 
     def train(self, context: StageContext) -> None:
         """Train the network and write it to the stage folder."""
@@ -126,7 +129,7 @@ class SegmentTraining(Training):
 
     network: Segmenter
 
-    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"loss": pixel_loss(self.logits(batch), batch["labels"], self.mean_over_processes)}
 
     def logits(self, batch: dict[str, Tensor]) -> Tensor:
@@ -203,7 +206,7 @@ def most_probable_labels(
     return ids[probabilities.argmax(0)]
 
 
-def predict_probabilities(
+def predict_pending_images(
     network: Segmenter, context: InferenceContext, scales: Sequence[float], batch_size: int
 ) -> tuple[Iterator[Prediction], int]:
     """Segment this process's images that have no mask yet.
@@ -233,16 +236,16 @@ def predict_probabilities(
     return (predictions() if batches else iter(())), total
 
 
-def write_masks(
+def write_missing_masks(
     network: Segmenter, context: InferenceContext, *, scales: Sequence[float], crf: CrfSettings | None, batch_size: int
 ) -> None:
-    """Write the network's label map of every image that has none yet; see `predict_probabilities`."""
-    predictions, total = predict_probabilities(network, context, scales, batch_size)
+    """Write the network's label map of every image that has none yet; see `predict_pending_images`."""
+    predictions, total = predict_pending_images(network, context, scales, batch_size)
     jobs = (
         delayed(_write_mask)(context.folder.mask_path(sample.id), image, ids, probabilities, crf)
         for sample, image, ids, probabilities in predictions
     )
-    context.run_parallel("masks of the network", jobs, total)
+    context.run_in_workers("masks of the network", jobs, total)
 
 
 def _write_mask(

@@ -83,7 +83,7 @@ class Backbone(FreezableNorm):
         return self.net
 
     @property
-    def patch_size(self) -> int:
+    def side_multiple(self) -> int:
         """The sides of the images that timm's network takes are multiples of this: a ViT's patch, 1 for a CNN."""
         size = getattr(getattr(self.net, "patch_embed", None), "patch_size", 1)
         return int(size[0] if isinstance(size, tuple) else size)
@@ -98,13 +98,13 @@ class Backbone(FreezableNorm):
         Returns:
             [B, D, h, w].
         """
-        sides = [round(max(MIN_SIDE, side) / self.patch_size) * self.patch_size for side in images.shape[-2:]]
+        sides = [round(max(MIN_SIDE, side) / self.side_multiple) * self.side_multiple for side in images.shape[-2:]]
         if sides != list(images.shape[-2:]):
             images = nn.functional.interpolate(images, sides, mode="bilinear", align_corners=False, antialias=True)
         features: Tensor = self.net.forward_features(images)
         if features.ndim == 3:  # tokens [B, prefix + h · w, D]
             features = features[:, getattr(self.net, "num_prefix_tokens", 0) :]
-            grid = [side // self.patch_size for side in images.shape[-2:]]
+            grid = [side // self.side_multiple for side in images.shape[-2:]]
             return features.transpose(1, 2).unflatten(2, grid)
         if getattr(self.net, "output_fmt", "NCHW") == "NHWC":
             return features.permute(0, 3, 1, 2).contiguous()

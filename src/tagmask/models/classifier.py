@@ -98,7 +98,7 @@ class Classifier(SavedNetwork):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def resolve_backbone(
+def backbone_name_and_options(
     saved: Mapping[str, Any], name: str | None, options: dict[str, Any] | None
 ) -> tuple[str, dict[str, Any] | None]:
     """Return the timm name and the options of a backbone that is the classifier's unless the recipe names another.
@@ -129,7 +129,7 @@ def initial_backbone(
         RunError: the folder does not contain a classifier.
     """
     trained = Classifier.load(classifier_folder).backbone
-    name, options = resolve_backbone(trained.config, name, options)
+    name, options = backbone_name_and_options(trained.config, name, options)
     if weights != "classifier":
         return Backbone(name, weights, output_stride, options)
     backbone = Backbone(name, "none", output_stride, options)

@@ -52,7 +52,7 @@ def fold_norms_inplace(network: nn.Module) -> None:
         network: on the CPU, in eval mode; maps images [B, 3, H, W] to a tensor.
     """
     probe = torch.randn(1, 3, PROBE_SIDE, PROBE_SIDE, generator=torch.Generator().manual_seed(0))
-    pairs, expected = _foldable_pairs(network, probe)
+    pairs, expected = _run_and_find_foldable_pairs(network, probe)
     names = {module: name for name, module in network.named_modules()}
     replaced: list[tuple[str, nn.Module]] = []
     for convolution, norm in pairs:
@@ -65,7 +65,7 @@ def fold_norms_inplace(network: nn.Module) -> None:
             network.set_submodule(name, old)
 
 
-def _foldable_pairs(network: nn.Module, probe: Tensor) -> tuple[list[tuple[nn.Conv2d, Any]], Tensor]:
+def _run_and_find_foldable_pairs(network: nn.Module, probe: Tensor) -> tuple[list[tuple[nn.Conv2d, Any]], Tensor]:
     """Return the pairs of a convolution and the norm of its output, each called once, and the network's output."""
     outputs: list[tuple[nn.Conv2d, Tensor]] = []
     inputs: list[tuple[nn.Module, Tensor]] = []

@@ -65,7 +65,9 @@ class SavedNetwork(nn.Module):
         Raises:
             RunError: a file cannot be written.
         """
-        write_weights(self.weights_path(folder), self.state_dict(), {"kind": self.kind, **self.config, **notes})
+        write_weights_and_config(
+            self.weights_path(folder), self.state_dict(), {"kind": self.kind, **self.config, **notes}
+        )
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -87,7 +89,7 @@ class SavedNetwork(nn.Module):
         Raises:
             RunError: the folder does not contain such a network, or a file is damaged.
         """
-        weights, config = read_weights(cls.weights_path(folder))
+        weights, config = read_weights_and_config(cls.weights_path(folder))
         if config.get("kind") != cls.kind:
             raise RunError(f"{folder} does not hold {cls.title} but a {config.get('kind')}; choose another folder.")
         return weights, config
@@ -99,7 +101,7 @@ class SavedNetwork(nn.Module):
         return network.eval()
 
 
-def write_weights(path: Path, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+def write_weights_and_config(path: Path, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
     """Write the weights of a network to a safetensors file, and its description to config.json beside it.
 
     Args:
@@ -116,8 +118,8 @@ def write_weights(path: Path, weights: Mapping[str, Tensor], config: Mapping[str
         temporary.write_bytes(save_torch(tensors))
 
 
-def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read the state dict and the entries of config.json that `write_weights` wrote.
+def read_weights_and_config(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the state dict and the entries of config.json that `write_weights_and_config` wrote.
 
     Raises:
         RunError: a file is missing or damaged.

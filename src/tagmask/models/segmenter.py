@@ -20,7 +20,7 @@ from tagmask.models.backbone import (
     first_line,
     normalization,
 )
-from tagmask.models.classifier import Classifier, resolve_backbone
+from tagmask.models.classifier import Classifier, backbone_name_and_options
 from tagmask.models.saved_network import SavedNetwork
 from tagmask.text import did_you_mean
 
@@ -205,7 +205,7 @@ def initial_segmenter(
         RunError: the folder does not contain a classifier.
     """
     _, config = Classifier.read(classifier_folder)
-    name, options = resolve_backbone(config["backbone"], backbone, options)
+    name, options = backbone_name_and_options(config["backbone"], backbone, options)
     network = Segmenter(architecture, name, classes, output_stride, options)
     if weights == "classifier":
         network.load_encoder(Classifier.load(classifier_folder).backbone.net.state_dict())

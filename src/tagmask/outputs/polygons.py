@@ -34,7 +34,7 @@ def region_polygons(region: np.ndarray) -> list[list[int]]:
             rows, columns = box
             part = labels[box] == k
             part_top, part_left = top + rows.start, left + columns.start
-            cut = _cut_row(part)
+            cut = _row_through_hole(part)
             if cut is None:
                 polygons.append(_outline(part, part_top, part_left))
             else:
@@ -42,7 +42,7 @@ def region_polygons(region: np.ndarray) -> list[list[int]]:
     return polygons
 
 
-def _cut_row(part: np.ndarray) -> int | None:
+def _row_through_hole(part: np.ndarray) -> int | None:
     """The first row below the cut that opens a hole of the part, nearest to its middle row; None without holes."""
     # Regions are connected by four neighbors, so holes are connected by eight.
     holes, count = ndimage.label(~np.pad(part, 1), np.ones((3, 3), int))

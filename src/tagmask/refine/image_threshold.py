@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from tagmask.label_map import label_boundaries
 from tagmask.maps import ResponseMaps
-from tagmask.refine.label_maps import cut_maps
+from tagmask.refine.map_cutting import cut_maps
 from tagmask.refine.settings import CrfSettings
 
 # The candidates around the expected threshold, and the weights of the terms of the score, were chosen on 800

@@ -23,7 +23,9 @@ Floats = NDArray[np.float32]
 def walk_maps(
     maps: ResponseMaps, boundary: Floats, settings: RandomWalkSettings, threads: int | None = None
 ) -> ResponseMaps:
-    """Return the maps after the random walk, divided by the highest activation of the image.
+    """Return the maps after the random walk, divided by the highest activation of the image at its full size.
+
+    Cells can be slightly more active than any pixel, because upsampling averages them; they are clipped to 1.
 
     Args:
         maps: response maps of the image.
@@ -40,7 +42,7 @@ def walk_maps(
             walked, boundary, radius=settings.radius, beta=settings.beta, steps=settings.steps, threads=threads
         )
     highest = strongest_activation(walked, maps.size)[0].max()
-    return ResponseMaps(maps.classes, walked / (highest or 1), maps.size)
+    return ResponseMaps(maps.classes, np.minimum(walked / (highest or 1), 1), maps.size)
 
 
 def propagate(

@@ -19,24 +19,24 @@ class CrfSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    steps: int = Field(10, ge=0, description="number of mean-field iterations, 0 or more")
+    steps: int = Field(10, ge=0, description="number of mean-field iterations")
     gaussian_sxy: float = Field(
         3,
         gt=0,
-        description="standard deviation of the smoothness kernel in pixels, above 0: smaller specks are removed",
+        description="standard deviation of the smoothness kernel in pixels; a larger value removes larger specks",
     )
     gaussian_weight: float = Field(3, description="weight of the smoothness kernel; 0 leaves the kernel out")
     bilateral_sxy: float = Field(
         50,
         gt=0,
-        description="standard deviation of the appearance kernel in pixels, above 0: "
-        "the distance over which colors are compared",
+        description="standard deviation of the appearance kernel in pixels: the distance over which colors are "
+        "compared",
     )
     bilateral_srgb: float = Field(
         5,
         gt=0,
-        description="standard deviation of the appearance kernel in color levels of 0 to 255, above 0: "
-        "the larger, the more the colors of one object may differ",
+        description="standard deviation of the appearance kernel in color levels (0 to 255); with a larger value, the "
+        "colors of one object may differ more",
     )
     bilateral_weight: float = Field(10, description="weight of the appearance kernel; 0 leaves the kernel out")
 
@@ -54,17 +54,15 @@ class SeedSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    fg: float = Field(
-        0.30, ge=0, le=1, description="activation, 0 to 1, above which a pixel is a seed of its most active class"
-    )
+    fg: float = Field(0.30, ge=0, le=1, description="activation above which a pixel is a seed of its most active class")
     bg: float = Field(
-        0.05, ge=0, le=1, description="activation, 0 to 1 and at most fg, up to which a pixel is a seed of background"
+        0.05, ge=0, le=1, description="activation, at most fg, up to which a pixel is a seed of the background"
     )
     gt_prob: float = Field(
-        0.7, gt=0, lt=1, description="probability, 0 to 1, with which the CRF takes its input labels to be right"
+        0.7, gt=0, lt=1, description="probability that a label of the cut maps is right, as the CRF assumes"
     )
     crf: CrfSettings | None = Field(
-        CrfSettings(), description="the dense CRF that refines both label maps; null: the thresholds alone"
+        CrfSettings(), description="the dense CRF that refines the label maps of both thresholds; null: no CRF"
     )
 
     @model_validator(mode="after")
@@ -86,17 +84,17 @@ class RandomWalkSettings(BaseModel):
     map_power: float = Field(
         1.0,
         gt=0,
-        description="exponent of the maps before the walk, above 0: "
-        "a value above 1 weakens low activations (the code of AMN uses 1.3)",
+        description="exponent of the maps before the walk; a value above 1 weakens low activations (the code of AMN "
+        "uses 1.3)",
     )
     radius: int = Field(
         5,
         ge=1,
-        description="radius in cells of 4 × 4 pixels, 1 or more: the walk steps between cells nearer than this",
+        description="one step of the walk connects cells that are nearer than this, in cells of 4 × 4 pixels",
     )
     beta: float = Field(
         10,
         gt=0,
-        description="exponent of the affinities, above 0: the larger, the better weak boundaries stop the walk",
+        description="exponent of the affinities; with a larger value, weak boundaries stop the walk better",
     )
-    steps: int = Field(256, ge=0, description="number of steps of the walk, 0 or more")
+    steps: int = Field(256, ge=0, description="number of steps of the walk")

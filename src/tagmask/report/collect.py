@@ -110,7 +110,7 @@ class _ExampleStages:
         maps = recipe.maps_behind(maskers[-1]) if maskers else recipe.latest("maps")
         seed, seed_threshold = None, 0.0
         for name in maskers:
-            cut, record = recipe.maps_behind(name), folder.stage(name).read_threshold()
+            cut, record = recipe.maps_behind(name), folder.stage(name).read_threshold_if_any()
             if cut and record and not record.per_image:
                 seed, seed_threshold = folder.stage(cut), record.threshold
         return cls(
@@ -201,7 +201,7 @@ def _summarize_stages(recipe: Recipe, folder: RunFolder, held_out: TaggedImages 
 
 
 def _summarize(folder: StageFolder, name: str, method: str, inputs: Mapping[ArtifactKind, str]) -> StageSummary:
-    record = folder.read_record()
+    record = folder.read_record_if_any()
     if record is None:
         return StageSummary(name, method, inputs, 0.0, 0, "not started")
     return StageSummary(name, method, inputs, record.seconds, record.num_images, record.status)
@@ -219,7 +219,7 @@ def _outputs(recipe: Recipe, folder: RunFolder) -> dict[str, str]:
 
 
 def _notes(recipe: Recipe, folder: RunFolder, images: TaggedImages, held_out: TaggedImages | None) -> list[str]:
-    record = folder.stage(next(iter(recipe.stages))).read_record()
+    record = folder.stage(next(iter(recipe.stages))).read_record_if_any()
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items()) if record else ""
     notes = [f"Seed {recipe.seed}." + f" Versions: {versions}." * bool(versions)]
     if not any(sample.mask for sample in images.samples):

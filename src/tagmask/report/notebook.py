@@ -29,7 +29,7 @@ def summary_html(run: Run) -> str:
         folder=str(run.folder),
         description=recipe.description if recipe else "",
         problems=problems,
-        stages=[_stage_row(folder.stage(name)) for name in recipe.stages] if recipe else [],
+        stages=[_stage_status(folder.stage(name)) for name in recipe.stages] if recipe else [],
         maps=map_rows(evaluation.maps, evaluation.thresholds) if evaluation else [],
         scores=score_rows(evaluation.scores) if evaluation else [],
         report=str(folder.report_path) if folder.report_path.exists() else "",
@@ -42,9 +42,9 @@ class _StageRow(NamedTuple):
     time: str
 
 
-def _stage_row(stage: StageFolder) -> _StageRow:
+def _stage_status(stage: StageFolder) -> _StageRow:
     try:
-        record = stage.read_record()
+        record = stage.read_record_if_any()
     except TagmaskError as error:
         return _StageRow(stage.name, str(error), "")
     if record is None:

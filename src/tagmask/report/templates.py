@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from tagmask.formatting import format_count, format_duration, format_number, format_percent
+from tagmask.formatting import format_count, format_duration, format_percent, format_two_decimals
 
 
 @cache
@@ -25,6 +25,6 @@ def load_template(name: str) -> Template:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        percent=format_percent, number=format_number, count=format_count, duration=format_duration
+        percent=format_percent, number=format_two_decimals, count=format_count, duration=format_duration
     )
     return environment.get_template(name)

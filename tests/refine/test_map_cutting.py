@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from tagmask.maps import ResponseMaps
-from tagmask.refine.label_maps import confident_seeds, cut_maps
+from tagmask.refine.map_cutting import confident_seeds, cut_maps
 from tagmask.refine.settings import CrfSettings, SeedSettings
 
 IMAGE = np.zeros((4, 16, 3), np.uint8)

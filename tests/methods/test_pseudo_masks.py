@@ -1,0 +1,356 @@
+"""Test pseudo-masks: thresholds, the dense CRF, ignored pixels, and the cues of thresholds per image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tagmask.artifacts import read_json
+from tagmask.compute import Compute
+from tagmask.data.images import read_image
+from tagmask.data.samples import TaggedImages
+from tagmask.errors import RecipeError
+from tagmask.label_map import read_label_map
+from tagmask.maps import ResponseMaps, grid_size
+from tagmask.methods._threshold import Threshold, record_threshold
+from tagmask.methods.pseudo_masks import PseudoMasks
+from tagmask.models.segmenter import Segmenter
+from tagmask.recipe import load_recipe
+from tagmask.refine.dense_crf import dense_crf, unary_from_labels
+from tagmask.refine.image_threshold import choose_threshold
+from tagmask.refine.settings import CrfSettings
+from tagmask.run_folder import StageFolder, ThresholdRecord
+from tagmask.stage import StageContext
+from tests.methods.contract import MakeContext, MethodContract
+
+CUES = ("none", "saliency", "network")
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory: pytest.TempPathFactory, toy_images: TaggedImages) -> Path:
+    """Return the folder of a random segmentation network."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("segment")
+    Segmenter("Unet", "resnet18", toy_images.classes).save(folder)
+    return folder
+
+
+class TestPseudoMasks(MethodContract):
+    method = PseudoMasks
+    settings = {"threshold": 0.3}  # noqa: RUF012
+    trains = False
+
+
+class TestPseudoMasksWithoutCrf(MethodContract):
+    method = PseudoMasks
+    settings = {"refine": "none"}  # noqa: RUF012
+    trains = False
+
+
+class TestThresholdPerImage(MethodContract):
+    method = PseudoMasks
+    settings = {"threshold": "per-image", "crf": {"steps": 2}}  # noqa: RUF012
+    trains = False
+
+
+class TestThresholdPerImageWithNetwork(MethodContract):
+    method = PseudoMasks
+    settings = {"threshold": "per-image", "cue": "network", "crf": {"steps": 2}}  # noqa: RUF012
+    trains = False
+
+    @pytest.fixture(autouse=True)
+    def _set_segmenter(self, segmenter: Path) -> None:
+        self.segmenter = segmenter
+
+    def run(
+        self, make_context: MakeContext, earlier_stages: dict[str, Path], name: str = "stage", **changes: Any
+    ) -> StageContext:
+        return super().run(make_context, {**earlier_stages, "segmenter": self.segmenter}, name, **changes)
+
+
+def constant_maps(size: tuple[int, int], *values: float, classes: tuple[int, ...] | None = None) -> ResponseMaps:
+    """Return maps of an image of this size, one constant map per value."""
+    maps = np.array(values, np.float32)[:, None, None].repeat(grid_size(size)[0], 1).repeat(grid_size(size)[1], 2)
+    return ResponseMaps(np.array(classes or range(1, 1 + len(values)), int), maps, size)
+
+
+# Without threshold per image
+
+
+def test_without_refinement_the_masks_are_the_maps_at_the_threshold(
+    make_context: MakeContext, earlier_stages: dict[str, Path]
+) -> None:
+    context = make_context(maps=earlier_stages["maps"])
+    PseudoMasks(threshold=0.4, refine="none").run(context)
+    for sample in context.images.samples:
+        maps = ResponseMaps.load(StageFolder(earlier_stages["maps"]).maps_path(sample.id))
+        np.testing.assert_array_equal(read_label_map(context.folder.mask_path(sample.id)), maps.label_map(0.4))
+
+
+def test_the_crf_gets_one_label_per_tagged_class() -> None:
+    """The class ids 3 and 9 are labels 1 and 2 of the CRF."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (24, 32, 3)).astype(np.uint8)
+    maps = ResponseMaps(np.array([3, 9]), rng.random((2, 6, 8)).astype(np.float32), (24, 32))
+    cut = maps.label_map(0.5)
+    crf_labels = np.select([cut == 3, cut == 9], [1, 2]).astype(np.uint8)
+    expected = dense_crf(image, unary_from_labels(crf_labels, 3, 0.6), steps=4).argmax(0)
+    labels = PseudoMasks(gt_prob=0.6, crf=CrfSettings(steps=4)).label_map(image, maps, 0.5)
+    assert labels.dtype == np.uint8
+    np.testing.assert_array_equal(labels, np.array([0, 3, 9])[expected])
+
+
+def test_the_crf_moves_the_border_of_a_mask_to_the_edge_of_the_image() -> None:
+    image = np.zeros((32, 48, 3), np.uint8)
+    image[:, 24:] = (250, 200, 20)
+    maps = ResponseMaps(np.array([2]), np.zeros((1, 8, 12), np.float32), (32, 48))
+    maps.maps[:, :, 7:] = 1  # four pixels from the edge
+    before, after = maps.label_map(0.5), PseudoMasks().label_map(image, maps, 0.5)
+    ground_truth = np.where(np.arange(48) >= 24, 2, 0)[None].repeat(32, 0)
+    assert (before != ground_truth).mean() > 0.05
+    np.testing.assert_array_equal(after, ground_truth)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (3, 2)])
+def test_small_images(size: tuple[int, int]) -> None:
+    image = np.zeros((*size, 3), np.uint8)
+    labels = PseudoMasks().label_map(image, constant_maps(size, 0.9, 0.1, classes=(4, 7)), 0.3)
+    assert labels.tolist() == np.full(size, 4).tolist()
+    assert not PseudoMasks().label_map(image, constant_maps(size), 0.3).any()
+
+
+def test_the_automatic_threshold_lies_between_object_and_background(make_context: MakeContext, tmp_path: Path) -> None:
+    cam = StageFolder(tmp_path / "cam")
+    context = make_context(maps=cam.path)
+    for sample in context.images.samples:
+        assert sample.size is not None
+        assert sample.tags is not None
+        maps = constant_maps(sample.size, *[0.1] * len(sample.tags), classes=sample.tags)
+        if sample.tags:
+            maps.maps[0, :3, :3] = 0.8
+        maps.save(cam.maps_path(sample.id))
+    PseudoMasks(refine="none").run(context)
+    record = context.folder.read_threshold_if_any()
+    assert record is not None
+    assert 0.1 <= record.threshold < 0.8
+    labels = read_label_map(context.folder.mask_path("0"))
+    assert labels[:8, :8].all()
+    assert not labels[16:, 16:].any()
+
+
+def test_a_resumed_stage_reads_the_recorded_threshold(
+    make_context: MakeContext, earlier_stages: dict[str, Path]
+) -> None:
+    context = make_context(maps=earlier_stages["maps"])
+    threshold = record_threshold(context, "auto", context.inputs["maps"])
+    assert read_json(context.folder.threshold_path) == {"threshold": threshold, "per_image": False}
+    assert record_threshold(context, "auto", StageFolder(Path("missing"))) == threshold
+
+
+@pytest.mark.parametrize("setting", [0.3, "auto", "per-image"])
+def test_the_threshold_is_recorded(
+    make_context: MakeContext, earlier_stages: dict[str, Path], setting: Threshold
+) -> None:
+    context = make_context(maps=earlier_stages["maps"])
+    assert context.folder.read_threshold_if_any() is None
+    PseudoMasks(threshold=setting, refine="none").run(context)
+    record = context.folder.read_threshold_if_any()
+    assert record is not None
+    assert 0 < record.threshold < 1
+    expected = setting if isinstance(setting, float) else record.threshold
+    assert record == ThresholdRecord(threshold=expected, per_image=setting == "per-image")
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_constant_maps_are_background_at_the_automatic_threshold(
+    make_context: MakeContext, tmp_path: Path, value: float
+) -> None:
+    cam = StageFolder(tmp_path / "cam")
+    context = make_context(maps=cam.path)
+    for sample in context.images.samples:
+        assert sample.size is not None
+        assert sample.tags is not None
+        maps = constant_maps(sample.size, *[value] * len(sample.tags), classes=sample.tags)
+        maps.save(cam.maps_path(sample.id))
+    PseudoMasks(refine="none").run(context)
+    assert not any(read_label_map(context.folder.mask_path(sample.id)).any() for sample in context.images.samples)
+
+
+def test_worker_processes_write_the_same_masks(make_context: MakeContext, earlier_stages: dict[str, Path]) -> None:
+    context, with_workers = (make_context(name, maps=earlier_stages["maps"]) for name in ("stage", "with_workers"))
+    PseudoMasks(threshold=0.3).run(context)
+    PseudoMasks(threshold=0.3).run(replace(with_workers, compute=Compute(workers=2)))
+    assert MethodContract.is_same(context.folder.path, with_workers.folder.path)
+
+
+def test_masks_have_the_size_of_the_image_file(make_context: MakeContext, earlier_stages: dict[str, Path]) -> None:
+    context = make_context(maps=earlier_stages["maps"])
+    PseudoMasks(threshold=0.3).run(context)
+    for sample in context.images.samples:
+        assert read_label_map(context.folder.mask_path(sample.id)).shape == read_image(sample.image).shape[:2]
+
+
+def test_pixels_within_the_margin_are_ignored() -> None:
+    maps = ResponseMaps(np.array([5]), np.linspace(0, 1, 11, dtype=np.float32)[None, None].repeat(2, 1), (8, 44))
+    image = np.zeros((8, 44, 3), np.uint8)
+    activation = maps.full_size()[0]
+    labels = PseudoMasks(refine="none", margin=0.2).label_map(image, maps, 0.5)
+    np.testing.assert_array_equal(labels, np.select([activation > 0.7, activation > 0.3], [5, 255], 0))
+    labels = PseudoMasks(refine="none", margin=0.4).label_map(image, maps, 0.9)
+    np.testing.assert_array_equal(labels == 5, np.zeros((8, 44), bool))
+
+
+# Threshold per image
+
+
+def test_the_margin_lies_around_the_threshold_of_the_image() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (24, 32, 3)).astype(np.uint8)
+    maps = ResponseMaps(np.array([1]), rng.random((1, 6, 8)).astype(np.float32), (24, 32))
+    threshold = choose_threshold(image, maps, 0.4, None).threshold
+    labels = PseudoMasks(refine="none", threshold="per-image", margin=0.1).label_map(image, maps, 0.4)
+    expected = PseudoMasks(refine="none", margin=0.1).label_map(image, maps, threshold)
+    np.testing.assert_array_equal(labels, expected)
+    assert threshold != 0.4
+
+
+@pytest.fixture
+def gradient(
+    make_context: MakeContext, tmp_path: Path, toy_images: TaggedImages, segmenter: Path
+) -> Callable[[int | None], StageContext]:
+    """Return a function that makes the context of one gray image of 32×64 pixels, named "gray".
+
+    Its map falls from 1 at the left to 0 at the right. Its saliency map, if there is one, is 1 in the columns before
+    `saliency_end`.
+    """
+    size, image = (32, 64), tmp_path / "gray.png"
+    Image.fromarray(np.full((*size, 3), 90, np.uint8)).save(image)
+    cam = StageFolder(tmp_path / "cam")
+    activation = np.linspace(1, 0, 16, dtype=np.float32)[None, None].repeat(8, 1)
+    ResponseMaps(np.array([1]), activation, size).save(cam.maps_path("gray"))
+
+    def make(saliency_end: int | None) -> StageContext:
+        saliency = None
+        if saliency_end is not None:
+            saliency = tmp_path / f"saliency_{saliency_end}.png"
+            grey = np.where(np.arange(64) < saliency_end, 255, 0)[None].repeat(32, 0).astype(np.uint8)
+            Image.fromarray(grey).save(saliency)
+        sample = replace(toy_images.samples[0], id="gray", image=str(image), tags=(1,), size=size, saliency=saliency)
+        images = replace(toy_images, samples=(sample,))
+        return make_context(f"stage_{saliency_end}", maps=cam.path, segmenter=segmenter, images=images)
+
+    return make
+
+
+def mask_width(context: StageContext, **settings: Any) -> float:
+    """Return the mean number of foreground columns of the pseudo-mask with a threshold per image."""
+    PseudoMasks(threshold="per-image", refine="none", **settings).run(context)
+    width: float = (read_label_map(context.folder.mask_path("gray")) > 0).sum(1).mean()
+    record = context.folder.read_threshold_if_any()
+    assert record is not None
+    assert record.per_image
+    return width
+
+
+def use_network_with_foreground(monkeypatch: pytest.MonkeyPatch, end: int) -> None:
+    """Let `PseudoMasks` load a network whose foreground is the columns before `end`."""
+
+    class ConstantSegmenter(Segmenter):
+        @classmethod
+        def load(cls, folder: Path) -> Segmenter:  # type: ignore[override]
+            network = Segmenter.load(folder)
+
+            def forward(images: Tensor) -> Tensor:
+                logits = torch.zeros(len(images), len(network.classes) + 1, *images.shape[2:])
+                logits[:, 1:] = 20 * (torch.arange(images.shape[3]) < end) - 10
+                half = len(images) // 2
+                logits[half:] = logits[half:].flip(3)  # the second half of the batch is flipped
+                return logits
+
+            network.forward = forward  # type: ignore[method-assign]
+            return network
+
+    monkeypatch.setattr("tagmask.methods.pseudo_masks.Segmenter", ConstantSegmenter)
+
+
+@pytest.mark.parametrize("saliency_end", [24, 40])
+def test_the_mask_ends_where_the_saliency_ends(
+    gradient: Callable[[int | None], StageContext], saliency_end: int
+) -> None:
+    """On an image without edges, only the saliency decides between the thresholds near the expected one."""
+    assert mask_width(gradient(saliency_end), cue="saliency") == pytest.approx(saliency_end, abs=2)
+
+
+@pytest.mark.parametrize("network_end", [24, 40])
+@pytest.mark.parametrize("saliency_end", [None, 32])
+def test_the_mask_ends_where_the_network_ends_unless_there_is_saliency(
+    gradient: Callable[[int | None], StageContext],
+    monkeypatch: pytest.MonkeyPatch,
+    network_end: int,
+    saliency_end: int | None,
+) -> None:
+    use_network_with_foreground(monkeypatch, network_end)
+    width = mask_width(gradient(saliency_end), cue="network")
+    assert width == pytest.approx(saliency_end or network_end, abs=2)
+
+
+def test_without_cue_saliency_is_ignored(gradient: Callable[[int | None], StageContext], tmp_path: Path) -> None:
+    without_saliency = gradient(None)
+    expected = mask_width(without_saliency, cue="none")
+    assert [mask_width(gradient(saliency_end), cue="none") for saliency_end in (24, 40)] == [expected, expected]
+    other_folder = replace(without_saliency, folder=StageFolder(tmp_path / "other"))
+    assert mask_width(other_folder, cue="saliency") == expected
+
+
+def test_a_change_of_saliency_is_noticed_only_where_it_is_used(
+    gradient: Callable[[int | None], StageContext],
+) -> None:
+    without, with_saliency = gradient(None).images, gradient(24).images
+    for settings, uses_saliency in (
+        ({}, False),
+        ({"threshold": 0.3, "cue": "network"}, False),
+        ({"threshold": "per-image"}, True),
+        ({"threshold": "per-image", "cue": "none"}, False),
+        ({"threshold": "per-image", "cue": "network"}, True),
+    ):
+        method = PseudoMasks(**settings)
+        assert (method.extra_fingerprint(without) != method.extra_fingerprint(with_saliency)) == uses_saliency
+
+
+def test_a_network_as_cue_needs_an_earlier_segmentation_network(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("stages: {cam: , pseudo_masks: {threshold: per-image, cue: network}}", encoding="utf-8")
+    with pytest.raises(
+        RecipeError,
+        match=r"stage 'pseudo_masks' needs a segmentation network, which no earlier stage makes; add an earlier stage "
+        r"with one of these methods: activation_aware, segment\.$",
+    ):
+        load_recipe(str(recipe))
+    assert PseudoMasks(cue="network").required_inputs() == ("maps",)  # only a threshold per image uses the cue
+    stages = "cam: , pseudo_masks: , segment: , again: {method: pseudo_masks, threshold: per-image, cue: network}"
+    recipe.write_text(f"stages: {{{stages}}}", encoding="utf-8")
+    assert load_recipe(str(recipe)).stages["again"].inputs == {"maps": "cam", "segmenter": "segment"}
+
+
+@pytest.mark.parametrize("cue", CUES)
+def test_images_without_tags_are_background(
+    make_context: MakeContext, earlier_stages: dict[str, Path], segmenter: Path, cue: str
+) -> None:
+    context = make_context(maps=earlier_stages["maps"], segmenter=segmenter)
+    PseudoMasks(threshold="per-image", cue=cue, refine="none").run(context)
+    assert [sample.id for sample in context.images.samples if not sample.tags] == ["5"]
+    assert not read_label_map(context.folder.mask_path("5")).any()
+
+
+@pytest.mark.parametrize("value", ["automatic", -0.1, 1.1, True])
+def test_a_wrong_threshold_is_an_error(value: Any) -> None:
+    with pytest.raises(ValueError, match="is not a threshold; give auto, per-image or a number from 0 to 1"):
+        PseudoMasks(threshold=value)
