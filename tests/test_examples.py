@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_examples(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     target = tagmask if name == "tagmask" else getattr(tagmask, name)
-    namespace = {"tagmask": tagmask, "TOY_SETTINGS": SETTINGS}
+    module = sys.modules["tagmask" if name == "tagmask" else target.__module__]
+    namespace = {**vars(module), "tagmask": tagmask, "TOY_SETTINGS": SETTINGS}
     tests = [
         test
         for test in doctest.DocTestFinder(recurse=name != "tagmask").find(target, name, globs=namespace)

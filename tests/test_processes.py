@@ -111,7 +111,7 @@ def test_an_error_ends_all_processes_with_one_sentence(data: Path, tmp_path: Pat
     result = torchrun(arguments, tmp_path / "log")
     assert result.returncode != 0
     said = printed(tmp_path / "log", 0, "stderr").splitlines()
-    assert said[-1] == "tagmask: batch_size 3 cannot be split over 2 processes: choose a multiple."
+    assert said[-1] == "tagmask: batch_size 3 cannot be split over 2 processes; choose a multiple."
     assert "Traceback" not in str(said)
 
 

@@ -68,7 +68,7 @@ def test_a_batch_of_ignored_pixels_has_no_gradient() -> None:
     net = make_network().train()
     labels = torch.full((2, 32, 32), 255, dtype=torch.uint8)
     loss = make_training(net).losses({"image": torch.rand(2, 3, 32, 32), "labels": labels})["loss"]
-    assert float(loss) == 0
+    assert loss.item() == 0
     loss.backward()
     assert all(p.grad is None or not p.grad.any() for p in net.parameters())
 

@@ -96,7 +96,7 @@ class FakeRun:
                 expected = np.array(maps_up_to(end, tags).figure(image))
             else:
                 expected = overlay(image, labels_up_to(end, tags))
-            np.testing.assert_array_equal(example.pictures[column], expected, err_msg=column)
+            np.testing.assert_array_equal(example.pictures[column.replace("_", " ")], expected, err_msg=column)
 
 
 FIRST = {"cam": "cam", "pseudo_masks": "pseudo_masks", "segment": "segment"}
@@ -111,12 +111,12 @@ def test_maps_without_masks_are_not_shown_beside_other_masks(tmp_path: Path, toy
     report = run.report()
     assert len(report.examples) == 7  # the images with tags
     for example in [*report.examples, *report.worst]:
-        run.check_pictures(example, map=4, seed=16, refined=11, final=13)
+        run.check_pictures(example, map=4, cut_map=16, refined=11, final=13)
     assert report.thresholds == {"cam (toy)": 0.4}
     assert report.columns == {
         "image": "",
         "map": "response maps of cam; red is the strongest activation",
-        "seed": "maps of cam, cut at the threshold 0.40",
+        "cut map": "maps of cam, cut at the threshold 0.40",
         "refined": "masks of pseudo_masks",
         "final": "masks of segment, the result",
         "ground truth": "the correct mask, given for comparison",
@@ -127,7 +127,7 @@ def test_masks_of_masks_show_the_maps_of_the_first_masks(tmp_path: Path, toy_ima
     """The network was trained on the masks of cam's maps, although infercam made other maps before."""
     methods = {"cam": "cam", "pseudo_masks": "pseudo_masks", "later": "infercam", "segment": "segment"}
     run = FakeRun(tmp_path, toy_images, methods, {"cam": 4, "later": 8}, MASKS, CUT)
-    run.check_pictures(run.report().examples[0], map=4, seed=16, refined=11, final=13)
+    run.check_pictures(run.report().examples[0], map=4, cut_map=16, refined=11, final=13)
 
 
 def test_random_walk_maps_are_shown(tmp_path: Path, toy_images: TaggedImages) -> None:
@@ -135,7 +135,7 @@ def test_random_walk_maps_are_shown(tmp_path: Path, toy_images: TaggedImages) ->
     methods = {"cam": "cam", "irn": "irn", "pseudo_masks": "pseudo_masks", "segment": "segment"}
     run = FakeRun(tmp_path, toy_images, methods, {"cam": 4, "irn": 8}, MASKS, CUT)
     report = run.report()
-    run.check_pictures(report.examples[0], map=8, seed=32, refined=11, final=13)
+    run.check_pictures(report.examples[0], map=8, cut_map=32, refined=11, final=13)
     assert report.thresholds == {"irn (toy)": 0.4}
     assert {stage.name: stage.inputs for stage in report.stages} == {
         "cam": {},
@@ -150,7 +150,7 @@ def test_later_masks_of_other_maps(tmp_path: Path, toy_images: TaggedImages) -> 
     thresholds: dict[str, dict[str, object]] = {**CUT, "again": {"threshold": 0.2}}
     run = FakeRun(tmp_path, toy_images, methods, {"cam": 4, "later": 8}, {**MASKS, "again": 17}, thresholds)
     report = run.report()
-    run.check_pictures(report.examples[0], map=8, seed=33, refined=13, final=17)
+    run.check_pictures(report.examples[0], map=8, cut_map=33, refined=13, final=17)
     assert report.thresholds == {"cam (toy)": 0.4, "later (toy)": 0.2}
 
 
@@ -165,8 +165,8 @@ def test_threshold_per_image_is_not_shown_as_one_threshold(tmp_path: Path, toy_i
     assert math.isnan(row.miou)
     assert not math.isnan(report.maps["cam (toy)"].auto_threshold)
     run.check_pictures(report.examples[0], map=4, refined=11, final=13)
-    assert "seed" not in report.columns
-    assert "seed" not in report.examples[0].pictures
+    assert "cut map" not in report.columns
+    assert "cut map" not in report.examples[0].pictures
 
 
 def test_seed_of_an_earlier_stage_than_the_threshold_per_image(tmp_path: Path, toy_images: TaggedImages) -> None:
@@ -174,7 +174,7 @@ def test_seed_of_an_earlier_stage_than_the_threshold_per_image(tmp_path: Path, t
     thresholds: dict[str, dict[str, object]] = {**CUT, "own": {"threshold": 0.2, "per_image": True}}
     run = FakeRun(tmp_path, toy_images, methods, {"cam": 4}, {**MASKS, "own": 17}, thresholds)
     assert run.report().thresholds == {"cam (toy)": pytest.approx(0.4)}
-    run.check_pictures(run.report().examples[0], map=4, seed=16, refined=13, final=17)
+    run.check_pictures(run.report().examples[0], map=4, cut_map=16, refined=13, final=17)
 
 
 def test_run_of_maps_alone(tmp_path: Path, toy_images: TaggedImages) -> None:

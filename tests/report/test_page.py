@@ -170,7 +170,7 @@ def test_empty_report() -> None:
 
 def test_twelve_rows_of_six_photographs_stay_below_two_megabytes(make_report: Callable[..., Report]) -> None:
     photo = make_scene(0, size=400).image
-    columns = dict.fromkeys(("image", "map", "seed", "refined", "final", "ground truth"), "")
+    columns = dict.fromkeys(("image", "map", "cut map", "refined", "final", "ground truth"), "")
     examples = [Example(str(i), "", dict.fromkeys(columns, photo)) for i in range(12)]
     assert 500_000 < len(render(make_report(columns=columns, examples=examples))) < 2_000_000
 

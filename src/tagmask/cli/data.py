@@ -67,7 +67,7 @@ def scenes(
     train: Annotated[int, typer.Option(min=1, help="The number of training images.")] = 2000,
     val: Annotated[int, typer.Option(min=0, help="The number of held-out images.")] = 400,
     size: Annotated[int, typer.Option(min=32, help="The width and height of the images in pixels.")] = 96,
-    seed: Annotated[int, typer.Option(min=0, help="The seed of all random numbers.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The random seed; the same seed gives the same images.")] = 0,
 ) -> None:
     """Generate the images of the demo, with tags, exact masks and simulated saliency maps."""
     from tagmask.data.scenes import write_scenes

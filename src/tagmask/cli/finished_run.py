@@ -62,7 +62,7 @@ def predict(
     run_folder: RunFolderArgument,
     images: Annotated[list[str], typer.Argument(help="Image files, folders of images, or URLs.")],
     *,
-    out: Annotated[Path, typer.Option(help="The folder for the masks; existing masks are kept.")],
+    out: Annotated[Path, typer.Option(help="The folder to write to; masks that exist in OUT/masks are kept.")],
     tags: Annotated[
         str | None,
         typer.Option(
@@ -107,7 +107,7 @@ def export(
     run_folder: RunFolderArgument,
     out: Annotated[Path, typer.Option(help="The folder to write to.")],
     format: Annotated[
-        str, typer.Option(help="The format: png (indexed, with a legend), coco, coco-polygons or overlays.")
+        str, typer.Option(help="The format: png (with a legend), coco, coco-polygons or overlays (over the images).")
     ] = "png",
     stage: Annotated[
         str | None, typer.Option(help="The stage whose masks are written.", show_default="the last that makes masks")
@@ -120,7 +120,7 @@ def export(
 
 
 def evaluate(
-    run_or_masks: Annotated[Path, typer.Argument(help="A run folder, or a folder of label maps <id>.png.")],
+    run_or_masks: Annotated[Path, typer.Argument(help="A run folder, or a folder of masks named <id>.png.")],
     data: Annotated[
         str,
         typer.Option(
@@ -133,7 +133,10 @@ def evaluate(
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the network of a run, or any folder of masks, against ground truth: IoU, mIoU and boundary F-score."""
+    """Measure the network of a run, or any folder of masks, against ground truth: IoU, mIoU and boundary F-score.
+
+    The network's masks of these images are kept in the run folder (held_out/).
+    """
     from tagmask.api import evaluate_predictions
     from tagmask.cli.tables import print_scores
     from tagmask.compute import is_main_process
@@ -151,5 +154,5 @@ def report(run_folder: RunFolderArgument, quiet: Quiet = False) -> None:
 
     opened = tagmask.load(run_folder)
     opened.update_report(quiet=quiet)
-    if is_main_process():
+    if is_main_process() and not quiet:
         print(opened.report)

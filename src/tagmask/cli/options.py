@@ -27,13 +27,19 @@ COMPUTE_PANEL = "Computation"
 OUTPUT_PANEL = "Output"
 
 ImagesArgument = Annotated[
-    str, typer.Argument(help="The folder of the images: VOC, COCO, one folder per class, or images with a table.")
+    str, typer.Argument(help="The folder of the images: with a table of their tags, one folder per class, VOC or COCO.")
 ]
 RunFolderArgument = Annotated[Path, typer.Argument(help="A folder that `tagmask run --out` wrote.")]
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Leave out images that cannot be read.", rich_help_panel=DATA_PANEL)
 ]
-Device = Annotated[str, typer.Option(help="The device: auto, cpu, cuda, cuda:N or mps.", rich_help_panel=COMPUTE_PANEL)]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="Where to compute: auto (cuda if there is a GPU, else cpu), cpu, cuda, cuda:N or mps.",
+        rich_help_panel=COMPUTE_PANEL,
+    ),
+]
 Workers = Annotated[
     int | None,
     typer.Option(
@@ -54,7 +60,8 @@ class ImageOptions:
     tags: Annotated[
         str | None,
         typer.Option(
-            help="A table with the columns image and tags (CSV, TSV or JSON Lines). For VOC also: xml, masks.",
+            help="A table with the columns image and tags (CSV, TSV or JSON Lines). In the layout voc also xml or "
+            "masks: read the tags from the XML files, or from the masks.",
             show_default="tags.csv in the folder, if it exists", rich_help_panel=DATA_PANEL,
         ),
     ] = None  # fmt: skip
@@ -67,15 +74,18 @@ class ImageOptions:
     ] = "auto"  # fmt: skip
     split: Annotated[
         str | None,
-        typer.Option(help="The name of a split, or a file that lists its images.", rich_help_panel=DATA_PANEL),
+        typer.Option(
+            help="Read only this part of the data, e.g. train: the name of a split, or in the layout voc a list file.",
+            rich_help_panel=DATA_PANEL,
+        ),
     ] = None
     annotations: Annotated[
-        str | None, typer.Option(help="The JSON file of COCO instances.", rich_help_panel=DATA_PANEL)
+        str | None, typer.Option(help="COCO's JSON file of objects (instances_*.json).", rich_help_panel=DATA_PANEL)
     ] = None
     masks: Annotated[
         str | None,
         typer.Option(
-            help="A folder of ground-truth masks, which are only used for measuring.", rich_help_panel=DATA_PANEL
+            help="A folder of ground-truth masks (PNG), which are only used for measuring.", rich_help_panel=DATA_PANEL
         ),
     ] = None
     class_list: Annotated[
@@ -137,13 +147,13 @@ class RunDataOptions(DataOptions):
     val: Annotated[
         str | None,
         typer.Option(
-            help="A split or a folder of held-out images, on which the network is measured.",
+            help="Held-out images, on which the network is measured: the name of a split, or a folder.",
             rich_help_panel=DATA_PANEL,
         ),
     ] = None
     val_annotations: Annotated[
         str | None,
-        typer.Option(help="The JSON file of COCO instances of the held-out images.", rich_help_panel=DATA_PANEL),
+        typer.Option(help="COCO's JSON file of objects in the held-out images.", rich_help_panel=DATA_PANEL),
     ] = None
     skip_bad: SkipBad = False
 
@@ -164,21 +174,21 @@ class RecipeOptions:
     recipe: Annotated[
         str,
         typer.Option(
-            help="The name of a shipped recipe, or a YAML file. auto is cam with a GPU, and small without one.",
+            help="A recipe that `tagmask recipes` lists, or a YAML file. auto: cam with a GPU, small without one.",
             rich_help_panel=RECIPE_PANEL,
         ),
     ] = "auto"
     set_: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="STAGE.KEY=VALUE", help="Change a setting; can be given several times.",
-            rich_help_panel=RECIPE_PANEL,
+            "--set", metavar="STAGE.KEY=VALUE", rich_help_panel=RECIPE_PANEL,
+            help="Change a setting of the recipe, e.g. cam.epochs=10; can be given several times.",
         ),
     ] = None  # fmt: skip
     seed: Annotated[
         int | None,
         typer.Option(
-            min=0, help="The seed of all random numbers.", show_default="that of the recipe",
+            min=0, help="The random seed; the same seed gives the same result.", show_default="that of the recipe",
             rich_help_panel=RECIPE_PANEL,
         ),
     ] = None  # fmt: skip

@@ -87,9 +87,10 @@ def demo(
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Print the text of this recipe.")] = None, as_json: AsJson = False
+    name: Annotated[str | None, typer.Argument(help="The recipe to print; without it, all are listed.")] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """List the shipped recipes, or print one of them."""
+    """List the recipes that come with tagmask, or print one of them."""
     from tagmask.recipe import load_recipe, recipe_descriptions, recipe_text
 
     if name is not None:
@@ -111,12 +112,16 @@ def add_stage(
     *,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the method; can be given several times."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a setting of the method, e.g. iterations=2; can be given several times.",
+        ),
     ] = None,
     name: Annotated[
         str | None, typer.Option(help="The name of the stage and its folder.", show_default="that of the method")
     ] = None,
-    redo: Annotated[bool, typer.Option("--redo", help="Replace a stage of this name that has other settings.")] = False,
+    redo: Annotated[bool, typer.Option("--redo", help="Replace the stage if it exists with other settings.")] = False,
     compute: ComputeOptions,
     output: OutputOptions,
 ) -> None:

@@ -23,6 +23,13 @@ class DryRun:
         disk_free: the bytes that the run folder can take, including those that it takes already.
         memory: the largest number of bytes in use by this "process", by one "worker" process and by the "gpu" (None
             if no GPU was used).
+
+    Example:
+        >>> estimate = tagmask.dry_run(
+        ...     "photos", "other", tags="tags.csv", recipe="scratch", settings=TOY_SETTINGS, quiet=True
+        ... )
+        >>> sorted(estimate.memory), estimate.disk_needed > 0
+        (['gpu', 'process', 'worker'], True)
     """
 
     timings: tuple[LoopTiming, ...]

@@ -7,6 +7,7 @@ are described in `tagmask.refine.image_threshold`). Dense CRF: Krähenbühl and 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -127,8 +128,8 @@ class PseudoMasks(InferenceSettings):
 
     def _write_mask(
         self,
-        mask_path: Any,
-        maps_path: Any,
+        mask_path: Path,
+        maps_path: Path,
         sample: Sample,
         threshold: float,
         image: np.ndarray | None,

@@ -92,15 +92,15 @@ class _ExampleStages:
 
     Attributes:
         maps: the response maps that became the final masks.
-        seed: the response maps that were last cut at one threshold for all images.
-        seed_threshold: this threshold.
+        cut_stage: the response maps that were last cut at one threshold for all images.
+        cut_threshold: this threshold.
         refined: the last masks before the final ones.
         final: the final masks.
     """
 
     maps: StageFolder | None = None
-    seed: StageFolder | None = None
-    seed_threshold: float = 0.0
+    cut_stage: StageFolder | None = None
+    cut_threshold: float = 0.0
     refined: StageFolder | None = None
     final: StageFolder | None = None
 
@@ -108,15 +108,15 @@ class _ExampleStages:
     def of_run(cls, recipe: Recipe, folder: RunFolder) -> _ExampleStages:
         maskers = recipe.stages_making("masks")
         maps = recipe.maps_behind(maskers[-1]) if maskers else recipe.latest("maps")
-        seed, seed_threshold = None, 0.0
+        cut_stage, cut_threshold = None, 0.0
         for name in maskers:
             cut, record = recipe.maps_behind(name), folder.stage(name).read_threshold_if_any()
             if cut and record and not record.per_image:
-                seed, seed_threshold = folder.stage(cut), record.threshold
+                cut_stage, cut_threshold = folder.stage(cut), record.threshold
         return cls(
             maps=folder.stage(maps) if maps else None,
-            seed=seed,
-            seed_threshold=seed_threshold,
+            cut_stage=cut_stage,
+            cut_threshold=cut_threshold,
             refined=folder.stage(maskers[-2]) if len(maskers) > 1 else None,
             final=folder.stage(maskers[-1]) if maskers else None,
         )
@@ -126,8 +126,8 @@ class _ExampleStages:
         captions = {"image": ""}
         if self.maps:
             captions["map"] = f"response maps of {self.maps.name}; red is the strongest activation"
-        if self.seed:
-            captions["seed"] = f"maps of {self.seed.name}, cut at the threshold {self.seed_threshold:.2f}"
+        if self.cut_stage:
+            captions["cut map"] = f"maps of {self.cut_stage.name}, cut at the threshold {self.cut_threshold:.2f}"
         if self.refined:
             captions["refined"] = f"masks of {self.refined.name}"
         if self.final:
@@ -140,9 +140,9 @@ def _example(sample: Sample, stages: _ExampleStages, note: str = "") -> Example:
     pictures, label_maps = {}, {}
     if stages.maps:
         pictures["map"] = np.array(ResponseMaps.load(stages.maps.maps_path(sample.id)).figure(image))
-    if stages.seed:
-        maps = ResponseMaps.load(stages.seed.maps_path(sample.id))
-        label_maps["seed"] = maps.label_map(stages.seed_threshold)
+    if stages.cut_stage:
+        maps = ResponseMaps.load(stages.cut_stage.maps_path(sample.id))
+        label_maps["cut map"] = maps.label_map(stages.cut_threshold)
     if stages.refined:
         label_maps["refined"] = read_label_map(stages.refined.mask_path(sample.id))
     if stages.final:
