@@ -29,6 +29,8 @@ from tagmask.run_folder import StageFolder
 from tagmask.stage import Method, StageContext
 
 Optimizer = Literal["sgd", "adam", "adamw"]
+ParameterGroups = Iterable[tuple[Iterable[nn.Parameter], float]]
+"""Pairs of parameters and their learning rate."""
 
 DRY_RUN_LR = 1e-9  # randomly initialized networks would diverge at rates that are meant for pretrained ones
 
@@ -72,12 +74,7 @@ class Training(L.LightningModule):
         settings: optimizer, momentum, weight decay and polynomial decay.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        parameter_groups: Iterable[tuple[Iterable[nn.Parameter], float]],
-        settings: TrainingSettings,
-    ) -> None:
+    def __init__(self, network: nn.Module, parameter_groups: ParameterGroups, settings: TrainingSettings) -> None:
         super().__init__()
         self.network = network
         self._settings = settings

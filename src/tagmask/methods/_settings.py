@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 
 from tagmask.models.backbone import check_backbone
 from tagmask.stage import InitialWeights, Method
+from tagmask.training import TrainingSettings
 
 N = TypeVar("N", int, float)
 
@@ -67,4 +68,20 @@ class MapSettings(InferenceSettings):
 
     inference_stride: Stride | None = Field(
         None, description="output stride of the classifier when it makes the maps; null: the one it was saved with"
+    )
+
+
+FROZEN_STRIDE = (
+    "layers up to this stride are not trained (8: the stem and the first two stages of a ResNet); 0: all layers are "
+    "trained"
+)
+
+
+class ClassifierSettings(TrainingSettings, MapSettings):
+    """How a classifier is trained and makes response maps."""
+
+    frozen_stride: int = Field(8, ge=0, description=FROZEN_STRIDE)
+    freeze_norm: bool = Field(True, description="keep the running statistics of batch norms fixed")
+    long_side_range: LongSideRange = Field(
+        (320, 640), description="range of the random length in pixels to which the long side is resized"
     )

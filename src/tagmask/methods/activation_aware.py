@@ -8,7 +8,7 @@ two contradict each other are left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from joblib import delayed
 from pydantic import BaseModel, ConfigDict, Field
 from scipy import ndimage
-from torch import Tensor, nn
+from torch import Tensor
 
 from tagmask.data.loading import ExtraTargets
 from tagmask.data.saliency import read_saliency, saliency_fingerprint
@@ -30,6 +30,7 @@ from tagmask.methods.segment import PseudoMaskTargets, Segment, SegmentTraining,
 from tagmask.models.segmenter import Segmenter
 from tagmask.run_folder import StageFolder
 from tagmask.stage import ArtifactKind, StageContext
+from tagmask.training import ParameterGroups
 
 
 class Completion(BaseModel):
@@ -81,21 +82,14 @@ class ActivationAware(Segment):
         write_missing_saliency_targets(context, self.completion)
         return SaliencyTargets(PseudoMaskTargets(context.inputs["masks"]), context.folder)
 
-    def make_training(
-        self, network: Segmenter, parameter_groups: Iterable[tuple[Iterable[nn.Parameter], float]]
-    ) -> SegmentTraining:
+    def make_training(self, network: Segmenter, parameter_groups: ParameterGroups) -> SegmentTraining:
         return ActivationAwareTraining(network, parameter_groups, self)
 
 
 class ActivationAwareTraining(SegmentTraining):
     """Cross-entropy against the pseudo-mask, plus λ times that of the foreground against the completed saliency."""
 
-    def __init__(
-        self,
-        network: Segmenter,
-        parameter_groups: Iterable[tuple[Iterable[nn.Parameter], float]],
-        settings: ActivationAware,
-    ) -> None:
+    def __init__(self, network: Segmenter, parameter_groups: ParameterGroups, settings: ActivationAware) -> None:
         super().__init__(network, parameter_groups, settings)
         self.saliency_weight = settings.saliency_weight
 

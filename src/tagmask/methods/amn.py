@@ -6,14 +6,14 @@ Model Against Thresholds", CVPR 2022 (arXiv:2203.16045), Section 4, with the val
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from tagmask.data.loading import TrainingSet, multi_hot
 from tagmask.data.samples import Sample
@@ -28,7 +28,7 @@ from tagmask.models.inference import scaled_with_hflip
 from tagmask.models.label_conditioned import LabelConditionedNetwork
 from tagmask.refine.settings import SeedSettings
 from tagmask.stage import ArtifactKind, StageContext
-from tagmask.training import Optimizer, Training, TrainingSettings, fit, train_once
+from tagmask.training import Optimizer, ParameterGroups, Training, TrainingSettings, fit, train_once
 
 Renormalize = Literal["seed", "everywhere", "nowhere"]
 
@@ -105,12 +105,7 @@ class AmnTraining(Training):
 
     network: LabelConditionedNetwork
 
-    def __init__(
-        self,
-        network: LabelConditionedNetwork,
-        parameter_groups: Iterable[tuple[Iterable[nn.Parameter], float]],
-        settings: Amn,
-    ) -> None:
+    def __init__(self, network: LabelConditionedNetwork, parameter_groups: ParameterGroups, settings: Amn) -> None:
         super().__init__(network, parameter_groups, settings)
         self.label_smoothing = settings.label_smoothing
 

@@ -20,18 +20,12 @@ from tagmask.data.loading import TrainingSet, load_image_batches
 from tagmask.data.samples import Sample
 from tagmask.data.transforms import RandomLongSide, normalize_images, training_transform
 from tagmask.maps import ResponseMaps, grid_size
-from tagmask.methods._settings import (
-    CAM_SCALES,
-    BackboneName,
-    BackboneSettings,
-    LongSideRange,
-    MapSettings,
-)
+from tagmask.methods._settings import CAM_SCALES, BackboneName, BackboneSettings, ClassifierSettings, MapSettings
 from tagmask.models.backbone import Backbone
 from tagmask.models.classifier import Classifier
 from tagmask.models.inference import make_inference_only, scaled_with_hflip
 from tagmask.stage import ArtifactKind, InferenceContext, StageContext
-from tagmask.training import Training, TrainingSettings, fit, train_once
+from tagmask.training import Training, fit, train_once
 
 EPSILON = 1e-5  # each map is divided by (its maximum + EPSILON), as in IRN's public code
 
@@ -41,7 +35,7 @@ MapsOf = Callable[[Tensor, Sequence[Sequence[int]]], list[ResponseMaps]]
 """A function from normalized images [B, 3, H, W] of equal size and their tags (class ids) to their response maps."""
 
 
-class Cam(BackboneSettings, TrainingSettings, MapSettings):
+class Cam(BackboneSettings, ClassifierSettings):
     """Train a classifier on the tags and make its class activation maps."""
 
     needs: ClassVar[tuple[ArtifactKind, ...]] = ()
@@ -53,16 +47,6 @@ class Cam(BackboneSettings, TrainingSettings, MapSettings):
         description="initial weights: pretrained (downloaded by timm), none (random) or the path of a file",
     )
     options: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
-    frozen_stride: int = Field(
-        8,
-        ge=0,
-        description="layers up to this stride are not trained (8: the stem and the first two stages of a ResNet); "
-        "0: all layers are trained",
-    )
-    freeze_norm: bool = Field(True, description="keep the running statistics of batch norms fixed")
-    long_side_range: LongSideRange = Field(
-        (320, 640), description="range of the random length in pixels to which the long side is resized"
-    )
     head_lr: float = Field(1.0, gt=0, description="learning rate of the weights W of the classes")
 
     def run(self, context: StageContext) -> None:

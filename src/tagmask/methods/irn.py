@@ -6,7 +6,7 @@ Ahn, Cho and Kwak, "Weakly Supervised Learning of Instance Segmentation with Int
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from joblib import delayed
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from tagmask.artifacts import read_json, write_json
@@ -38,7 +38,7 @@ from tagmask.refine.random_walk import half_disc, path_cells, propagate, walk_ma
 from tagmask.refine.settings import RandomWalkSettings, SeedSettings
 from tagmask.run_folder import StageFolder
 from tagmask.stage import ArtifactKind, StageContext, group_by_size
-from tagmask.training import Training, TrainingSettings, fit, train_once
+from tagmask.training import ParameterGroups, Training, TrainingSettings, fit, train_once
 
 EPSILON = 1e-5  # added inside logarithms and to the counts of pairs, as in the public code
 MAX_MEAN_IMAGES = 1464  # images over which the mean displacement is taken, the size of VOC train, as in the public code
@@ -150,12 +150,7 @@ class IrnTraining(Training):
 
     network: BoundaryNetwork
 
-    def __init__(
-        self,
-        network: BoundaryNetwork,
-        parameter_groups: Iterable[tuple[Iterable[nn.Parameter], float]],
-        settings: Irn,
-    ) -> None:
+    def __init__(self, network: BoundaryNetwork, parameter_groups: ParameterGroups, settings: Irn) -> None:
         super().__init__(network, parameter_groups, settings)
         self.pair_radius = settings.pair_radius
 

@@ -6,7 +6,6 @@ Section 4.1, with the values of its public code.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
@@ -16,14 +15,14 @@ from torch import Tensor, nn
 
 from tagmask.data.loading import TrainingSet
 from tagmask.data.transforms import RandomLongSide, training_transform
-from tagmask.methods._settings import LongSideRange, MapSettings
+from tagmask.methods._settings import FROZEN_STRIDE, ClassifierSettings
 from tagmask.methods.cam import EPSILON, make_missing_maps
 from tagmask.models.classifier import Classifier
 from tagmask.stage import ArtifactKind, StageContext
-from tagmask.training import Training, TrainingSettings, fit, train_once
+from tagmask.training import ParameterGroups, Training, fit, train_once
 
 
-class ReCam(TrainingSettings, MapSettings):
+class ReCam(ClassifierSettings):
     """Train a classifier further, together with a second one on its class features, and make maps with both."""
 
     needs: ClassVar[tuple[ArtifactKind, ...]] = ("classifier",)
@@ -37,16 +36,7 @@ class ReCam(TrainingSettings, MapSettings):
         description="make maps with V ∘ ReLU(W) instead of the paper's V ∘ W, so that a channel that is negative in "
         "both classifiers does not count for the class",
     )
-    frozen_stride: int = Field(
-        0,
-        ge=0,
-        description="layers up to this stride are not trained (8: the stem and the first two stages of a ResNet); "
-        "0: all layers are trained",
-    )
-    freeze_norm: bool = Field(True, description="keep the running statistics of batch norms fixed")
-    long_side_range: LongSideRange = Field(
-        (320, 640), description="range of the random length in pixels to which the long side is resized"
-    )
+    frozen_stride: int = Field(0, ge=0, description=FROZEN_STRIDE)
     epochs: int = Field(4, ge=0, description="passes over the training images")
     lr: float = Field(5e-5, gt=0, description="learning rate of the backbone and of the first classifier W")
     head_lr: float = Field(5e-4, gt=0, description="learning rate of the second classifier V")
@@ -104,12 +94,7 @@ class ReCamTraining(Training):
 
     network: ReCamNetwork
 
-    def __init__(
-        self,
-        network: ReCamNetwork,
-        parameter_groups: Iterable[tuple[Iterable[nn.Parameter], float]],
-        settings: ReCam,
-    ) -> None:
+    def __init__(self, network: ReCamNetwork, parameter_groups: ParameterGroups, settings: ReCam) -> None:
         super().__init__(network, parameter_groups, settings)
         self.sce_weight = settings.sce_weight
 

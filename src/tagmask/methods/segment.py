@@ -9,7 +9,7 @@ Shared base, like `cam`: methods that train the network with another loss overri
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from joblib import delayed
 from pydantic import AfterValidator, Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from tagmask.data.loading import ExtraTargets, TrainingSet, load_image_batches
 from tagmask.data.samples import Sample
@@ -33,7 +33,7 @@ from tagmask.refine.dense_crf import apply_crf, unary_from_probabilities
 from tagmask.refine.settings import NETWORK_CRF, CrfSettings
 from tagmask.run_folder import StageFolder
 from tagmask.stage import ArtifactKind, InferenceContext, StageContext
-from tagmask.training import Training, TrainingSettings, fit, train_once
+from tagmask.training import ParameterGroups, Training, TrainingSettings, fit, train_once
 
 Prediction = tuple[Sample, np.ndarray, np.ndarray, np.ndarray]
 """A sample, its image [H, W, 3] uint8, and the ids [L] and probabilities [L, H, W] of its labels."""
@@ -117,9 +117,7 @@ class Segment(BackboneSettings, TrainingSettings, InferenceSettings):
         """Return what the loss needs of each sample besides the image; one target is "labels" [H, W] uint8."""
         return PseudoMaskTargets(context.inputs["masks"])
 
-    def make_training(
-        self, network: Segmenter, parameter_groups: Iterable[tuple[Iterable[nn.Parameter], float]]
-    ) -> SegmentTraining:
+    def make_training(self, network: Segmenter, parameter_groups: ParameterGroups) -> SegmentTraining:
         """Return the network with its loss."""
         return SegmentTraining(network, parameter_groups, self)
 
