@@ -29,7 +29,7 @@ from tagmask.data.scenes import make_scene
 from tagmask.methods.infercam import InferCam, infercam_maps
 from tagmask.models.backbone import Backbone
 from tagmask.models.classifier import Classifier
-from tagmask.models.inference import make_inference_only
+from tagmask.models.inference import prepare_for_inference_inplace
 
 T = TypeVar("T")
 Case = tuple[str, int, int, int]
@@ -141,7 +141,7 @@ def time_tagmask(case: Case, threads: int, repeats: int, precision: Precision) -
     classifier, images, tags = make_inputs(*case)
     compute = Compute(precision=precision)
     autocast_dtype = str(compute.autocast_dtype(classifier)).removeprefix("torch.")
-    classifier = make_inference_only(classifier, compute)
+    classifier = prepare_for_inference_inplace(classifier, compute)
     settings = InferCam(scales=SCALES)
     seconds = []
     for _ in range(repeats):

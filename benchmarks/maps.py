@@ -35,7 +35,7 @@ from tagmask.maps import grid_size
 from tagmask.methods.cam import Cam, make_missing_maps
 from tagmask.models.backbone import Backbone
 from tagmask.models.classifier import Classifier
-from tagmask.models.inference import make_inference_only, scaled_size
+from tagmask.models.inference import prepare_for_inference_inplace, scaled_size
 from tagmask.progress import Reporter
 from tagmask.run_folder import StageFolder
 from tagmask.stage import InferenceContext
@@ -97,7 +97,7 @@ def run_stage(arguments: argparse.Namespace) -> dict[str, float | str]:
 def run_forward(arguments: argparse.Namespace) -> dict[str, float | str]:
     """Measure the forward passes of the stage alone."""
     compute = Compute()
-    classifier = make_inference_only(_classifier(arguments), compute)
+    classifier = prepare_for_inference_inplace(_classifier(arguments), compute)
     batch_size = max(1, compute.batch_pixels // (SIZE[0] * SIZE[1]))
     batches = [torch.randn(2 * batch_size, 3, *scaled_size(SIZE, scale)) for scale in SETTINGS.scales]
     batches = [batch.contiguous(memory_format=torch.channels_last) for batch in batches]

@@ -22,7 +22,7 @@ from joblib import Parallel, delayed
 
 from tagmask import DataSource
 from tagmask.data.images import read_image
-from tagmask.data.saliency import read_saliency
+from tagmask.data.saliency import read_and_resize_saliency
 from tagmask.data.samples import Sample
 from tagmask.data.transforms import normalize_images
 from tagmask.label_map import IGNORE_INDEX
@@ -73,7 +73,7 @@ def count_labels(
     counts["before Otsu"] = count(maps.label_map(otsu))
     counts["after Otsu"] = count(cut_maps(image, maps, otsu, CRF))
 
-    saliency = read_saliency(sample.saliency, maps.size) if sample.saliency else None
+    saliency = read_and_resize_saliency(sample.saliency, maps.size) if sample.saliency else None
     expected = expected_threshold(otsu, max(1, len(maps.classes)), typical)
     for cue, foreground in (("none", None), ("network", network), ("saliency", saliency)):
         if cue == "none" or foreground is not None:

@@ -78,7 +78,7 @@ def run(
     folder.check_usable()
     sources = _describe_sources(source, held_out, skip_bad)
     try:
-        data = result.read_data(reporter, skip_bad)
+        data = result.read_and_verify_images(reporter, skip_bad)
         finished = _request_key(_describe_request(recipe, settings, seed, device), *data)
         if _is_finished(folder, finished):
             reporter.info(f"{result.folder} is already finished")

@@ -66,7 +66,7 @@ class Compute:
         import torch
         import torch.distributed as dist
 
-        environment = _cluster_environment()
+        environment = _torchrun_or_slurm_environment()
         world_size = environment.world_size() if environment else 1
         local_rank = environment.local_rank() if environment and world_size > 1 else 0
         if device == "auto":
@@ -147,7 +147,7 @@ class Compute:
         bfloat16 = self.autocast_dtype(network) == torch.bfloat16
         arguments: dict[str, Any] = {"precision": "bf16-mixed" if bfloat16 else "32-true"}
         arguments["accelerator"] = {"cuda": "gpu"}.get(self.device.type, self.device.type)
-        if self.world_size > 1 and _cluster_environment():
+        if self.world_size > 1 and _torchrun_or_slurm_environment():
             local = _local_world_size()
             arguments |= {"strategy": "ddp", "devices": local, "num_nodes": self.world_size // local}
         else:
@@ -157,7 +157,7 @@ class Compute:
 
     def trainer_plugins(self) -> list[ClusterEnvironment]:
         """Return the plugins of Lightning's Trainer: the cluster environment, if there are several processes."""
-        environment = _cluster_environment()
+        environment = _torchrun_or_slurm_environment()
         return [environment] if self.world_size > 1 and environment else []
 
 
@@ -171,7 +171,7 @@ def default_workers(processes: int = 1) -> int:
     return max(1, _available_cores() // processes)
 
 
-def _cluster_environment() -> ClusterEnvironment | None:
+def _torchrun_or_slurm_environment() -> ClusterEnvironment | None:
     if not {"TORCHELASTIC_RUN_ID", "SLURM_NTASKS"} & set(os.environ):  # importing Lightning takes seconds
         return None
     from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment

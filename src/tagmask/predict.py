@@ -16,7 +16,7 @@ from tagmask.data.samples import TaggedImages
 from tagmask.data.transforms import normalize_images
 from tagmask.errors import DataError, RunError
 from tagmask.methods.segment import class_probabilities, most_probable_labels, write_missing_masks
-from tagmask.models.inference import make_inference_only
+from tagmask.models.inference import prepare_for_inference_inplace
 from tagmask.models.segmenter import Segmenter
 from tagmask.outputs.png import write_legend
 from tagmask.progress import Reporter
@@ -55,7 +55,7 @@ class Predictor:
     @classmethod
     def load(cls, folder: Path, compute: Compute) -> Predictor:
         """Load the network of a stage folder. Raises RunError if there is none."""
-        network = make_inference_only(Segmenter.load(folder), compute)
+        network = prepare_for_inference_inplace(Segmenter.load(folder), compute)
         inference = read_json(folder / "config.json")["test"]
         crf = CrfSettings(**inference["crf"]) if inference["crf"] else None
         return cls(network, tuple(inference["scales"]), crf, compute)

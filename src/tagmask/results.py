@@ -185,7 +185,7 @@ class Run:
                 raise RunError(
                     f"stage {stage!r} of {self.folder} is not finished: run the original command again first."
                 )
-        images, held_out = self.read_data(reporter)
+        images, held_out = self.read_and_verify_images(reporter)
         check_stages(recipe, images, self._files, redo=redo)
         run_stages(recipe, images, self._files, compute=self.compute, reporter=reporter, redo=redo)
         if self.compute.is_main_process:
@@ -199,7 +199,7 @@ class Run:
         from tagmask.report.update import update_report
 
         reporter = make_reporter(quiet)
-        images, held_out = self.read_data(reporter)
+        images, held_out = self.read_and_verify_images(reporter)
         return update_report(self.recipe, self._files, images, held_out, self.compute, reporter, measure_all=True)
 
     def write_threshold_report(
@@ -221,7 +221,7 @@ class Run:
         reporter = make_reporter(quiet)
         self.latest_stage("maps")
         if data is None:
-            images, _ = self.read_data(reporter)
+            images, _ = self.read_and_verify_images(reporter)
         else:
             images = verify_images(data.read(), skip_bad=True, workers=self.compute.workers, progress=reporter.progress)
             images = align_classes(images, data, self.classes)
@@ -346,7 +346,9 @@ class Run:
             )
         return path
 
-    def read_data(self, reporter: Reporter, skip_bad: bool | None = None) -> tuple[TaggedImages, TaggedImages | None]:
+    def read_and_verify_images(
+        self, reporter: Reporter, skip_bad: bool | None = None
+    ) -> tuple[TaggedImages, TaggedImages | None]:
         """Read and verify the training images and the held-out images; see `read_run_data`."""
         skip_bad = self._skip_bad if skip_bad is None else skip_bad
         workers = default_workers() if self._workers is None else self._workers

@@ -18,7 +18,7 @@ from tagmask.data.background_detection import (
     write_missing_saliency_maps,
 )
 from tagmask.data.images import read_image, read_mask_image
-from tagmask.data.saliency import read_saliency
+from tagmask.data.saliency import read_and_resize_saliency
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.errors import DataError, RunError
 from tagmask.progress import Reporter
@@ -154,7 +154,7 @@ def test_files_are_written_once(images: TaggedImages, tmp_path: Path) -> None:
     with Image.open(folder / "deep/b.png") as large:
         assert (large.mode, large.size) == ("L", (400, 300))
     inside = np.asarray(Image.fromarray(draw_disc(90, 55)[1]).resize((400, 300)))
-    salient = read_saliency(folder / "deep/b.png", (300, 400)) >= 0.5
+    salient = read_and_resize_saliency(folder / "deep/b.png", (300, 400)) >= 0.5
     assert (salient & inside).sum() / (salient | inside).sum() > 0.9
 
 

@@ -116,7 +116,7 @@ class MethodContract:
     ) -> None:
         context = self.run(make_context, earlier_stages)
         files = [context.folder.path / name for name in self.files(context) if name.suffix in (".safetensors", ".png")]
-        removed = {file.parent: file for file in files if file.parent != context.folder.path}  # the last of each kind
+        removed = {file.parent: file for file in files}  # the weights, and the last map, mask, seed, ...
         assert {folder.name for folder in removed} >= {"maps", "masks"} & set(self.method.makes)
         contents = {file: file.read_bytes() for file in files}
         times = {file: file.stat().st_mtime_ns for file in files if file not in removed.values()}
@@ -132,12 +132,15 @@ class MethodContract:
         """A process that is killed right after it has written the weights leaves its checkpoint behind."""
         if not self.trains:
             pytest.skip("the method trains nothing")
-        checkpoint = self.run(make_context, earlier_stages).folder.path / "training" / "last.ckpt"
+        folder = self.run(make_context, earlier_stages).folder.path
+        [weights], checkpoint = folder.glob("*.safetensors"), folder / "training" / "last.ckpt"
+        written = weights.stat().st_mtime_ns
         assert not checkpoint.parent.exists()
         checkpoint.parent.mkdir()
         checkpoint.touch()
         self.run(make_context, earlier_stages)
         assert not checkpoint.parent.exists()
+        assert weights.stat().st_mtime_ns == written  # nothing was trained again
 
     def test_inference_stride_changes_the_stride_of_the_classifier(
         self, make_context: MakeContext, earlier_stages: dict[str, Path], tmp_path: Path

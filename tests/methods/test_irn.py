@@ -24,7 +24,7 @@ from tagmask.methods.irn import INSTANCES_FILE, Irn, Prediction, mean_displaceme
 from tagmask.methods.pseudo_masks import PseudoMasks
 from tagmask.models.backbone import Backbone
 from tagmask.models.boundary_network import BoundaryNetwork
-from tagmask.models.inference import make_inference_only
+from tagmask.models.inference import prepare_for_inference_inplace
 from tagmask.refine.instances import find_instances
 from tagmask.refine.random_walk import half_disc, walk_maps
 from tagmask.refine.settings import RandomWalkSettings
@@ -121,7 +121,7 @@ def test_without_instances_only_maps_are_made(make_context: MakeContext, earlier
 
 def predictions(context: StageContext) -> Iterator[Prediction]:
     """Predict boundaries and displacements with the network that a stage has trained, in batches like the stage."""
-    network = make_inference_only(BoundaryNetwork.load(context.folder.path), context.compute)
+    network = prepare_for_inference_inplace(BoundaryNetwork.load(context.folder.path), context.compute)
     return predict(network, context, context.batches(2))
 
 

@@ -11,7 +11,7 @@ from tagmask.models.backbone import Backbone
 from tagmask.models.classifier import Classifier
 from tagmask.models.inference import (
     fold_norms_inplace,
-    make_inference_only,
+    prepare_for_inference_inplace,
     scaled_size,
     scaled_with_hflip,
     with_hflip,
@@ -74,7 +74,7 @@ def test_all_norms_of_a_segmenter_are_folded(architecture: str) -> None:
     images = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         before = network(images)
-        after = make_inference_only(network, Compute())(images)
+        after = prepare_for_inference_inplace(network, Compute())(images)
     assert torch.allclose(before, after, atol=1e-4 * float(before.abs().max()))
     assert not batch_norms(network)
 
@@ -116,7 +116,7 @@ def test_forward_hooks_receive_the_same_tensors_as_before(name: str) -> None:
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         network(images)
-        make_inference_only(network, Compute())
+        prepare_for_inference_inplace(network, Compute())
         outputs = outputs[:1]
         network(images)
     assert batch_norms(network) == [network.backbone.net.bn1]

@@ -44,8 +44,8 @@ def thresholds(
     from tagmask.compute import is_main_process
     from tagmask.results import THRESHOLDS_FILE
 
-    if data is None and options.given():
-        raise typer.BadParameter(f"{options.given()[0]} describes the images of --data: add --data FOLDER")
+    if data is None and options.non_default_flags():
+        raise typer.BadParameter(f"{options.non_default_flags()[0]} describes the images of --data: add --data FOLDER")
     source = None if data is None else options.source(data)
     opened = tagmask.load(run_folder, device="cpu", workers=workers)
     evaluation = opened.write_threshold_report(source, out=out, quiet=output.no_progress)
@@ -89,7 +89,7 @@ def predict(
     from tagmask.compute import is_main_process
     from tagmask.outputs.writer import output_path
 
-    masks = tagmask.load(run_folder, **compute.arguments()).predict_files(
+    masks = tagmask.load(run_folder, **compute.run_arguments()).predict_files(
         images, out, tags=tags, also=also or (), skip_bad=skip_bad, redo=redo, quiet=output.no_progress
     )
     if not is_main_process():

@@ -105,7 +105,7 @@ class ImageOptions:
             masks=self.masks, class_list=self.class_list,
         )  # fmt: skip
 
-    def given(self) -> list[str]:
+    def non_default_flags(self) -> list[str]:
         """Return the options that do not have their default value, e.g. ["--class-list"]."""
         return [f"--{f.name.replace('_', '-')}" for f in fields(self) if getattr(self, f.name) != f.default]
 
@@ -193,7 +193,7 @@ class RecipeOptions:
         ),
     ] = None  # fmt: skip
 
-    def arguments(self) -> dict[str, Any]:
+    def run_arguments(self) -> dict[str, Any]:
         """Return the arguments of `tagmask.run` and `tagmask.dry_run`."""
         return {"recipe": self.recipe, "settings": self.set_ or (), "seed": self.seed}
 
@@ -212,7 +212,7 @@ class ComputeOptions:
     ] = "auto"  # fmt: skip
     workers: Workers = None
 
-    def arguments(self) -> dict[str, Any]:
+    def run_arguments(self) -> dict[str, Any]:
         """Return the arguments of `tagmask.run`, `tagmask.dry_run` and `tagmask.load`."""
         return asdict(self)
 

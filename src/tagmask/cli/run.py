@@ -45,7 +45,7 @@ def run(
     source = data.source(images)
     arguments: dict[str, Any] = {
         "held_out": data.held_out_source(source), "skip_bad": data.skip_bad, "redo": redo,
-        "quiet": output.no_progress, **recipe.arguments(), **compute.arguments(),
+        "quiet": output.no_progress, **recipe.run_arguments(), **compute.run_arguments(),
     }  # fmt: skip
     if dry_run:
         estimate = tagmask.dry_run(source, out, **arguments)
@@ -131,7 +131,7 @@ def add_stage(
     from tagmask.compute import is_main_process
     from tagmask.recipe import find_method
 
-    opened = tagmask.load(run_folder, **compute.arguments())
+    opened = tagmask.load(run_folder, **compute.run_arguments())
     result = opened.run_stage(method, set_ or (), name=name, redo=redo, quiet=output.no_progress)
     if not is_main_process():
         return

@@ -131,11 +131,12 @@ def parse_segmentation(annotation: Mapping[str, Any], class_id: int, size: tuple
     if isinstance(shape, dict):
         return CocoObject(class_id, crowd, _to_compressed_run_lengths(shape, size))
     if isinstance(shape, list) and all(isinstance(polygon, list) for polygon in shape):
-        return CocoObject(class_id, crowd, tuple(_polygon_bytes(polygon) for polygon in shape if len(polygon) >= 6))
+        polygons = tuple(_check_and_pack_polygon(polygon) for polygon in shape if len(polygon) >= 6)
+        return CocoObject(class_id, crowd, polygons)
     raise DataError("has a segmentation that is neither polygons nor run lengths; correct or remove it")
 
 
-def _polygon_bytes(numbers: Sequence[Any]) -> bytes:
+def _check_and_pack_polygon(numbers: Sequence[Any]) -> bytes:
     try:
         polygon = np.array(numbers, np.float64)
     except (TypeError, ValueError, OverflowError):

@@ -12,7 +12,7 @@ from tagmask.data.images import check_aspect_ratio, read_bytes, read_grey
 from tagmask.data.samples import Sample, TaggedImages
 
 
-def read_saliency(path: Path, size: tuple[int, int]) -> np.ndarray:
+def read_and_resize_saliency(path: Path, size: tuple[int, int]) -> np.ndarray:
     """Read a saliency map and resize it bilinearly to its image.
 
     Args:

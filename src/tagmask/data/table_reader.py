@@ -47,7 +47,7 @@ def read_table(
     classes = tag_table.names
     if class_file := find_class_list(folder, class_list):
         classes = read_class_list(class_file)
-        _refuse_unknown_columns(tag_table, classes)
+        _refuse_unknown_one_hot_columns(tag_table, classes)
 
     row_by_image, problems = match_rows_to_images(rows, files.find, tag_table)
     samples = []
@@ -105,7 +105,7 @@ def match_rows_to_images(
     return row_by_image, problems
 
 
-def _refuse_unknown_columns(table: TagTable, classes: tuple[str, ...]) -> None:
+def _refuse_unknown_one_hot_columns(table: TagTable, classes: tuple[str, ...]) -> None:
     """Raise DataError if a column of a one-hot table is not one of the classes."""
     unknown = next((name for name in table.names if table.one_hot and name not in classes), None)
     if unknown is not None:

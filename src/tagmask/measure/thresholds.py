@@ -161,7 +161,7 @@ def threshold_report(
         interval=_interval(thresholds, miou, best),
         area=_area(thresholds, miou),
         image_best=image_best,
-        image_percentiles=_percentiles(thresholds, image_best),
+        image_percentiles=_percentiles_10_50_90(thresholds, image_best),
         oracle_miou=float(mean_iou(iou(oracle))),
         class_best=np.where(in_target, thresholds[class_best], np.nan),
         class_miou=float(mean_iou(iou(confusion_at_threshold(above_class_best, classes, target_counts)))),
@@ -184,7 +184,7 @@ def _area(thresholds: np.ndarray, miou: np.ndarray) -> float:
     return float((steps * (miou[1:] + miou[:-1]) / 2).sum() / steps.sum())
 
 
-def _percentiles(thresholds: np.ndarray, image_best: np.ndarray) -> tuple[float, float, float]:
+def _percentiles_10_50_90(thresholds: np.ndarray, image_best: np.ndarray) -> tuple[float, float, float]:
     """Return the lowest thresholds with at least 10, 50 and 90 % of the images at or below them."""
     cumulative = np.cumsum(image_best)
     if not cumulative[-1]:

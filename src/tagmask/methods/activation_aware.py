@@ -21,7 +21,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from tagmask.data.loading import ExtraTargets
-from tagmask.data.saliency import read_saliency, saliency_fingerprint
+from tagmask.data.saliency import read_and_resize_saliency, saliency_fingerprint
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.errors import DataError
 from tagmask.label_map import IGNORE_INDEX, read_label_map, write_label_map
@@ -216,5 +216,5 @@ def _write_saliency_target(
     completion: Completion, saliency_path: Path | None, maps_path: Path, target_path: Path
 ) -> None:
     maps = ResponseMaps.load(maps_path)
-    saliency = read_saliency(saliency_path, maps.size) if saliency_path else None
+    saliency = read_and_resize_saliency(saliency_path, maps.size) if saliency_path else None
     write_label_map(target_path, make_saliency_target(saliency, maps, completion))

@@ -23,7 +23,7 @@ from tagmask.maps import ResponseMaps, grid_size
 from tagmask.methods._settings import CAM_SCALES, BackboneName, BackboneSettings, ClassifierSettings, MapSettings
 from tagmask.models.backbone import Backbone
 from tagmask.models.classifier import Classifier
-from tagmask.models.inference import make_inference_only, scaled_with_hflip
+from tagmask.models.inference import prepare_for_inference_inplace, scaled_with_hflip
 from tagmask.stage import ArtifactKind, InferenceContext, StageContext
 from tagmask.training import Training, fit, train_once
 
@@ -86,7 +86,7 @@ def make_missing_maps(
     """Write the response maps of every image that has none yet.
 
     Args:
-        classifier: the network; it must not be trained or saved afterwards (see `make_inference_only`).
+        classifier: the network; it must not be trained or saved afterwards (see `prepare_for_inference_inplace`).
         context: the images, and the folder to write to.
         settings: scales and batch size.
         maps_of: makes the maps of a batch; None: the classifier's CAMs by `response_maps`.
@@ -121,7 +121,7 @@ def write_missing_maps(
     """
     maps_path = context.folder.maps_path
     batches = context.pending_shard(context.batches(batch_size), maps_path)
-    network = make_inference_only(network, context.compute)
+    network = prepare_for_inference_inplace(network, context.compute)
     backbone = network.backbone
     num_images = sum(map(len, batches))
     with context.reporter.progress("response maps", num_images) as advance, context.compute.autocast(network):

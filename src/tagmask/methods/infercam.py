@@ -140,7 +140,7 @@ def infercam_maps(
     pieces = [Piece.cut(images[i], i, channels[i], box) for i in range(len(images)) for box in boxes[i]]
     active = pieces
     for _ in range(settings.iterations):
-        views = [piece.view() for piece in active]
+        views = [piece.erased_pixels() for piece in active]
         new_maps = maps_of(views, [piece.class_channels for piece in active], enlarge=settings.enlarge)
         growth = [piece.update(maps, settings.found_threshold) for piece, maps in zip(active, new_maps, strict=True)]
         active = [piece for piece, share in zip(active, growth, strict=True) if share >= settings.min_growth]
@@ -213,7 +213,7 @@ class Piece:
         found = maps.new_zeros(maps.shape[1:], dtype=torch.bool)
         return cls(pixels, image.mean((1, 2), keepdim=True), image_index, class_channels, box, maps, found)
 
-    def view(self) -> Tensor:
+    def erased_pixels(self) -> Tensor:
         """Return the input of the next iteration [3, h, w]; its resized and flipped views lack the same areas."""
         return torch.where(self.found, self.mean_color, self.pixels)
 

@@ -30,7 +30,7 @@ from tagmask.methods._settings import BackboneSettings, ScaleRange
 from tagmask.methods._threshold import GlobalThreshold, record_threshold
 from tagmask.models.boundary_network import BoundaryNetwork, predict_boundaries
 from tagmask.models.classifier import initial_backbone
-from tagmask.models.inference import make_inference_only
+from tagmask.models.inference import prepare_for_inference_inplace
 from tagmask.outputs.coco_instances import instance_annotation, write_instances
 from tagmask.outputs.writer import image_file_name
 from tagmask.refine.instances import find_instances
@@ -92,7 +92,7 @@ class Irn(BackboneSettings, TrainingSettings):
         seeds = write_missing_seeds(self.seeds, context)
         weights = BoundaryNetwork.weights_path(context.folder.path)
         train_once(context, weights, lambda: self.train(context, seeds))
-        network = make_inference_only(BoundaryNetwork.load(context.folder.path), context.compute)
+        network = prepare_for_inference_inplace(BoundaryNetwork.load(context.folder.path), context.compute)
         # compile the kernel once, before worker processes would each do it
         propagate(np.zeros((1, 2, 2), np.float32), np.zeros((2, 2), np.float32), steps=1)
         self.make_missing_maps(network, context)

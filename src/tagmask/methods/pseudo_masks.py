@@ -15,14 +15,14 @@ from joblib import delayed
 from pydantic import Field
 
 from tagmask.data.images import read_image
-from tagmask.data.saliency import read_saliency, saliency_fingerprint
+from tagmask.data.saliency import read_and_resize_saliency, saliency_fingerprint
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.label_map import write_label_map
 from tagmask.maps import ResponseMaps
 from tagmask.methods._settings import InferenceSettings, Scales
 from tagmask.methods._threshold import Threshold, record_threshold
 from tagmask.methods.segment import predict_pending_images
-from tagmask.models.inference import make_inference_only
+from tagmask.models.inference import prepare_for_inference_inplace
 from tagmask.models.segmenter import Segmenter
 from tagmask.refine.dense_crf import compile_crf_kernels
 from tagmask.refine.image_threshold import choose_threshold, expected_threshold, mean_root_num_tags
@@ -118,7 +118,7 @@ class PseudoMasks(InferenceSettings):
 
     def _jobs_with_network(self, context: StageContext, threshold: float, typical: float) -> tuple[Iterator[Any], int]:
         """Return the jobs of all images, with the foreground probabilities of the earlier network, and their number."""
-        network = make_inference_only(Segmenter.load(context.inputs["segmenter"].path), context.compute)
+        network = prepare_for_inference_inplace(Segmenter.load(context.inputs["segmenter"].path), context.compute)
         predictions, total = predict_pending_images(network, context, self.scales, self.inference_batch_size)
         jobs = (
             self._job(context, sample, threshold, typical, image, 1 - probabilities[0])
@@ -138,7 +138,7 @@ class PseudoMasks(InferenceSettings):
         image = read_image(sample.image) if image is None else image
         maps = ResponseMaps.load(maps_path)
         if self._uses_saliency and sample.saliency and len(maps.classes):
-            foreground = read_saliency(sample.saliency, maps.size)
+            foreground = read_and_resize_saliency(sample.saliency, maps.size)
         write_label_map(mask_path, self.label_map(image, maps, threshold, foreground))
 
     def label_map(

@@ -27,7 +27,7 @@ from tagmask.data.transforms import RandomScale, normalize_images, training_tran
 from tagmask.errors import RecipeError
 from tagmask.label_map import IGNORE_INDEX, read_label_map, write_label_map
 from tagmask.methods._settings import BackboneSettings, InferenceSettings, ScaleRange, Scales, Stride
-from tagmask.models.inference import make_inference_only, scaled_with_hflip
+from tagmask.models.inference import prepare_for_inference_inplace, scaled_with_hflip
 from tagmask.models.segmenter import Segmenter, check_architecture, initial_segmenter
 from tagmask.refine.dense_crf import apply_crf, unary_from_probabilities
 from tagmask.refine.settings import NETWORK_CRF, CrfSettings
@@ -75,7 +75,7 @@ class Segment(BackboneSettings, TrainingSettings, InferenceSettings):
 
     def run(self, context: StageContext) -> None:
         train_once(context, Segmenter.weights_path(context.folder.path), lambda: self.train(context))
-        network = make_inference_only(Segmenter.load(context.folder.path), context.compute)
+        network = prepare_for_inference_inplace(Segmenter.load(context.folder.path), context.compute)
         write_missing_masks(network, context, scales=self.scales, crf=self.crf, batch_size=self.inference_batch_size)
 
     def train(self, context: StageContext) -> None:

@@ -20,7 +20,7 @@ TOLERANCE = 1e-3  # of the folded outputs, relative to the largest output
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
-def make_inference_only(network: NetworkT, compute: Compute) -> NetworkT:
+def prepare_for_inference_inplace(network: NetworkT, compute: Compute) -> NetworkT:
     """Convert a network in place for fast inference, after which it must not be trained or saved.
 
     The network is set to eval mode, its batch norms are folded into its convolutions (`fold_norms_inplace`), and it
