@@ -44,7 +44,7 @@ def run(
 ) -> Run:
     """Make masks and a segmentation network from tagged images.
 
-    The same call again resumes the run where it was interrupted; a finished run returns at once.
+    The same call again resumes the run; a finished run returns at once.
 
     Args:
         images: a folder (its layout is detected), or a `DataSource` with more settings.
@@ -57,14 +57,12 @@ def run(
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         precision: "auto", "float32" or "bfloat16".
         workers: processes that load images and run CRFs; None: one per core.
-        skip_bad: leave out images that cannot be read, instead of stopping.
+        skip_bad: leave out images that cannot be read.
         redo: run the stages again whose settings or inputs have changed.
         quiet: print nothing.
 
     Raises:
-        DataError: the images, tags or masks cannot be used.
-        RecipeError: the recipe or a setting is not valid.
-        RunError: the folder holds something else, or a run with other settings.
+        TagmaskError: one sentence about the data (`DataError`), the recipe (`RecipeError`) or the folder (`RunError`).
 
     Example:
         >>> run = tagmask.run("photos", "run", tags="tags.csv", recipe="scratch", settings=TOY_SETTINGS, quiet=True)
@@ -202,7 +200,7 @@ def _describe_request(
 
 
 def _request_key(request: Mapping[str, Any], images: TaggedImages, held_out: TaggedImages | None) -> str:
-    """Return a digest of everything that a finished run and its report depend on."""
+    """Return a digest of all inputs that a finished run and its report depend on."""
     sets = [images, *([held_out] if held_out is not None else [])]
     data = [(fingerprint(s), ground_truth_fingerprint(s), saliency_fingerprint(s), s.name) for s in sets]
     return digest([request, data])

@@ -182,7 +182,7 @@ def _add_scores(
 
 
 def _entry_key(stage: StageFolder, images: TaggedImages) -> str:
-    """Return a digest of everything that a measurement of a stage depends on."""
+    """Return a digest of all inputs that a measurement of a stage depends on."""
     record = stage.read_record_if_any()
     return digest([record and record.key, fingerprint(images), ground_truth_fingerprint(images), tagmask.__version__])
 

@@ -39,9 +39,7 @@ class Run:
         folder: the run folder.
         images: where the training images come from.
         held_out: where the held-out images come from, or None.
-        device: see `run`.
-        precision: see `run`.
-        workers: see `run`.
+        device, precision, workers: see `run`.
 
     Example:
         >>> run = tagmask.load("run")
@@ -110,18 +108,7 @@ class Run:
         return Predictor.load(self.latest_stage("segmenter").path, self.compute)
 
     def predict(self, image: np.ndarray, tags: Sequence[str] | None = None) -> np.ndarray:
-        """Segment one image with the final network.
-
-        Args:
-            image: [H, W, 3] uint8 RGB.
-            tags: the classes that are known to be present; no other class can appear. None: any class can.
-
-        Returns:
-            The label map [H, W] uint8: 0 background, else 1 + the index of the class in `classes`.
-
-        Raises:
-            ValueError: the array is not such an image.
-            DataError: a tag is not one of `classes`.
+        """Segment one image with the final network: a label map [H, W] uint8. See `Predictor.predict`.
 
         Example:
             >>> image = tagmask.read_image("photos/beach/001.jpg")

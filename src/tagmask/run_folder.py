@@ -133,7 +133,7 @@ class StageFolder:
         Results of another key are removed if `redo` is True, and unfinished temporary files always.
 
         Returns:
-            False if the stage with this key is done already, so that there is nothing to do.
+            False if the stage with this key is done already, and there is nothing to do.
 
         Raises:
             RunError: the stage was made from something else, and `redo` is False.
