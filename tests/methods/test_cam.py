@@ -176,7 +176,7 @@ def test_images_of_any_size(make_context: MakeContext, tmp_path: Path) -> None:
 
 
 def test_a_data_set_of_one_image_with_one_class(make_context: MakeContext, toy_images: TaggedImages) -> None:
-    one = replace(toy_images.restrict(["red"]), samples=toy_images.restrict(["red"]).samples[:1])
-    context = make_context(images=one)
+    one_image = replace(toy_images.restrict(["red"]), samples=toy_images.restrict(["red"]).samples[:1])
+    context = make_context(images=one_image)
     Cam(**TOY_CAM).run(context)
-    assert ResponseMaps.load(context.folder.maps_path(one.samples[0].id)).classes.tolist() == [1]
+    assert ResponseMaps.load(context.folder.maps_path(one_image.samples[0].id)).classes.tolist() == [1]

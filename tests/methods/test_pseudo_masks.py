@@ -31,7 +31,7 @@ from tagmask.run_folder import StageFolder, ThresholdRecord
 from tagmask.stage import StageContext
 from tests.methods.contract import MakeContext, MethodContract
 
-CUES = ("none", "saliency", "network")
+MakeGrayContext = Callable[[int | None], StageContext]
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +80,6 @@ def constant_maps(size: tuple[int, int], *values: float, classes: tuple[int, ...
     """Return maps of an image of this size, one constant map per value."""
     maps = np.array(values, np.float32)[:, None, None].repeat(grid_size(size)[0], 1).repeat(grid_size(size)[1], 2)
     return ResponseMaps(np.array(classes or range(1, 1 + len(values)), int), maps, size)
-
-
-# Without threshold per image
 
 
 def test_without_refinement_the_masks_are_the_maps_at_the_threshold(
@@ -146,9 +143,7 @@ def test_the_automatic_threshold_lies_between_object_and_background(make_context
     assert not labels[16:, 16:].any()
 
 
-def test_a_resumed_stage_reads_the_recorded_threshold(
-    make_context: MakeContext, earlier_stages: dict[str, Path]
-) -> None:
+def test_resume_reads_the_recorded_threshold(make_context: MakeContext, earlier_stages: dict[str, Path]) -> None:
     context = make_context(maps=earlier_stages["maps"])
     threshold = record_threshold(context, "auto", context.inputs["maps"])
     assert read_json(context.folder.threshold_path) == {"threshold": threshold, "per_image": False}
@@ -223,9 +218,9 @@ def test_the_margin_lies_around_the_threshold_of_the_image() -> None:
 
 
 @pytest.fixture
-def gradient(
+def gray_context(
     make_context: MakeContext, tmp_path: Path, toy_images: TaggedImages, segmenter: Path
-) -> Callable[[int | None], StageContext]:
+) -> MakeGrayContext:
     """Return a function that makes the context of one gray image of 32×64 pixels, named "gray".
 
     Its map falls from 1 at the left to 0 at the right. Its saliency map, if there is one, is 1 in the columns before
@@ -282,38 +277,34 @@ def use_network_with_foreground(monkeypatch: pytest.MonkeyPatch, end: int) -> No
 
 
 @pytest.mark.parametrize("saliency_end", [24, 40])
-def test_the_mask_ends_where_the_saliency_ends(
-    gradient: Callable[[int | None], StageContext], saliency_end: int
-) -> None:
+def test_the_mask_ends_where_the_saliency_ends(gray_context: MakeGrayContext, saliency_end: int) -> None:
     """On an image without edges, only the saliency decides between the thresholds near the expected one."""
-    assert mask_width(gradient(saliency_end), cue="saliency") == pytest.approx(saliency_end, abs=2)
+    assert mask_width(gray_context(saliency_end), cue="saliency") == pytest.approx(saliency_end, abs=2)
 
 
 @pytest.mark.parametrize("network_end", [24, 40])
 @pytest.mark.parametrize("saliency_end", [None, 32])
 def test_the_mask_ends_where_the_network_ends_unless_there_is_saliency(
-    gradient: Callable[[int | None], StageContext],
+    gray_context: MakeGrayContext,
     monkeypatch: pytest.MonkeyPatch,
     network_end: int,
     saliency_end: int | None,
 ) -> None:
     use_network_with_foreground(monkeypatch, network_end)
-    width = mask_width(gradient(saliency_end), cue="network")
+    width = mask_width(gray_context(saliency_end), cue="network")
     assert width == pytest.approx(saliency_end or network_end, abs=2)
 
 
-def test_without_cue_saliency_is_ignored(gradient: Callable[[int | None], StageContext], tmp_path: Path) -> None:
-    without_saliency = gradient(None)
+def test_without_cue_saliency_is_ignored(gray_context: MakeGrayContext, tmp_path: Path) -> None:
+    without_saliency = gray_context(None)
     expected = mask_width(without_saliency, cue="none")
-    assert [mask_width(gradient(saliency_end), cue="none") for saliency_end in (24, 40)] == [expected, expected]
+    assert [mask_width(gray_context(saliency_end), cue="none") for saliency_end in (24, 40)] == [expected, expected]
     other_folder = replace(without_saliency, folder=StageFolder(tmp_path / "other"))
     assert mask_width(other_folder, cue="saliency") == expected
 
 
-def test_a_change_of_saliency_is_noticed_only_where_it_is_used(
-    gradient: Callable[[int | None], StageContext],
-) -> None:
-    without, with_saliency = gradient(None).images, gradient(24).images
+def test_a_change_of_saliency_is_noticed_only_where_it_is_used(gray_context: MakeGrayContext) -> None:
+    without, with_saliency = gray_context(None).images, gray_context(24).images
     for settings, uses_saliency in (
         ({}, False),
         ({"threshold": 0.3, "cue": "network"}, False),
@@ -340,7 +331,7 @@ def test_a_network_as_cue_needs_an_earlier_segmentation_network(tmp_path: Path) 
     assert load_recipe(str(recipe)).stages["again"].inputs == {"maps": "cam", "segmenter": "segment"}
 
 
-@pytest.mark.parametrize("cue", CUES)
+@pytest.mark.parametrize("cue", ["none", "saliency", "network"])
 def test_images_without_tags_are_background(
     make_context: MakeContext, earlier_stages: dict[str, Path], segmenter: Path, cue: str
 ) -> None:

@@ -168,8 +168,8 @@ def test_steps_are_rounded_up_to_whole_epochs(
 def test_an_architecture_that_cannot_train_with_one_image_is_an_error(
     make_context: MakeContext, earlier_stages: dict[str, Path], toy_images: TaggedImages
 ) -> None:
-    one = replace(toy_images, samples=toy_images.samples[:1])
-    context = make_context(masks=earlier_stages["masks"], classifier=earlier_stages["classifier"], images=one)
+    one_image = replace(toy_images, samples=toy_images.samples[:1])
+    context = make_context(masks=earlier_stages["masks"], classifier=earlier_stages["classifier"], images=one_image)
     with pytest.raises(RecipeError, match="DeepLabV3Plus cannot be trained with one image per step"):
         Segment(**TOY | {"architecture": "DeepLabV3Plus", "output_stride": 16}).run(context)
 
