@@ -17,6 +17,7 @@ from tagmask.data.source import DataSource, align_classes
 from tagmask.data.verify import ground_truth_fingerprint, verify_images
 from tagmask.errors import DataError, RecipeError, RunError, TagmaskError
 from tagmask.evaluate import score_masks, segment_held_out
+from tagmask.folder_lock import lock_folder
 from tagmask.measure import SegmentationReport
 from tagmask.pipeline import fingerprint, run_stages, with_added_stages, write_run_record
 from tagmask.progress import Reporter
@@ -74,29 +75,27 @@ def run(
     result = Run(out, source, held_out, device=device, precision=precision, workers=workers)
     folder = RunFolder(result.folder)
     folder.check_usable()
-    sources = _describe_sources(source, held_out, skip_bad)
     try:
         data = result.read_and_verify_images(reporter, skip_bad)
         finished = _request_key(_describe_request(recipe, settings, seed, device), *data)
         if _is_finished(folder, finished):
             reporter.info(f"{result.folder} is already finished")
             return result
-        chosen = with_added_stages(resolve_recipe(recipe, settings, seed, result.compute), data[0], folder)
-        result.compute.barrier()  # every process has read the stages that were added before
-        if result.compute.is_main_process:
-            write_run_record(folder, chosen, data[0], sources, redo=redo)
+        with lock_folder(folder.path, result.compute):
+            chosen = with_added_stages(resolve_recipe(recipe, settings, seed, result.compute), data[0], folder)
+            result.compute.barrier()  # every process has read the stages that were added before
+            sources = _describe_sources(source, held_out, skip_bad)
+            if result.compute.is_main_process:
+                write_run_record(folder, chosen, data[0], sources, redo=redo)
+            result.compute.barrier()
+            _describe_data(data[0], folder, reporter)
+            _run_and_report(chosen, folder, data, result.compute, reporter, redo)
+            if result.compute.is_main_process:
+                folder.write_record(sources, data[0].classes, finished)
+            result.compute.barrier()
     except TagmaskError:
         folder.discard_unused()
         raise
-    result.compute.barrier()
-    _describe_data(data[0], folder, reporter)
-    run_stages(chosen, data[0], folder, compute=result.compute, reporter=reporter, redo=redo)
-    from tagmask.report.update import update_report  # here, because it imports PyTorch
-
-    update_report(chosen, folder, *data, result.compute, reporter)
-    if result.compute.is_main_process:
-        folder.write_record(sources, data[0].classes, finished)
-    result.compute.barrier()
     return result
 
 
@@ -163,7 +162,8 @@ def evaluate_predictions(
         raise DataError(f"no image of {images.name} has a ground-truth mask: give --masks FOLDER.")
     if opened:
         segmenter = opened.latest_stage("segmenter").name
-        mask_path = segment_held_out(folder, segmenter, labeled, compute, reporter).mask_path
+        with lock_folder(folder.path, compute):
+            mask_path = segment_held_out(folder, segmenter, labeled, compute, reporter).mask_path
     else:
 
         def mask_path(image_id: str) -> Path:
@@ -172,6 +172,20 @@ def evaluate_predictions(
         if not any(mask_path(sample.id).exists() for sample in labeled.samples):
             raise RunError(f"{folder.path} is not a run, and holds no mask named after an image (<id>.png).")
     return labeled.classes, score_masks(labeled, mask_path, compute, reporter)
+
+
+def _run_and_report(
+    recipe: Recipe,
+    folder: RunFolder,
+    data: tuple[TaggedImages, TaggedImages | None],
+    compute: Compute,
+    reporter: Reporter,
+    redo: bool,
+) -> None:
+    from tagmask.report.update import update_report  # here, because it imports PyTorch
+
+    run_stages(recipe, data[0], folder, compute=compute, reporter=reporter, redo=redo)
+    update_report(recipe, folder, *data, compute, reporter)
 
 
 def _describe_data(images: TaggedImages, folder: RunFolder, reporter: Reporter) -> None:

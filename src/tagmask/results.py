@@ -14,6 +14,7 @@ from tagmask.data.source import DataSource, align_classes
 from tagmask.data.verify import verify_images
 from tagmask.errors import RunError
 from tagmask.evaluate import Evaluation
+from tagmask.folder_lock import lock_folder
 from tagmask.label_map import read_label_map
 from tagmask.maps import ResponseMaps
 from tagmask.pipeline import check_stages, run_stages
@@ -173,12 +174,13 @@ class Run:
                     f"stage {stage!r} of {self.folder} is not finished: run the original command again first."
                 )
         images, held_out = self.read_and_verify_images(reporter)
-        check_stages(recipe, images, self._files, redo=redo)
-        run_stages(recipe, images, self._files, compute=self.compute, reporter=reporter, redo=redo)
-        if self.compute.is_main_process:
-            write_text(self._files.recipe_path, recipe.to_yaml())
-        self.compute.barrier()
-        update_report(recipe, self._files, images, held_out, self.compute, reporter)
+        with lock_folder(self.folder, self.compute):
+            check_stages(recipe, images, self._files, redo=redo)
+            run_stages(recipe, images, self._files, compute=self.compute, reporter=reporter, redo=redo)
+            if self.compute.is_main_process:
+                write_text(self._files.recipe_path, recipe.to_yaml())
+            self.compute.barrier()
+            update_report(recipe, self._files, images, held_out, self.compute, reporter)
         return self._reopened()
 
     def update_report(self, *, quiet: bool = False) -> Evaluation:
@@ -187,7 +189,8 @@ class Run:
 
         reporter = make_reporter(quiet)
         images, held_out = self.read_and_verify_images(reporter)
-        return update_report(self.recipe, self._files, images, held_out, self.compute, reporter, measure_all=True)
+        with lock_folder(self.folder, self.compute):
+            return update_report(self.recipe, self._files, images, held_out, self.compute, reporter, measure_all=True)
 
     def write_threshold_report(
         self, data: DataSource | None = None, *, out: str | Path | None = None, quiet: bool = False
@@ -287,7 +290,8 @@ class Run:
         images = verify_images(images, skip_bad=skip_bad, workers=self.compute.workers, progress=reporter.progress)
         record = self.latest_stage("segmenter").read_record_if_any()
         network_key = digest(record and record.key)
-        masks = predict_folder(self.predictor, images, network_key, Path(out), reporter=reporter, redo=redo)
+        with lock_folder(Path(out), self.compute):
+            masks = predict_folder(self.predictor, images, network_key, Path(out), reporter=reporter, redo=redo)
         for format in formats if self.compute.is_main_process else ():
             write_masks_as(images.samples, masks.__getitem__, classes, Path(out), format)
         return masks

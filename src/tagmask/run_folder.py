@@ -284,7 +284,10 @@ def _read_model(path: Path, model: type[M]) -> M | None:
 
 
 def _remove_folder(folder: Path) -> None:
-    """Remove a folder so that a kill at any moment leaves it whole or gone."""
+    """Remove a folder, or the symbolic link to one, so that a kill at any moment leaves it whole or gone."""
+    if folder.is_symlink():  # what it points to may belong to another run
+        folder.unlink()
+        return
     doomed = folder.with_name(f".{folder.name}.removed")
     shutil.rmtree(doomed, ignore_errors=True)
     if folder.exists():
