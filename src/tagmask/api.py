@@ -14,6 +14,7 @@ from tagmask.compute import Compute, Precision
 from tagmask.data.saliency import saliency_fingerprint
 from tagmask.data.samples import TaggedImages
 from tagmask.data.source import DataSource, align_classes
+from tagmask.data.tag_warnings import tag_warnings
 from tagmask.data.verify import ground_truth_fingerprint, verify_images
 from tagmask.errors import DataError, RecipeError, RunError, TagmaskError
 from tagmask.evaluate import score_masks, segment_held_out
@@ -189,11 +190,13 @@ def _run_and_report(
 
 
 def _describe_data(images: TaggedImages, folder: RunFolder, reporter: Reporter) -> None:
-    """Print one line about the training images."""
+    """Print one line about the training images, and the warnings about their tags."""
     num_bad = sum(problem.severity == "error" for problem in images.problems)
     bad = f" ({num_bad} bad ones left out)" if num_bad else ""
     names = join_first_names(images.classes, 10)
     reporter.info(f"{len(images)} images{bad}, {len(images.classes)} classes ({names}) → {folder.path}")
+    for warning in tag_warnings(images):
+        reporter.info(f"warning: {warning}")
 
 
 def _describe_sources(source: DataSource, held_out: DataSource | None, skip_bad: bool) -> dict[str, Any]:

@@ -13,7 +13,10 @@ def test_check(command: RunCommand, data: Path) -> None:
     assert result.status == 0
     assert result.json["ok"]
     assert result.json["num_images"] == 8
-    assert "ready to run" in command("check", data).out
+    assert result.json["num_untagged"] == result.json["tags_per_image"][0]
+    printed = command("check", data).out
+    assert "ready to run" in printed
+    assert "warning: there are only 8 images" in printed
 
 
 def test_check_lists_what_is_wrong(command: RunCommand, data: Path, tmp_path: Path) -> None:

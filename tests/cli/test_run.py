@@ -23,6 +23,7 @@ def test_run_prints_where_the_results_are(command: RunCommand, data: Path, tmp_p
     result = command("run", data, "--out", tmp_path / "run", "--masks", "masks", *TOY)
     assert result.status == 0, result.err
     assert "[1/3] cam" in result.err
+    assert "warning: there are only 8 images" in result.err
     assert "check images" not in result.out
     assert f"masks   {tmp_path}/run/segment/masks" in result.out
     assert "mIoU" in result.out

@@ -32,6 +32,8 @@ def print_check(report: CheckReport) -> None:
             console.print(f"{severity}: {problem}", markup=False, highlight=False, soft_wrap=True)
         if len(problems) > MAX_ROWS:
             console.print(f"... and {len(problems) - MAX_ROWS} more {severity}s; --json prints all")
+    for warning in report.tag_warnings:
+        console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
     console.print("ready to run" if report.ok else "correct the errors, or leave these images out with --skip-bad")
 
 
@@ -43,7 +45,7 @@ def _facts(report: CheckReport) -> Iterator[tuple[str, str]]:
     counts = [f"{format_count(count)} with {n}" for n, count in enumerate(report.tags_per_image) if count]
     yield "tags per image", f"{report.mean_tags:.2f} ({', '.join(counts)})" if counts else "unknown"
     if report.num_untagged:
-        yield "images with unknown tags", format_count(report.num_untagged)
+        yield "images without tags", format_count(report.num_untagged)
     yield "ground-truth masks", format_count(report.num_masks)
     yield "saliency maps", format_count(report.num_saliency)
     for name, sides in (("height", report.heights), ("width", report.widths)):

@@ -11,9 +11,10 @@ import numpy as np
 
 from tagmask.data.misspelled_tags import MisspelledTag, find_misspelled_tags
 from tagmask.data.samples import Problem, Sample, TaggedImages
+from tagmask.data.tag_warnings import count_co_occurrence, tag_warnings
 from tagmask.data.verify import Inspection, inspect_samples
 from tagmask.progress import Progress
-from tagmask.text import join_first_names, pluralize
+from tagmask.text import pluralize
 
 _MAX_EXAMPLES = 20
 
@@ -50,8 +51,7 @@ class CheckReport:
         num_bad: the number of images that cannot be used.
         images_per_class: [K], the number of images of each class.
         tags_per_image: entry n is the number of images with n tags.
-        num_untagged: the number of images whose tags are not known. (An image that is known to show no class has 0
-            tags.)
+        num_untagged: the number of images without any tag.
         num_masks: the number of images with a ground-truth mask.
         num_saliency: the number of images with a saliency map.
         co_occurrence: [K][K], the number of images that show both classes. The diagonal is `images_per_class`.
@@ -60,7 +60,8 @@ class CheckReport:
         tags_without_pixels: (image id, class name) of each tag whose class is not in the mask.
         pixels_without_tags: (image id, class name) of each class in a mask without a tag.
         duplicates: ids of images whose files are identical.
-        problems: all errors and warnings.
+        problems: all errors and warnings about single items.
+        tag_warnings: sentences about the tags of the whole set (`tagmask.data.tag_warnings`).
     """
 
     name: str
@@ -80,6 +81,7 @@ class CheckReport:
     pixels_without_tags: Occurrences
     duplicates: Occurrences
     problems: tuple[Problem, ...]
+    tag_warnings: tuple[str, ...]
 
     @property
     def ok(self) -> bool:
@@ -113,8 +115,7 @@ def check_images(images: TaggedImages, *, workers: int, progress: Progress) -> C
     ]
     samples = [sample for sample, _ in usable]
     problems = [*images.problems, *(inspection.problem for inspection in inspections if inspection.problem)]
-    tags = _multi_hot_tags(samples, len(images.classes))
-    co_occurrence = tags.T @ tags
+    co_occurrence = count_co_occurrence(samples, len(images.classes))
     num_tags = Counter(len(sample.tags) for sample in samples if sample.tags is not None)
     images_per_class = dict(zip(images.classes, co_occurrence.diagonal().tolist(), strict=True))
     sizes = np.array([inspection.size for _, inspection in usable])
@@ -126,7 +127,7 @@ def check_images(images: TaggedImages, *, workers: int, progress: Progress) -> C
         num_bad=sum(problem.severity == "error" for problem in problems),
         images_per_class=tuple(images_per_class.values()),
         tags_per_image=tuple(num_tags[n] for n in range(max(num_tags, default=0) + 1)),
-        num_untagged=sum(sample.tags is None for sample in samples),
+        num_untagged=sum(not sample.tags for sample in samples),
         num_masks=sum(sample.mask is not None for sample in samples),
         num_saliency=sum(sample.saliency is not None for sample in samples),
         co_occurrence=tuple(map(tuple, co_occurrence.tolist())),
@@ -137,15 +138,9 @@ def check_images(images: TaggedImages, *, workers: int, progress: Progress) -> C
         pixels_without_tags=Occurrences.from_items(pixels_without_tags),
         duplicates=Occurrences.from_items(_find_duplicates(usable)),
         problems=tuple(problems),
+        tag_warnings=tuple(tag_warnings(replace(images, samples=tuple(samples)))),
     )
     return replace(report, problems=(*problems, *_warnings(report)))
-
-
-def _multi_hot_tags(samples: Sequence[Sample], num_classes: int) -> np.ndarray:
-    tags = np.zeros((len(samples), num_classes), np.int64)
-    for row, sample in zip(tags, samples, strict=True):
-        row[[tag - 1 for tag in sample.tags or ()]] = 1
-    return tags
 
 
 def _min_median_max(values: np.ndarray) -> tuple[int, int, int]:
@@ -186,13 +181,6 @@ def _warnings(report: CheckReport) -> Iterator[Problem]:
         if "," in name or "|" in name:
             message = f"the tag {name!r} may be several tags in one"
             yield warning(message, 'separate tags by ";" in the table if it is')
-    counts = list(zip(report.classes, report.images_per_class, strict=True))
-    for number, message in ((0, "there is no image of"), (1, "there is only one image of")):
-        if names := [name for name, count in counts if count == number]:
-            yield warning(f"{message} {join_first_names(names, 10)}", "add images of them")
-    if len(report.classes) == 1:
-        fix = "if every image shows it, add images without it, so that a network can tell it from the background"
-        yield warning("there is only one class", fix)
     for occurrences, noun, message, fix in (
         (report.tags_without_pixels, "tag", "the masks have no pixels for {}", "correct the tags or the masks"),
         (report.pixels_without_tags, "class", "the masks show {} without a tag", "correct the tags or the masks"),
