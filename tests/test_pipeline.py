@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 
 import tagmask
@@ -16,6 +17,8 @@ from tagmask.artifacts import read_json, write_text
 from tagmask.compute import Compute
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.errors import DataError, RunError
+from tagmask.label_map import write_label_map
+from tagmask.maps import ResponseMaps
 from tagmask.pipeline import fingerprint, run_stages, write_run_record
 from tagmask.progress import Reporter
 from tagmask.recipe import Recipe
@@ -27,7 +30,7 @@ IMAGES = TaggedImages(("a", "b"), (Sample("x", "x.png", (1,), size=(4, 4)), Samp
 
 
 class Maker(Method):
-    """Write a file with the setting and with the files of the inputs."""
+    """Write the maps or masks of all images, and a file with the setting and with the files of the inputs."""
 
     makes: ClassVar[tuple[ArtifactKind, ...]] = ("maps",)
     text: str = "first"
@@ -39,6 +42,11 @@ class Maker(Method):
             log.write("x")
         if self.fail:
             raise RunError("failed.")
+        for sample in context.images.samples:
+            if "maps" in self.makes:
+                ResponseMaps(np.zeros(0, int), np.zeros((0, 1, 1)), (4, 4)).save(context.folder.maps_path(sample.id))
+            else:
+                write_label_map(context.folder.mask_path(sample.id), np.zeros((4, 4), np.uint8))
         write_text(context.folder.path / "made", before + self.text)
 
 
@@ -120,7 +128,7 @@ def test_redo_makes_changed_stages_and_their_dependents_again(tmp_path: Path) ->
     (tmp_path / "one" / "stray").write_text("of the old one")
     assert run_toy(tmp_path, recipe(one={"text": "1"}, two={"text": "2"}), redo=True) == "12"
     assert not (tmp_path / "one" / "stray").exists()
-    assert not list(tmp_path.glob(".*"))
+    assert not list(tmp_path.glob(".*.removed"))
     assert run_toy(tmp_path, recipe(one={"text": "1"}, two={"text": "2"})) == "12"
 
 
@@ -132,7 +140,7 @@ def test_a_stage_folder_without_its_record_is_made_again(tmp_path: Path) -> None
     (tmp_path / ".one.removed").mkdir()
     assert run_toy(tmp_path, recipe()) == "firstfirst"
     assert (tmp_path / "one" / "made").read_text() == "first"
-    assert not list(tmp_path.glob(".*"))
+    assert not list(tmp_path.glob(".*.removed"))
 
 
 def test_a_damaged_record_gives_one_sentence(tmp_path: Path) -> None:
@@ -273,7 +281,7 @@ def test_the_files_of_a_finished_run(undisturbed: Path) -> None:
     names = {str(f.relative_to(undisturbed)) for f in undisturbed.rglob("*") if f.is_file()}
     every = [f"{i}" for i in range(8)]
     assert names == {
-        "run.json", "recipe.yaml", "evaluation.json", "report.html", ".verified.json",
+        "run.json", "recipe.yaml", "evaluation.json", "report.html", ".verified.json", ".files.json",
         "cam/stage.json", "cam/history.json", "cam/config.json", "cam/classifier.safetensors",
         *(f"cam/maps/{i}.safetensors" for i in every),
         "pseudo_masks/stage.json", "pseudo_masks/threshold.json", *(f"pseudo_masks/masks/{i}.png" for i in every),

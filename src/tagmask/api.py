@@ -25,6 +25,7 @@ from tagmask.progress import Reporter
 from tagmask.recipe import Recipe, load_recipe, read_recipe_text
 from tagmask.results import Run, make_reporter
 from tagmask.run_folder import RunFolder
+from tagmask.stage_files import files_are_as_remembered
 from tagmask.text import join_first_names
 
 
@@ -79,7 +80,7 @@ def run(
     try:
         data = result.read_and_verify_images(reporter, skip_bad)
         finished = _request_key(_describe_request(recipe, settings, seed, device), *data)
-        if _is_finished(folder, finished):
+        if _is_finished(folder, finished, data[0]):
             reporter.info(f"{result.folder} is already finished")
             return result
         with lock_folder(folder.path, result.compute):
@@ -223,7 +224,7 @@ def _request_key(request: Mapping[str, Any], images: TaggedImages, held_out: Tag
     return digest([request, data])
 
 
-def _is_finished(folder: RunFolder, request_key: str) -> bool:
+def _is_finished(folder: RunFolder, request_key: str, images: TaggedImages) -> bool:
     """Whether the run folder holds the complete results of a request."""
     if not folder.record_path.exists() or folder.read_record()["finished"] != request_key:
         return False
@@ -231,4 +232,6 @@ def _is_finished(folder: RunFolder, request_key: str) -> bool:
     if not all(path.exists() for path in files):
         return False
     stages = yaml.safe_load(folder.recipe_path.read_text(encoding="utf-8"))["stages"]
-    return all(folder.stage(name).is_done for name in stages)
+    return all(folder.stage(name).is_done for name in stages) and files_are_as_remembered(
+        folder, stages, [sample.id for sample in images.samples]
+    )

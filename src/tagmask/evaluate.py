@@ -25,6 +25,7 @@ from tagmask.pipeline import fingerprint
 from tagmask.progress import Reporter
 from tagmask.run_folder import RunFolder, StageFolder
 from tagmask.stage import InferenceContext
+from tagmask.stage_files import discard_damaged_files
 
 if TYPE_CHECKING:
     from tagmask.recipe import Recipe
@@ -297,6 +298,9 @@ def segment_held_out(
     stage = folder.stage(segmenter)
     record = stage.read_record_if_any()
     key = {"stage": segmenter, "network": digest(record and record.key), "images": fingerprint(held_out)}
+    if compute.is_main_process:
+        discard_damaged_files(target, ("masks",), [sample.id for sample in held_out.samples], reporter.progress)
+    compute.barrier()
     if target.begin(key, compute, redo=True):
         start = time.time()
         untagged = replace(held_out, samples=tuple(replace(sample, tags=None) for sample in held_out.samples))

@@ -15,6 +15,7 @@ from tagmask.progress import Reporter
 from tagmask.recipe import Recipe, load_recipe
 from tagmask.run_folder import RunFolder
 from tagmask.stage import StageContext
+from tagmask.stage_files import discard_damaged_files, remember_files
 
 
 def run_stages(
@@ -30,6 +31,8 @@ def run_stages(
 ) -> None:
     """Run every stage that is not done yet, and resume the one that was interrupted.
 
+    A finished stage is resumed, too, if a file of it is missing or damaged.
+
     Args:
         recipe: the stages.
         images: the training images, verified, all with known tags.
@@ -43,10 +46,14 @@ def run_stages(
     Raises:
         RunError: a stage was made with other settings or data, and `redo` is False.
     """
+    ids = [sample.id for sample in images.samples]
     for number, (name, key) in enumerate(stage_keys(recipe, images).items(), 1):
         method, stage = recipe.stages[name], folder.stage(name)
         inputs = {kind: folder.stage(source) for kind, source in method.inputs.items()}
         title = f"[{number}/{len(recipe.stages)}] {name}"
+        if compute.is_main_process and (files := discard_damaged_files(stage, method.makes, ids, reporter.progress)):
+            reporter.info(f"{title}: makes {len(files)} files again that are missing or damaged (first: {files[0]})")
+        compute.barrier()
         if not stage.begin(key, compute, redo=redo):
             reporter.info(f"{title}: already done")
             continue
@@ -54,6 +61,8 @@ def run_stages(
         start = time.time()
         method.run(StageContext(stage, images, compute, reporter, inputs, recipe.seed, max_steps, epoch_size))
         stage.mark_done(compute, time.time() - start, len(images))
+    if compute.is_main_process:
+        remember_files(folder, {name: method.makes for name, method in recipe.stages.items()}, ids)
 
 
 def stage_keys(recipe: Recipe, images: TaggedImages) -> dict[str, dict[str, Any]]:

@@ -164,6 +164,11 @@ class StageFolder:
             self._write(record.model_copy(update={"status": "done", "seconds": total, "num_images": num_images}))
         compute.barrier()
 
+    def reopen(self) -> None:
+        """Record that the stage has to be resumed, because some of its files are missing."""
+        if record := self.read_record_if_any():
+            self._write(record.model_copy(update={"status": "running"}))
+
     def _write(self, record: StageRecord) -> None:
         write_json(self.record_path, record.model_dump(mode="json"))
 
@@ -207,6 +212,11 @@ class RunFolder:
     def held_out_verification_cache_path(self) -> Path:
         """The path of the list of held-out images that were verified before (a cache; it can be removed)."""
         return self.path / ".verified-held-out.json"
+
+    @property
+    def file_cache_path(self) -> Path:
+        """The path of the sizes and mtimes of all files of a finished run (a cache; it can be removed)."""
+        return self.path / ".files.json"
 
     @property
     def held_out_path(self) -> Path:

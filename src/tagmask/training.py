@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from tagmask.artifacts import atomic_write, read_json, write_json
 from tagmask.data.loading import TrainingSet, training_loader
 from tagmask.errors import RunError
+from tagmask.models.saved_network import SavedNetwork
 from tagmask.run_folder import StageFolder
 from tagmask.stage import Method, StageContext
 
@@ -170,9 +171,9 @@ def _epochs_done(checkpoint: Path) -> int:
     return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"]) + 1
 
 
-def train_once(context: StageContext, weights: Path, train: Callable[[], None]) -> None:
-    """Call `train`, which writes the file `weights`, unless the file exists; then remove the checkpoint."""
-    if not weights.exists():
+def train_once(context: StageContext, network: type[SavedNetwork], train: Callable[[], None]) -> None:
+    """Call `train`, which saves a network of this kind, unless it exists; then remove the checkpoint."""
+    if not network.exists(context.folder.path):
         train()
     context.compute.barrier()
     shutil.rmtree(context.folder.path / "training", ignore_errors=True)

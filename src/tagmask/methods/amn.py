@@ -63,8 +63,7 @@ class Amn(BackboneSettings, TrainingSettings, InferenceSettings):
 
     def run(self, context: StageContext) -> None:
         seeds = write_missing_seeds(self.seeds, context)
-        weights = LabelConditionedNetwork.weights_path(context.folder.path)
-        train_once(context, weights, lambda: self.train(context, seeds))
+        train_once(context, LabelConditionedNetwork, lambda: self.train(context, seeds))
         self.make_missing_maps(LabelConditionedNetwork.load(context.folder.path), context, seeds)
 
     def train(self, context: StageContext, seeds: SeedFolder) -> None:

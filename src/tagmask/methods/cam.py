@@ -50,7 +50,7 @@ class Cam(BackboneSettings, ClassifierSettings):
     head_lr: float = Field(1.0, gt=0, description="learning rate of the weights W of the classes")
 
     def run(self, context: StageContext) -> None:
-        train_once(context, Classifier.weights_path(context.folder.path), lambda: self.train(context))
+        train_once(context, Classifier, lambda: self.train(context))
         classifier = Classifier.load(context.folder.path, output_stride=self.inference_stride)
         make_missing_maps(classifier, context, self)
 

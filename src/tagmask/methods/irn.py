@@ -90,8 +90,7 @@ class Irn(BackboneSettings, TrainingSettings):
 
     def run(self, context: StageContext) -> None:
         seeds = write_missing_seeds(self.seeds, context)
-        weights = BoundaryNetwork.weights_path(context.folder.path)
-        train_once(context, weights, lambda: self.train(context, seeds))
+        train_once(context, BoundaryNetwork, lambda: self.train(context, seeds))
         network = prepare_for_inference_inplace(BoundaryNetwork.load(context.folder.path), context.compute)
         # compile the kernel once, before worker processes would each do it
         propagate(np.zeros((1, 2, 2), np.float32), np.zeros((2, 2), np.float32), steps=1)

@@ -42,7 +42,7 @@ class ReCam(ClassifierSettings):
     head_lr: float = Field(5e-4, gt=0, description="learning rate of the second classifier V")
 
     def run(self, context: StageContext) -> None:
-        train_once(context, Classifier.weights_path(context.folder.path), lambda: self.train(context))
+        train_once(context, Classifier, lambda: self.train(context))
         classifier = Classifier.load(context.folder.path, output_stride=self.inference_stride)
         make_missing_maps(classifier, context, self)
 

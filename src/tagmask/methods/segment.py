@@ -74,7 +74,7 @@ class Segment(BackboneSettings, TrainingSettings, InferenceSettings):
     )
 
     def run(self, context: StageContext) -> None:
-        train_once(context, Segmenter.weights_path(context.folder.path), lambda: self.train(context))
+        train_once(context, Segmenter, lambda: self.train(context))
         network = prepare_for_inference_inplace(Segmenter.load(context.folder.path), context.compute)
         write_missing_masks(network, context, scales=self.scales, crf=self.crf, batch_size=self.inference_batch_size)
 

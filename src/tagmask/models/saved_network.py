@@ -52,8 +52,8 @@ class SavedNetwork(nn.Module):
 
     @classmethod
     def exists(cls, folder: Path) -> bool:
-        """Return whether the folder contains the weights of such a network. `save` writes them last."""
-        return cls.weights_path(folder).exists()
+        """Return whether the folder contains such a network: its weights, which `save` writes last, and config.json."""
+        return cls.weights_path(folder).exists() and (folder / CONFIG_FILE).exists()
 
     def save(self, folder: Path, **notes: Any) -> None:
         """Write the weights and config.json to a folder, which is created if it is missing.
