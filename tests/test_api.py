@@ -327,6 +327,14 @@ def test_a_finished_run_notices_changes(copied: tagmask.Run, data: Path, tmp_pat
     assert run.evaluation.scores[name].iou[1] in (0, pytest.approx(np.nan, nan_ok=True))
 
 
+def test_changed_contents_of_an_image_are_noticed(copied: tagmask.Run, data: Path, tmp_path: Path) -> None:
+    changed = shutil.copytree(data, tmp_path / "changed")
+    toy_run(changed, copied.folder)  # in another place, but the same
+    Image.fromarray(np.zeros((40, 48, 3), np.uint8)).save(changed / "3.png")
+    with pytest.raises(RunError, match=r"made with other settings \(other images or tags\)"):
+        toy_run(changed, copied.folder)
+
+
 def test_only_new_stages_are_measured(copied: tagmask.Run, monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[str] = []
     score_maps = tagmask.evaluate.score_maps

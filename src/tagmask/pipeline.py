@@ -83,8 +83,8 @@ def stage_keys(recipe: Recipe, images: TaggedImages) -> dict[str, dict[str, Any]
 
 
 def fingerprint(images: TaggedImages) -> str:
-    """Return a hash of what every stage reads of a data set: classes, ids, tags and sizes."""
-    return digest([images.classes, [(s.id, s.tags, s.size) for s in images.samples]])
+    """Return a hash of what every stage reads of a data set: classes, ids, tags, sizes and the images' contents."""
+    return digest([images.classes, [(s.id, s.tags, s.size, s.digest) for s in images.samples]])
 
 
 def check_stages(recipe: Recipe, images: TaggedImages, folder: RunFolder, *, redo: bool = False) -> None:

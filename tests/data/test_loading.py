@@ -19,7 +19,7 @@ from tagmask.data.images import read_image
 from tagmask.data.loading import ShuffledBatches, TrainingSet, load_image_batches, multi_hot, training_loader
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.data.transforms import RandomLongSide, RandomResize, RandomScale, normalize_images, training_transform
-from tagmask.errors import RecipeError
+from tagmask.errors import DataError, RecipeError
 from tagmask.stage import group_by_size
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -240,3 +240,11 @@ def test_groups_hold_one_size_and_not_too_many_pixels(toy_images: TaggedImages) 
     assert all(len({s.size for s in group}) == 1 for group in groups)
     limited = group_by_size(small, 5, 3 * 40 * 48)
     assert [len(group) for group in limited] == [3, 3, 2]
+
+
+def test_an_image_that_changes_its_size_during_a_run_gives_one_sentence(toy_images: TaggedImages) -> None:
+    changed = tuple(replace(sample, size=(30, 20)) for sample in toy_images.samples)
+    with pytest.raises(DataError, match=r"has changed while it was used \(from 20×30 to \d+×\d+ pixels\)"):
+        list(load_image_batches([changed[:2]], Compute()))
+    with pytest.raises(DataError, match="run the same command again"):
+        make_training_set(replace(toy_images, samples=changed))[(0, 0)]

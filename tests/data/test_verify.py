@@ -264,7 +264,7 @@ def test_a_damaged_file_has_no_effect(images: TaggedImages, tmp_path: Path, deco
     first = verify(images, remembered=remembered)
     content = json.loads(remembered.read_bytes())
     if damage == "edited":
-        content["samples"] = {key: [999, width, crc] for key, (_, width, crc) in content["samples"].items()}
+        content["samples"] = {key: [999, *rest] for key, (_, *rest) in content["samples"].items()}
         remembered.write_text(json.dumps(content))
     elif damage == "folder":
         remembered.unlink()

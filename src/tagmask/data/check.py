@@ -107,7 +107,7 @@ def check_images(images: TaggedImages, *, workers: int, progress: Progress) -> C
         workers: the number of threads.
         progress: reports each inspected image.
     """
-    inspections = list(inspect_samples(images.samples, len(images.classes), workers, progress, image_digests=True))
+    inspections = list(inspect_samples(images.samples, len(images.classes), workers, progress))
     usable = [
         (sample, inspection)
         for sample, inspection in zip(images.samples, inspections, strict=True)
@@ -162,7 +162,7 @@ def _compare_tags_and_masks(
 
 
 def _find_duplicates(usable: Sequence[tuple[Sample, Inspection]]) -> list[tuple[str, ...]]:
-    ids_by_digest: dict[bytes, list[str]] = {}
+    ids_by_digest: dict[str, list[str]] = {}
     for sample, inspection in usable:
         if inspection.image_digest:
             ids_by_digest.setdefault(inspection.image_digest, []).append(sample.id)

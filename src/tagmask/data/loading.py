@@ -15,7 +15,6 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from tagmask.compute import Compute
-from tagmask.data.images import read_image
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.errors import RecipeError
 
@@ -54,7 +53,7 @@ class TrainingSet(Dataset[dict[str, Any]]):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, index = key
         sample = self.images.samples[index]
-        item: dict[str, Any] = {"image": tv_tensors.Image(torch.from_numpy(read_image(sample.image)).permute(2, 0, 1))}
+        item: dict[str, Any] = {"image": tv_tensors.Image(torch.from_numpy(sample.read_image()).permute(2, 0, 1))}
         for name, labels in (self.extra_targets(sample) if self.extra_targets else {}).items():
             item[name] = tv_tensors.Mask(torch.from_numpy(labels))
         with torch.random.fork_rng(devices=[]):
@@ -164,7 +163,7 @@ class _ImageBatches(Dataset[tuple[list[Sample], Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[list[Sample], Tensor]:
         group = list(self.groups[index])
-        images = np.stack([read_image(sample.image) for sample in group])
+        images = np.stack([sample.read_image() for sample in group])
         return group, torch.from_numpy(images).permute(0, 3, 1, 2)
 
 

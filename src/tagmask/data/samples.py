@@ -12,7 +12,7 @@ from typing import Literal, Protocol, Self
 import numpy as np
 
 from tagmask.data.file_stamp import file_stamp
-from tagmask.data.images import read_mask_image
+from tagmask.data.images import read_image, read_mask_image
 from tagmask.errors import DataError
 from tagmask.label_map import IGNORE_INDEX
 from tagmask.text import did_you_mean
@@ -88,6 +88,7 @@ class Sample:
         mask: the ground-truth mask, if there is one.
         saliency: a grey PNG of class-agnostic saliency, 0..255, if there is one.
         size: (H, W) in pixels; None until `verify_images` has filled it in.
+        digest: of the bytes of the image file; None until `verify_images` has filled it in, and for images at URLs.
         saliency_crc: CRC-32 of the bytes of the saliency file; None until `verify_images` has filled it in.
     """
 
@@ -97,7 +98,23 @@ class Sample:
     mask: Mask | None = None
     saliency: Path | None = None
     size: tuple[int, int] | None = None
+    digest: str | None = None
     saliency_crc: int | None = None
+
+    def read_image(self) -> np.ndarray:
+        """Read the image, [H, W, 3] uint8.
+
+        Raises:
+            DataError: the file cannot be read, or its size is not that of the verification any more.
+        """
+        image = read_image(self.image)
+        if self.size is not None and image.shape[:2] != self.size:
+            (height, width), (h, w) = self.size, image.shape[:2]
+            raise DataError(
+                f"{self.image} has changed while it was used (from {width}×{height} to {w}×{h} pixels): run the same "
+                "command again."
+            )
+        return image
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from tagmask.data.file_stamp import file_stamp
 from tagmask.data.samples import Sample
 from tagmask.errors import RunError
 
-VerifiedSample = tuple[int, int, int | None]
-"""What is remembered of a sample: the height and width of its image, and the CRC-32 of its saliency file (or None).
-JSON stores it as a list."""
+VerifiedSample = tuple[int, int, str | None, int | None]
+"""What is remembered of a sample: the height, width and digest of its image, and the CRC-32 of its saliency file (or
+None). JSON stores it as a list."""
 
-_VERSION = 1  # increase it when `verify_images` checks more than before
+_VERSION = 2  # increase it when `verify_images` checks more than before
 
 
 def verification_key(sample: Sample, num_classes: int) -> str | None:

@@ -39,7 +39,7 @@ def verify_images(
             anything changed. A missing or damaged file has no effect. None: decode everything.
 
     Returns:
-        The images that can be used, with their `size` and `saliency_crc`.
+        The images that can be used, with their `size`, `digest` and `saliency_crc`.
 
     Raises:
         DataError: an image, mask, saliency map or tag cannot be used (the first three are named), or no image is left.
@@ -52,7 +52,7 @@ def verify_images(
     if errors and not skip_bad:
         raise DataError(_summarize(errors, f"{len(errors):,} of {num_images:,} images of {images.name}"))
     samples = tuple(
-        replace(sample, size=inspection.size, saliency_crc=inspection.saliency_crc)
+        replace(sample, size=inspection.size, digest=inspection.image_digest, saliency_crc=inspection.saliency_crc)
         for sample, inspection in zip(images.samples, inspections, strict=True)
         if inspection.problem is None
     )
@@ -85,7 +85,7 @@ def _inspect_unless_remembered(
     new = iter(list(inspect_samples(pending, num_classes, workers, progress)))
     inspections = [_from_remembered(*result) if result else next(new) for result in known]
     current: dict[str, VerifiedSample] = {
-        key: (*inspection.size, inspection.saliency_crc)
+        key: (*inspection.size, inspection.image_digest, inspection.saliency_crc)
         for key, inspection in zip(keys, inspections, strict=True)
         if key and inspection.size
     }
@@ -95,8 +95,8 @@ def _inspect_unless_remembered(
     return inspections
 
 
-def _from_remembered(height: int, width: int, saliency_crc: int | None) -> Inspection:
-    return Inspection(size=(height, width), saliency_crc=saliency_crc)
+def _from_remembered(height: int, width: int, image_digest: str | None, saliency_crc: int | None) -> Inspection:
+    return Inspection(size=(height, width), image_digest=image_digest, saliency_crc=saliency_crc)
 
 
 def _summarize(errors: Sequence[Problem], count: str) -> str:
@@ -116,19 +116,19 @@ class Inspection:
         size: (H, W) of the image in pixels.
         saliency_crc: CRC-32 of the saliency file; None if there is none.
         mask_classes: the class ids that have pixels in the mask, ascending; None if there is no mask.
-        image_digest: a digest of the bytes of the image file, if it was requested.
+        image_digest: a digest of the bytes of the image file; None if it is at a URL.
         problem: why the sample cannot be used; the other attributes are then None.
     """
 
     size: tuple[int, int] | None = None
     saliency_crc: int | None = None
     mask_classes: tuple[int, ...] | None = None
-    image_digest: bytes | None = None
+    image_digest: str | None = None
     problem: Problem | None = None
 
 
 def inspect_samples(
-    samples: Sequence[Sample], num_classes: int, workers: int, progress: Progress, *, image_digests: bool = False
+    samples: Sequence[Sample], num_classes: int, workers: int, progress: Progress
 ) -> Iterator[Inspection]:
     """Decode the files of each sample, in order, with `workers` threads.
 
@@ -137,22 +137,23 @@ def inspect_samples(
         num_classes: K; a mask with an id above it cannot be used.
         workers: the number of threads.
         progress: reports each inspected sample.
-        image_digests: whether to compute `Inspection.image_digest`.
     """
     if not samples:
         return
     with ThreadPoolExecutor(max(1, workers)) as pool, progress("check images", len(samples)) as advance:
         for start in range(0, len(samples), _CHUNK_SIZE):
             chunk = samples[start : start + _CHUNK_SIZE]
-            for inspection in pool.map(lambda sample: _inspect(sample, num_classes, image_digests), chunk):
+            for inspection in pool.map(lambda sample: _inspect(sample, num_classes), chunk):
                 yield inspection
                 advance(1)
 
 
-def _inspect(sample: Sample, num_classes: int, with_image_digest: bool) -> Inspection:
+def _inspect(sample: Sample, num_classes: int) -> Inspection:
     where = sample.image
     mask_classes = saliency_crc = image_digest = None
     try:
+        if not is_url(sample.image):
+            image_digest = hashlib.blake2b(read_bytes(sample.image), digest_size=12).hexdigest()
         height, width = size = read_image(where).shape[:2]
         if sample.mask:
             where = str(sample.mask.path) if isinstance(sample.mask, PngMask) else f"the mask of {sample.image}"
@@ -161,8 +162,6 @@ def _inspect(sample: Sample, num_classes: int, with_image_digest: bool) -> Inspe
             where = str(sample.saliency)
             saliency_crc = zlib.crc32(read_bytes(where))
             check_aspect_ratio(where, read_grey(where).shape, size)
-        if with_image_digest and not is_url(sample.image):
-            image_digest = hashlib.blake2b(read_bytes(sample.image), digest_size=16).digest()
         return Inspection((height, width), saliency_crc, mask_classes, image_digest)
     except DataError as error:
         return Inspection(problem=Problem.from_error(where, error))

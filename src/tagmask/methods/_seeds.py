@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from joblib import delayed
 
-from tagmask.data.images import read_image
 from tagmask.data.samples import Sample
 from tagmask.label_map import read_label_map, write_label_map
 from tagmask.maps import ResponseMaps
@@ -41,9 +40,7 @@ def write_missing_seeds(settings: SeedSettings, context: StageContext) -> SeedFo
     if groups and settings.crf:
         compile_crf_kernels(context.reporter.info)
     jobs = (
-        delayed(_write_seeds)(
-            settings, sample.image, context.inputs["maps"].maps_path(sample.id), folder.path(sample.id)
-        )
+        delayed(_write_seeds)(settings, sample, context.inputs["maps"].maps_path(sample.id), folder.path(sample.id))
         for (sample,) in groups
     )
     context.run_in_workers("seeds", jobs, len(groups))
@@ -51,5 +48,5 @@ def write_missing_seeds(settings: SeedSettings, context: StageContext) -> SeedFo
     return folder
 
 
-def _write_seeds(settings: SeedSettings, image: str, maps_path: Path, seeds_path: Path) -> None:
-    write_label_map(seeds_path, confident_seeds(read_image(image), ResponseMaps.load(maps_path), settings))
+def _write_seeds(settings: SeedSettings, sample: Sample, maps_path: Path, seeds_path: Path) -> None:
+    write_label_map(seeds_path, confident_seeds(sample.read_image(), ResponseMaps.load(maps_path), settings))

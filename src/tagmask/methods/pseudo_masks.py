@@ -14,7 +14,6 @@ import numpy as np
 from joblib import delayed
 from pydantic import Field
 
-from tagmask.data.images import read_image
 from tagmask.data.saliency import read_and_resize_saliency, saliency_fingerprint
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.label_map import write_label_map
@@ -135,7 +134,7 @@ class PseudoMasks(InferenceSettings):
         image: np.ndarray | None,
         foreground: np.ndarray | None,
     ) -> None:
-        image = read_image(sample.image) if image is None else image
+        image = sample.read_image() if image is None else image
         maps = ResponseMaps.load(maps_path)
         if self._uses_saliency and sample.saliency and len(maps.classes):
             foreground = read_and_resize_saliency(sample.saliency, maps.size)
