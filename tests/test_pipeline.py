@@ -16,13 +16,14 @@ import tagmask
 from tagmask.artifacts import read_json, write_text
 from tagmask.compute import Compute
 from tagmask.data.samples import Sample, TaggedImages
+from tagmask.data.source import DataSource
 from tagmask.errors import DataError, RunError
 from tagmask.label_map import write_label_map
 from tagmask.maps import ResponseMaps
 from tagmask.pipeline import fingerprint, run_stages, write_run_record
 from tagmask.progress import Reporter
 from tagmask.recipe import Recipe
-from tagmask.run_folder import RunFolder
+from tagmask.run_folder import RunFolder, RunSources
 from tagmask.stage import ArtifactKind, Method, StageContext
 from tests.runs import contents, toy_run, write_toy
 
@@ -61,7 +62,7 @@ def recipe(one: dict[str, object] | None = None, two: dict[str, object] | None =
 
 def run_toy(folder: Path, chosen: Recipe, images: TaggedImages = IMAGES, redo: bool = False) -> str:
     """Run the recipe and return what the last stage wrote."""
-    write_run_record(RunFolder(folder), chosen, images, {}, redo=redo)
+    write_run_record(RunFolder(folder), chosen, images, RunSources(images=DataSource(root="toy")), redo=redo)
     run_stages(chosen, images, RunFolder(folder), compute=Compute(), reporter=Reporter(), redo=redo)
     return (folder / "two" / "made").read_text()
 

@@ -24,7 +24,7 @@ from tagmask.pipeline import fingerprint, run_stages, with_added_stages, write_r
 from tagmask.progress import Reporter
 from tagmask.recipe import Recipe, load_recipe, read_recipe_text
 from tagmask.results import Run, make_reporter
-from tagmask.run_folder import RunFolder
+from tagmask.run_folder import RunFolder, RunSources
 from tagmask.stage_files import files_are_as_remembered
 from tagmask.text import join_first_names
 
@@ -86,7 +86,7 @@ def run(
         with lock_folder(folder.path, result.compute):
             chosen = with_added_stages(resolve_recipe(recipe, settings, seed, result.compute), data[0], folder)
             result.compute.barrier()  # every process has read the stages that were added before
-            sources = _describe_sources(source, held_out, skip_bad)
+            sources = RunSources(images=source, held_out=held_out, skip_bad=skip_bad).with_absolute_paths()
             if result.compute.is_main_process:
                 write_run_record(folder, chosen, data[0], sources, redo=redo)
             result.compute.barrier()
@@ -117,10 +117,8 @@ def load(folder: str | Path, *, device: str = "auto", precision: Precision = "au
         >>> tagmask.load("run")
         Run('run')
     """
-    sources = RunFolder(Path(folder)).read_record()["sources"]
-    held_out = DataSource(**sources["held_out"]) if sources["held_out"] else None
-    images = DataSource(**sources["images"])
-    return Run(folder, images, held_out, device=device, precision=precision, workers=workers)
+    sources = RunFolder(Path(folder)).read_record().sources
+    return Run(folder, sources.images, sources.held_out, device=device, precision=precision, workers=workers)
 
 
 def resolve_recipe(recipe: str | Path | Recipe, settings: Iterable[str], seed: int | None, compute: Compute) -> Recipe:
@@ -200,12 +198,6 @@ def _describe_data(images: TaggedImages, folder: RunFolder, reporter: Reporter) 
         reporter.info(f"warning: {warning}")
 
 
-def _describe_sources(source: DataSource, held_out: DataSource | None, skip_bad: bool) -> dict[str, Any]:
-    described = {"images": source, "held_out": held_out}
-    dumped = {name: s.with_absolute_paths().model_dump(mode="json") if s else None for name, s in described.items()}
-    return {**dumped, "skip_bad": skip_bad}
-
-
 def _describe_request(
     recipe: str | Path | Recipe, settings: Iterable[str], seed: int | None, device: str
 ) -> Mapping[str, Any]:
@@ -226,7 +218,7 @@ def _request_key(request: Mapping[str, Any], images: TaggedImages, held_out: Tag
 
 def _is_finished(folder: RunFolder, request_key: str, images: TaggedImages) -> bool:
     """Whether the run folder holds the complete results of a request."""
-    if not folder.record_path.exists() or folder.read_record()["finished"] != request_key:
+    if not folder.record_path.exists() or folder.read_record().finished != request_key:
         return False
     files = (folder.recipe_path, folder.evaluation_path, folder.report_path)
     if not all(path.exists() for path in files):

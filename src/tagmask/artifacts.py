@@ -6,19 +6,29 @@ import errno
 import hashlib
 import json
 import os
+import re
+import stat
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from tagmask.errors import RunError
+from tagmask.text import shorten
 
 TEMPORARY_SUFFIX = ".tmp"  # the names of unfinished files end with it
+MAX_JSON_BYTES = 2**26  # of a record; parsed, it can take thirty times as much memory
+
+RUN_AGAIN = "run the same `tagmask run` command again, which makes it again"
+REMOVE = "remove it, then run the same command again"
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -60,14 +70,57 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises RunError if it does not exist or is not JSON."""
+def read_bytes(path: Path, max_bytes: int) -> bytes:
+    """Read a file of limited size.
+
+    Raises:
+        RunError: the file does not exist, cannot be read, is not a regular file (e.g. a named pipe) or is larger.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise RunError(f"{path} is not a file: {REMOVE}.")
+        if status.st_size > max_bytes:
+            raise RunError(f"{path} has {status.st_size:,} bytes, which no file of tagmask needs: {REMOVE}.")
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise RunError(f"{path} does not exist: is {path.parent} a tagmask folder?") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} is not JSON ({error}): remove it, then run the command again.") from error
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror}): make it readable.") from error
+
+
+def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """Read a JSON file of limited size. Raises RunError if it does not exist, is larger or is not JSON."""
+    try:
+        text = read_bytes(path, max_bytes).decode()
+        value = json.loads(text)
+        if re.search(r"\\u[dD][89a-fA-F]", text):  # half of a character: no file could store it, no terminal show it
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of 5,000 digits, or nested too deeply
+        raise RunError(f"{path} is not JSON ({shorten(str(error))}): {REMOVE}.") from error
+
+
+def read_model(path: Path, model: type[T], *, remedy: str = REMOVE, max_bytes: int = MAX_JSON_BYTES) -> T:
+    """Read a JSON file as a pydantic model, or as another type that pydantic validates.
+
+    Args:
+        path: the file.
+        model: the type of the content.
+        remedy: what to do if the file is damaged.
+        max_bytes: the largest size that the file can have.
+
+    Raises:
+        RunError: the file does not exist, or its content is not of the type.
+    """
+    value = read_json(path, max_bytes)
+    try:
+        return TypeAdapter(model).validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        location = ".".join(str(part) for part in first["loc"])
+        reason = shorten(f"{location}: {first['msg']}" if location else first["msg"])
+        raise RunError(f"{path} is damaged ({reason}): {remedy}.") from error
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -90,9 +143,9 @@ def read_safetensors(load: Callable[[Path], dict[str, Any]], path: Path) -> dict
     try:
         return load(path)
     except FileNotFoundError as error:
-        raise RunError(f"{path} does not exist: the stage that makes it is not finished; run it again.") from error
+        raise RunError(f"{path} does not exist: {RUN_AGAIN}.") from error
     except (OSError, SafetensorError) as error:
-        raise RunError(f"{path} is damaged ({error}): remove it, then run the command again.") from error
+        raise RunError(f"{path} is damaged ({shorten(str(error))}): {RUN_AGAIN}.") from error
 
 
 def digest(value: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -13,7 +12,7 @@ from tagmask.data.samples import TaggedImages
 from tagmask.errors import DataError, RecipeError
 from tagmask.progress import Reporter
 from tagmask.recipe import Recipe, load_recipe
-from tagmask.run_folder import RunFolder
+from tagmask.run_folder import RunFolder, RunSources
 from tagmask.stage import StageContext
 from tagmask.stage_files import discard_damaged_files, remember_files
 
@@ -121,7 +120,7 @@ def with_added_stages(recipe: Recipe, images: TaggedImages, folder: RunFolder) -
 
 
 def write_run_record(
-    folder: RunFolder, recipe: Recipe, images: TaggedImages, sources: Mapping[str, Any], *, redo: bool = False
+    folder: RunFolder, recipe: Recipe, images: TaggedImages, sources: RunSources, *, redo: bool = False
 ) -> None:
     """Write `run.json` and `recipe.yaml`, after every check has passed.
 
@@ -138,7 +137,7 @@ def write_run_record(
     """
     folder.check_usable()
     check_stages(recipe, images, folder, redo=redo)
-    folder.write_record(dict(sources), images.classes)
+    folder.write_record(sources, images.classes)
     write_text(folder.recipe_path, recipe.to_yaml())
 
 

@@ -79,7 +79,7 @@ class Run:
     @property
     def classes(self) -> tuple[str, ...]:
         """The class names; class id k of a label map is `classes[k - 1]`."""
-        return tuple(self._files.read_record()["classes"])
+        return self._files.read_record().classes
 
     @property
     def report(self) -> Path:
@@ -308,7 +308,7 @@ class Run:
     @property
     def _skip_bad(self) -> bool:
         """Whether the run leaves out images that cannot be read."""
-        return bool(self._files.read_record()["sources"]["skip_bad"])
+        return self._files.read_record().sources.skip_bad
 
     def _reopened(self) -> Run:
         run = Run(

@@ -17,18 +17,21 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 import tagmask
-from tagmask.artifacts import read_json, remove_unfinished, write_json
+from tagmask.artifacts import RUN_AGAIN, read_json, read_model, remove_unfinished, write_json
+from tagmask.data.samples import MAX_CLASSES
+from tagmask.data.source import DataSource
 from tagmask.errors import RunError
+from tagmask.text import shorten
 
 if TYPE_CHECKING:
     from tagmask.compute import Compute
 
-RUN_FORMAT = 2  # tagmask 0.1.0 wrote no format number
+RUN_FORMAT: Literal[2] = 2  # tagmask 0.1.0 wrote no format number
 
 
 class StageRecord(BaseModel):
@@ -47,8 +50,8 @@ class StageRecord(BaseModel):
     status: Literal["running", "done"]
     key: dict[str, Any]
     versions: dict[str, str] = {}
-    seconds: float = 0.0
-    num_images: int = 0
+    seconds: float = Field(0.0, ge=0, allow_inf_nan=False)
+    num_images: int = Field(0, ge=0)
 
 
 class ThresholdRecord(BaseModel):
@@ -59,8 +62,49 @@ class ThresholdRecord(BaseModel):
         per_image: whether each image has a threshold of its own near it.
     """
 
-    threshold: float
+    threshold: float = Field(ge=0, le=1)
     per_image: bool = False
+
+
+class RunSources(BaseModel):
+    """Where the images of a run come from.
+
+    Attributes:
+        images: the training images.
+        held_out: the held-out images, or None.
+        skip_bad: whether images that cannot be read are left out.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    images: DataSource
+    held_out: DataSource | None = None
+    skip_bad: bool = False
+
+    def with_absolute_paths(self) -> RunSources:
+        """Return the same sources with absolute paths."""
+        held_out = self.held_out and self.held_out.with_absolute_paths()
+        return self.model_copy(update={"images": self.images.with_absolute_paths(), "held_out": held_out})
+
+
+class RunRecord(BaseModel):
+    """What `run.json` holds.
+
+    Attributes:
+        format: the number of the format of run folders.
+        tagmask: the version that wrote the file.
+        classes: the class names.
+        sources: where the images come from.
+        finished: a digest of the request and the data that the run has finished, once it has.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[2] = RUN_FORMAT
+    tagmask: str = tagmask.__version__
+    classes: tuple[str, ...] = Field(min_length=1, max_length=MAX_CLASSES)
+    sources: RunSources
+    finished: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,11 +142,12 @@ class StageFolder:
 
     def read_record_if_any(self) -> StageRecord | None:
         """Read the record, or return None if the stage has not begun. Raises RunError if the file is damaged."""
-        return _read_model(self.record_path, StageRecord)
+        return read_model(self.record_path, StageRecord) if self.record_path.exists() else None
 
     def read_threshold_if_any(self) -> ThresholdRecord | None:
         """Read the threshold at which the stage cut maps, or return None if it cut none. Raises RunError if damaged."""
-        return _read_model(self.threshold_path, ThresholdRecord)
+        path = self.threshold_path
+        return read_model(path, ThresholdRecord, remedy=RUN_AGAIN) if path.exists() else None
 
     @property
     def is_done(self) -> bool:
@@ -227,38 +272,38 @@ class RunFolder:
         """Return the folder of a stage."""
         return StageFolder(self.path / name)
 
-    def read_record(self) -> dict[str, Any]:
+    def read_record(self) -> RunRecord:
         """Read `run.json`.
 
         Raises:
-            RunError: the folder is not a run, or tagmask 0.1.0 made it.
+            RunError: the folder is not a run, another version of tagmask made it, or the file is damaged.
         """
         if not self.record_path.exists():
             raise RunError(
                 f"{self.path} is not a tagmask run (it has no {self.record_path.name}): give the folder that "
                 "`tagmask run --out` made."
             )
-        record: dict[str, Any] = read_json(self.record_path)
-        if record.get("format") != RUN_FORMAT:
-            made_by = record.get("tagmask", "another version")
+        content = read_json(self.record_path)
+        if isinstance(content, dict) and content.get("format") != RUN_FORMAT:
+            made_by = shorten(str(content.get("tagmask", "another version")))
             raise RunError(
                 f"{self.path} was made by tagmask {made_by}, whose run folders this version ({tagmask.__version__}) "
                 "cannot read: choose another --out, or open it with the version that made it."
             )
-        return record
+        return read_model(self.record_path, RunRecord)
 
     def write_record(
-        self, sources: dict[str, Any], classes: Sequence[str], finished_request_key: str | None = None
+        self, sources: RunSources, classes: Sequence[str], finished_request_key: str | None = None
     ) -> None:
         """Write `run.json`.
 
         Args:
-            sources: where the images and the held-out images came from.
+            sources: where the images come from.
             classes: the class names.
             finished_request_key: a digest of the request and the data that the run has finished, once it has.
         """
-        record = {"format": RUN_FORMAT, "tagmask": tagmask.__version__, "classes": list(classes), "sources": sources}
-        write_json(self.record_path, {**record, "finished": finished_request_key})
+        record = RunRecord(classes=tuple(classes), sources=sources, finished=finished_request_key)
+        write_json(self.record_path, record.model_dump(mode="json"))
 
     def check_usable(self) -> None:
         """Raise RunError if the folder holds something that is not a run of this version."""
@@ -277,20 +322,6 @@ class RunFolder:
             path.unlink(missing_ok=True)
         with suppress(OSError):  # it holds other files, or does not exist
             self.path.rmdir()
-
-
-M = TypeVar("M", bound=BaseModel)
-
-
-def _read_model(path: Path, model: type[M]) -> M | None:
-    if not path.exists():
-        return None
-    try:
-        return model.model_validate(read_json(path))
-    except ValidationError as error:
-        raise RunError(
-            f"{path} is damaged ({error.errors()[0]['msg']}): remove it, then run the command again."
-        ) from error
 
 
 def _remove_folder(folder: Path) -> None:

@@ -6,6 +6,17 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 
+def shorten(text: str, max_length: int = 80) -> str:
+    """Return a text on one line, without control characters and cut to a length, for error messages.
+
+    Example:
+        >>> shorten("a\\n b" + "c" * 100, 10)
+        'a bcccc...'
+    """
+    line = " ".join("".join(c if c.isprintable() else " " for c in text[: 10 * max_length]).split())
+    return line if len(line) <= max_length else line[: max_length - 3] + "..."
+
+
 def join_first_names(names: Sequence[str], limit: int) -> str:
     """Return the first `limit` names as "a, b, ..."."""
     return ", ".join(names[:limit]) + ", ..." * (len(names) > limit)

@@ -25,6 +25,7 @@ from torch import Tensor
 from tagmask.compute import Compute
 from tagmask.data.loading import TrainingSet
 from tagmask.data.samples import TaggedImages
+from tagmask.data.source import DataSource
 from tagmask.data.transforms import RandomScale, training_transform
 from tagmask.errors import DataError
 from tagmask.label_map import read_label_map, write_label_map
@@ -39,7 +40,7 @@ from tagmask.methods.segment import Segment, pixel_loss
 from tagmask.pipeline import write_run_record
 from tagmask.progress import Reporter
 from tagmask.recipe import Recipe
-from tagmask.run_folder import RunFolder, StageFolder
+from tagmask.run_folder import RunFolder, RunSources, StageFolder
 from tagmask.stage import StageContext
 from tagmask.training import read_history
 from tests.methods.contract import TOY_CAM, MakeContext, MethodContract
@@ -127,7 +128,7 @@ def test_images_without_saliency_are_an_error_before_the_run_begins(context: Sta
     images = replace(context.images, samples=tuple(replace(s, saliency=None) for s in context.images.samples))
     recipe = Recipe.model_validate({"stages": {"cam": TOY_CAM, "pseudo_masks": {}, "activation_aware": TOY}})
     with pytest.raises(DataError) as error:
-        write_run_record(RunFolder(tmp_path), recipe, images, {})
+        write_run_record(RunFolder(tmp_path), recipe, images, RunSources(images=DataSource(root="toy")))
     assert not any(tmp_path.iterdir())
     assert str(error.value) == (
         "no image of toy has a saliency map, which the activation-aware loss needs: "

@@ -27,7 +27,7 @@ from tagmask.recipe import Recipe
 from tagmask.report.update import update_report
 from tagmask.results import make_reporter
 from tagmask.run_data import read_run_data
-from tagmask.run_folder import RunFolder
+from tagmask.run_folder import RunFolder, RunSources
 
 MAX_STEPS = {"cpu": 5, "gpu": 50}  # per training; a GPU only queues the first ones, for which images are loaded ahead
 NUM_PIXELS = {"cpu": 1.5e6, "gpu": 12e6}  # of all images of the subset; eight images of 500×375 have 1.5 million
@@ -100,7 +100,7 @@ def dry_run(
         with timer.time_stage(DATA):
             data = read_run_data(source, held_out, skip_bad=skip_bad, workers=compute.workers, reporter=timer)
             check_stages(chosen, data[0], RunFolder(Path(out)), redo=redo)
-            write_run_record(folder, chosen, data[0], {})
+            write_run_record(folder, chosen, data[0], RunSources(images=source, held_out=held_out))
         num_pixels = NUM_PIXELS["cpu" if compute.device.type == "cpu" else "gpu"]
         subset = choose_subset(data[0], num_pixels)
         held_out_subset = choose_subset(data[1], num_pixels) if data[1] is not None else None
