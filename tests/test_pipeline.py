@@ -147,7 +147,7 @@ def test_a_stage_folder_without_its_record_is_made_again(tmp_path: Path) -> None
 def test_a_damaged_record_gives_one_sentence(tmp_path: Path) -> None:
     run_toy(tmp_path, recipe())
     (tmp_path / "one" / "stage.json").write_text("{")
-    with pytest.raises(RunError, match=r"one/stage\.json is not JSON .*: remove it, then run the command again"):
+    with pytest.raises(RunError, match=r"one/stage\.json is not JSON .*: remove it, then run the same command again"):
         run_toy(tmp_path, recipe())
 
 
