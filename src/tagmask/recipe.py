@@ -10,14 +10,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
 
 from tagmask.errors import RecipeError
 from tagmask.stage import ARTIFACT_NAMES, ArtifactKind, Method
-from tagmask.text import did_you_mean
+from tagmask.text import did_you_mean, shorten
+from tagmask.yaml_text import MAX_VALUE_DEPTH, MAX_VALUE_LENGTH, dump_yaml, parse_yaml
 
-_STAGE_NAME = re.compile(r"\w[\w-]*")  # it becomes the name of a folder
+_STAGE_NAME = re.compile(r"\w[\w-]{0,79}")  # it becomes the name of a folder
+_MAX_KEY_DEPTH = 5  # of a --set: stage.setting.setting...
 _RESERVED_NAMES = ("held_out",)  # folders of a run that are not stages
 
 
@@ -44,7 +45,7 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     description: str = ""
-    seed: int = Field(0, ge=0, description="seeds all random numbers")
+    seed: int = Field(0, ge=0, lt=2**32, description="seeds all random numbers")
     stages: dict[str, SerializeAsAny[Method]] = Field(min_length=1)
 
     @field_validator("stages", mode="before")
@@ -54,7 +55,9 @@ class Recipe(BaseModel):
             raise ValueError("stages must be a mapping of names to settings")
         for name in stages:
             if not _STAGE_NAME.fullmatch(str(name)) or name in _RESERVED_NAMES:
-                raise ValueError(f"{name!r} cannot be the name of a stage: use letters, digits, - and _")
+                raise ValueError(
+                    f"{shorten(str(name))!r} cannot be the name of a stage: use at most 80 letters, digits, - and _"
+                )
         return {str(name): _build_method(str(name), settings) for name, settings in stages.items()}
 
     @field_validator("stages")
@@ -69,6 +72,8 @@ class Recipe(BaseModel):
         """Return the same recipe with another seed. Raises RecipeError if it is negative."""
         if seed < 0:
             raise RecipeError(f"seed {seed} is negative: give 0 or more.")
+        if seed >= 2**32:
+            raise RecipeError(f"seed {shorten(str(seed))} is too large: give less than 2^32.")
         return self.model_copy(update={"seed": seed})
 
     def stages_making(self, kind: ArtifactKind) -> list[str]:
@@ -95,7 +100,7 @@ class Recipe(BaseModel):
                 del settings["inputs"]
             stages[name] = {"method": type(method).__module__.removeprefix("tagmask.methods."), **settings}
         head = {"description": self.description, "seed": self.seed}
-        return yaml.safe_dump({**head, "stages": stages}, sort_keys=False, allow_unicode=True)
+        return dump_yaml({**head, "stages": stages})
 
 
 def _resolve_inputs(name: str, method: Method, earlier: Mapping[str, Method]) -> dict[ArtifactKind, str]:
@@ -110,7 +115,7 @@ def _resolve_inputs(name: str, method: Method, earlier: Mapping[str, Method]) ->
         source = method.inputs.get(kind)
         if source is not None and source not in makers:
             raise ValueError(
-                f"stage {name!r} takes {kind} from {source!r}, which is not an earlier stage that makes "
+                f"stage {name!r} takes {kind} from {shorten(source)!r}, which is not an earlier stage that makes "
                 f"{ARTIFACT_NAMES[kind]}{did_you_mean(source, makers)}"
             )
         if not makers:
@@ -135,9 +140,11 @@ def find_method(name: str) -> type[Method]:
         if error.name and not f"{module_name}.".startswith(f"{error.name}."):
             raise RecipeError(f"method {name!r} needs the package {error.name!r}: install it.") from error
         hint = did_you_mean(name, method_names())
-        raise RecipeError(f"method {name!r} does not exist (or is not on PYTHONPATH){hint}") from error
+        raise RecipeError(f"method {shorten(name)!r} does not exist (or is not on PYTHONPATH){hint}") from error
     except Exception as error:  # a module of the user's own can raise anything
-        raise RecipeError(f"method {name!r} cannot be imported ({type(error).__name__}: {error}).") from error
+        raise RecipeError(
+            f"method {shorten(name)!r} cannot be imported ({type(error).__name__}: {shorten(str(error))})."
+        ) from error
     methods = [
         value
         for value in vars(module).values()
@@ -177,7 +184,7 @@ def recipe_text(name: str) -> str:
 
 def recipe_descriptions() -> dict[str, str]:
     """Return the description of each shipped recipe, without importing any method."""
-    return {name: str(yaml.safe_load(recipe_text(name))["description"]) for name in recipe_names()}
+    return {name: str(parse_yaml(recipe_text(name), name)["description"]) for name in recipe_names()}
 
 
 def read_recipe_text(name_or_file: str) -> str:
@@ -196,7 +203,7 @@ def read_recipe_text(name_or_file: str) -> str:
     except OSError as error:
         raise RecipeError(f"recipe file {path} cannot be read ({error.strerror}): correct the path.") from error
     except UnicodeDecodeError as error:
-        raise RecipeError(f"recipe {path} is not YAML: {error}.") from error
+        raise RecipeError(f"recipe {path} is not YAML: {error}; save it as UTF-8.") from error
 
 
 def load_recipe(name_or_file: str, settings: Iterable[str] = ()) -> Recipe:
@@ -215,10 +222,7 @@ def load_recipe(name_or_file: str, settings: Iterable[str] = ()) -> Recipe:
         >>> recipe.stages["cam"].epochs
         3
     """
-    try:
-        raw = yaml.safe_load(read_recipe_text(name_or_file))
-    except yaml.YAMLError as error:
-        raise RecipeError(f"recipe {name_or_file} is not YAML: {' '.join(str(error).split())}.") from error
+    raw = parse_yaml(read_recipe_text(name_or_file), f"recipe {name_or_file}")
     if not isinstance(raw, dict) or not isinstance(raw.get("stages"), dict):
         raise RecipeError(f"recipe {name_or_file} has no 'stages' mapping; `tagmask recipes cam` shows an example.")
     for setting in settings:
@@ -256,7 +260,7 @@ def _build_method(name: str, settings: Any) -> Method:
     if isinstance(settings, Method):
         return settings
     if not isinstance(settings, Mapping | None):
-        raise RecipeError(f"stage {name!r} is {settings!r}: write its settings as `name: value` lines.")
+        raise RecipeError(f"stage {name!r} is {shorten(repr(settings))}: write its settings as `name: value` lines.")
     settings = {str(key): value for key, value in (settings or {}).items()}
     method = find_method(str(settings.pop("method", name)))
     try:
@@ -268,43 +272,44 @@ def _build_method(name: str, settings: Any) -> Method:
 def _apply_setting(raw: dict[str, Any], setting: str) -> None:
     """Change one "stage.setting=value" in the mapping that a recipe's YAML holds."""
     key, equals, text = setting.partition("=")
+    title = f"--set {shorten(setting)}:"
     if not equals:
-        raise RecipeError(f"--set {setting}: write it as stage.setting=value.")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {setting}: the value is not YAML.") from error
+        raise RecipeError(f"{title} write it as stage.setting=value.")
+    value = parse_yaml(text, f"{title} the value", max_length=MAX_VALUE_LENGTH, max_depth=MAX_VALUE_DEPTH)
     *parents, last = key.split(".")
+    if len(parents) > _MAX_KEY_DEPTH:
+        raise RecipeError(f"{title} no setting is nested more than {_MAX_KEY_DEPTH} deep; correct the name.")
     target = raw
     if not parents:
         for name, given in raw["stages"].items():
-            if last in find_method(str((given or {}).get("method", name))).model_fields:
-                raise RecipeError(f"--set {setting}: name the stage, e.g. {name}.{setting}.")
+            method = given.get("method", name) if isinstance(given, dict) else name
+            if last in find_method(str(method)).model_fields:
+                raise RecipeError(f"{title} name the stage, e.g. {name}.{shorten(setting)}.")
     else:
         if parents[0] not in raw["stages"]:
             hint = did_you_mean(parents[0], raw["stages"])
-            raise RecipeError(f"--set {setting}: there is no stage {parents[0]!r}{hint}")
+            raise RecipeError(f"{title} there is no stage {shorten(parents[0])!r}{hint}")
         target = raw["stages"]
     for parent in parents:
         if target.get(parent) is None:
             target[parent] = {}
         target = target[parent]
         if not isinstance(target, dict):
-            raise RecipeError(f"--set {setting}: {parent!r} has no settings of its own.")
+            raise RecipeError(f"{title} {shorten(parent)!r} has no settings of its own.")
     target[last] = value
 
 
 def _first_error(error: ValidationError, model: type[BaseModel]) -> str:
     """Return the first error that pydantic found, as one sentence."""
     first = error.errors()[0]
-    location = ".".join(str(part) for part in first["loc"])
+    location = shorten(".".join(str(part) for part in first["loc"]))
     if first["type"] == "extra_forbidden":
         known = _model_at(model, first["loc"][:-1]).model_fields
         return f"{location!r} is not a setting{did_you_mean(str(first['loc'][-1]), known)}"
-    reason = first["msg"].removeprefix("Value error, ")
+    reason = shorten(first["msg"].removeprefix("Value error, "), 300)
     if first["type"] == "value_error":  # our own errors about stages and whole methods name the place themselves
         return f"{reason}." if location in ("", "stages") else f"{location}: {reason}."
-    return f"{location}: {reason} (given: {first['input']!r})."
+    return f"{location}: {reason} (given: {shorten(repr(first['input']))})."
 
 
 def _model_at(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:

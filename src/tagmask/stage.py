@@ -121,7 +121,7 @@ class Method(BaseModel):
         makes: the kinds of artifacts that it writes.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     needs: ClassVar[tuple[ArtifactKind, ...]] = ()
     makes: ClassVar[tuple[ArtifactKind, ...]] = ()

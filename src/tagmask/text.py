@@ -29,6 +29,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     are no known names.
     """
     names = list(known)
+    name = name[:200]  # the comparison takes time with the length
     by_lower_case = {known_name.lower(): known_name for known_name in reversed(names)}
     similar = difflib.get_close_matches(name.lower(), list(by_lower_case), n=1, cutoff=0.6)
     if similar:

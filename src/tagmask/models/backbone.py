@@ -14,7 +14,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from tagmask.errors import RecipeError
-from tagmask.text import did_you_mean
+from tagmask.text import did_you_mean, shorten
 
 OUTPUT_STRIDES = (8, 16, 32)  # the strides that timm can give a network by dilation
 MIN_SIDE = 32  # pixels; smaller images are enlarged, because the strides would leave no features of them
@@ -138,7 +138,7 @@ def check_backbone(name: str) -> str:
         RecipeError: timm does not have such a model.
     """
     if not timm.is_model(name) and ":" not in name:
-        raise RecipeError(f"backbone {name!r} is not a timm model{did_you_mean(name, timm.list_models())}")
+        raise RecipeError(f"backbone {shorten(name)!r} is not a timm model{did_you_mean(name, timm.list_models())}")
     return name
 
 

@@ -22,7 +22,7 @@ from tagmask.models.backbone import (
 )
 from tagmask.models.classifier import Classifier, backbone_name_and_options
 from tagmask.models.saved_network import SavedNetwork
-from tagmask.text import did_you_mean
+from tagmask.text import did_you_mean, shorten
 
 SMP_ARCHITECTURES = ("DeepLabV3Plus", "DeepLabV3", "Unet", "UnetPlusPlus", "FPN", "PSPNet", "PAN", "UPerNet",
                      "Segformer", "MAnet", "Linknet")  # fmt: skip
@@ -173,7 +173,7 @@ def check_architecture(name: str) -> str:
         RecipeError: there is none.
     """
     if name != DEEPLAB_V2 and name.lower() not in [known.lower() for known in SMP_ARCHITECTURES]:
-        raise RecipeError(f"architecture {name!r} is not known{did_you_mean(name, [DEEPLAB_V2, *SMP_ARCHITECTURES])}")
+        raise RecipeError(f"architecture {shorten(name)!r} is not known{did_you_mean(name, [DEEPLAB_V2, *SMP_ARCHITECTURES])}")
     return name
 
 
