@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -15,6 +15,7 @@ MAX_DEPTH = 20  # nested lists and mappings of a recipe
 MAX_VALUE_DEPTH = 10  # of the value of a --set, so that the whole recipe stays below MAX_DEPTH
 MAX_DIGITS = 18  # of an integer: below 2^63
 
+_TYPES = ("null", "bool", "int", "float")  # besides texts
 _NODE_STARTS = (yaml.ScalarEvent, yaml.SequenceStartEvent, yaml.MappingStartEvent)
 _COLLECTION_STARTS = (yaml.SequenceStartEvent, yaml.MappingStartEvent)
 _COLLECTION_ENDS = (yaml.SequenceEndEvent, yaml.MappingEndEvent)
@@ -24,10 +25,10 @@ _Parser: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # written in C, wh
 class _Loader(_Parser):
     """The safe loader without dates and merge keys."""
 
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] in ("null", "bool", "int", "float")]
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, Any]]]] = {
+        first: [resolver for resolver in resolvers if resolver[0].rpartition(":")[2] in _TYPES]
         for first, resolvers in _Parser.yaml_implicit_resolvers.items()
-    }  # fmt: skip
+    }
 
 
 class _Dumper(yaml.SafeDumper):

@@ -173,7 +173,8 @@ def check_architecture(name: str) -> str:
         RecipeError: there is none.
     """
     if name != DEEPLAB_V2 and name.lower() not in [known.lower() for known in SMP_ARCHITECTURES]:
-        raise RecipeError(f"architecture {shorten(name)!r} is not known{did_you_mean(name, [DEEPLAB_V2, *SMP_ARCHITECTURES])}")
+        hint = did_you_mean(name, [DEEPLAB_V2, *SMP_ARCHITECTURES])
+        raise RecipeError(f"architecture {shorten(name)!r} is not known{hint}")
     return name
 
 
