@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import tagmask
 from tagmask.artifacts import digest
 from tagmask.compute import Compute, Precision
@@ -22,7 +20,7 @@ from tagmask.folder_lock import lock_folder
 from tagmask.measure import SegmentationReport
 from tagmask.pipeline import fingerprint, run_stages, with_added_stages, write_run_record
 from tagmask.progress import Reporter
-from tagmask.recipe import Recipe, load_recipe, read_recipe_text
+from tagmask.recipe import Recipe, load_recipe, read_recipe_text, read_stage_names
 from tagmask.results import Run, make_reporter
 from tagmask.run_folder import RunFolder, RunSources
 from tagmask.stage_files import files_are_as_remembered
@@ -223,7 +221,10 @@ def _is_finished(folder: RunFolder, request_key: str, images: TaggedImages) -> b
     files = (folder.recipe_path, folder.evaluation_path, folder.report_path)
     if not all(path.exists() for path in files):
         return False
-    stages = yaml.safe_load(folder.recipe_path.read_text(encoding="utf-8"))["stages"]
+    try:
+        stages = read_stage_names(str(folder.recipe_path))
+    except RecipeError:  # the file is damaged: it is written again
+        return False
     return all(folder.stage(name).is_done for name in stages) and files_are_as_remembered(
         folder, stages, [sample.id for sample in images.samples]
     )

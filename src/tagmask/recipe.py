@@ -222,15 +222,18 @@ def load_recipe(name_or_file: str, settings: Iterable[str] = ()) -> Recipe:
         >>> recipe.stages["cam"].epochs
         3
     """
-    raw = parse_yaml(read_recipe_text(name_or_file), f"recipe {name_or_file}")
-    if not isinstance(raw, dict) or not isinstance(raw.get("stages"), dict):
-        raise RecipeError(f"recipe {name_or_file} has no 'stages' mapping; `tagmask recipes cam` shows an example.")
+    raw = _read_recipe_mapping(name_or_file)
     for setting in settings:
         _apply_setting(raw, setting)
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
         raise RecipeError(f"recipe {name_or_file}: {_first_error(error, Recipe)}") from error
+
+
+def read_stage_names(name_or_file: str) -> list[str]:
+    """Return the names of the stages of a recipe, without importing any method. Raises RecipeError."""
+    return [str(name) for name in _read_recipe_mapping(name_or_file)["stages"]]
 
 
 def recipe_with_stage(recipe: Recipe, method: str, settings: Iterable[str] = (), name: str | None = None) -> Recipe:
@@ -254,6 +257,13 @@ def recipe_with_stage(recipe: Recipe, method: str, settings: Iterable[str] = (),
         return Recipe(description=recipe.description, seed=recipe.seed, stages=stages)
     except ValidationError as error:
         raise RecipeError(_first_error(error, Recipe)) from error
+
+
+def _read_recipe_mapping(name_or_file: str) -> dict[str, Any]:
+    raw = parse_yaml(read_recipe_text(name_or_file), f"recipe {name_or_file}")
+    if not isinstance(raw, dict) or not isinstance(raw.get("stages"), dict):
+        raise RecipeError(f"recipe {name_or_file} has no 'stages' mapping; `tagmask recipes cam` shows an example.")
+    return raw
 
 
 def _build_method(name: str, settings: Any) -> Method:

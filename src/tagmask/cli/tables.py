@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -21,6 +20,7 @@ from tagmask.formatting import (
     format_percent,
     format_two_decimals,
 )
+from tagmask.recipe import read_stage_names
 from tagmask.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _miou_at(scores: MapScores, threshold: float) -> str:
 
 def _maps_and_masks_folders(run: Run) -> dict[str, Path]:
     """Return the folders of the last "maps" and "masks" of a finished run, without importing its methods (PyTorch)."""
-    stages = yaml.safe_load(RunFolder(run.folder).recipe_path.read_text(encoding="utf-8"))["stages"]
+    stages = read_stage_names(str(RunFolder(run.folder).recipe_path))
     paths = [run.folder / stage / kind for stage in stages for kind in ("maps", "masks")]
     return {path.name: path for path in paths if path.is_dir()}
 
