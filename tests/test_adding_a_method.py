@@ -12,6 +12,7 @@ import pytest
 
 from tagmask.artifacts import read_json
 from tagmask.maps import ResponseMaps
+from tagmask.method_modules import import_method_module
 from tagmask.run_folder import RunFolder
 from tests.methods.contract import earlier_stages  # noqa: F401
 from tests.runs import SETTINGS, toy_run, write_toy
@@ -46,6 +47,7 @@ def test_the_recipe_runs_a_method_outside_of_the_package(tmp_path: Path, monkeyp
     (tmp_path / "own" / "my_layercam.py").write_text(METHOD, encoding="utf-8")
     (tmp_path / "my_recipe.yaml").write_text(RECIPE, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path / "own"))
+    import_method_module("my_layercam")
     photos = write_toy(tmp_path / "photos")
 
     run = toy_run(photos, tmp_path / "run", TOY, recipe=str(tmp_path / "my_recipe.yaml"))

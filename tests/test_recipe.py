@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from tagmask.errors import RecipeError
+from tagmask.method_modules import import_method_module
 from tagmask.methods.cam import Cam
 from tagmask.recipe import Recipe, find_method, load_recipe, method_names, recipe_names, recipe_text
 
@@ -207,10 +208,13 @@ def test_an_unknown_recipe_names_the_nearest_one() -> None:
         ("stages: {cam: 3}", "stage 'cam' is 3"),
         ("stages: {cam: {1: 2}}", "'1' is not a setting"),
         ("stages: {cam: }\nstage: 3", "'stage' is not a setting: did you mean 'stages'?"),
-        ("stages: {camm: }", "method 'camm' does not exist (or is not on PYTHONPATH): did you mean 'cam'?"),
+        (
+            "stages: {camm: }",
+            "with `tagmask --import camm` before the command, or `import camm` in Python: did you mean 'cam'?",
+        ),
         ("stages: {cam: {method: no.such}}", "method 'no.such' does not exist"),
-        ("stages: {cam: {method: ''}}", "method '' cannot be imported"),
-        ("stages: {cam: {method: .cam}}", "method '.cam' cannot be imported"),
+        ("stages: {cam: {method: ''}}", "method '' does not exist"),
+        ("stages: {cam: {method: .cam}}", "method '.cam' does not exist"),
         ("stages: {cam: {method: json}}", "module json defines 0 methods"),
         (
             "stages: {pseudo_masks: }",
@@ -265,6 +269,7 @@ def test_a_custom_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(textwrap.dedent(OWN.format(name="Own")))
     monkeypatch.syspath_prepend(str(tmp_path))
+    import_method_module(module)
     text = f"stages: {{mine: {{method: {module}, strength: 3}}, pseudo_masks: }}"
     recipe = load_recipe(write_recipe(tmp_path, text), ["mine.strength=4"])
     assert recipe.stages["mine"].model_dump() == {"inputs": {}, "strength": 4}
@@ -288,8 +293,35 @@ def test_a_wrong_custom_method_gives_one_sentence(
     (tmp_path / f"{name}.py").write_text(textwrap.dedent(source))
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(RecipeError) as error:
+        import_method_module(name)
         find_method(name)
     assert sentence in str(error.value)
+
+
+def test_a_recipe_executes_no_module_that_the_user_has_not_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither on the Python path nor in the current folder."""
+    (tmp_path / "foreign.py").write_text("raise SystemExit('executed')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for stage in ("foreign:", "mine: {method: foreign}", "infercam: {base_method: foreign}"):
+        with pytest.raises(RecipeError, match="only if you say so, with `tagmask --import foreign` before the command"):
+            load_recipe(write_recipe(tmp_path, f"stages: {{cam: , {stage} }}"))
+
+
+def test_an_installed_package_can_declare_its_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "their_package").mkdir()
+    (tmp_path / "their_package" / "grow.py").write_text(textwrap.dedent(OWN.format(name="Grow")))
+    (tmp_path / "theirs-1.0.dist-info").mkdir()
+    (tmp_path / "theirs-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (tmp_path / "theirs-1.0.dist-info" / "entry_points.txt").write_text(
+        "[tagmask.methods]\ngrow = their_package.grow\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    recipe = load_recipe(write_recipe(tmp_path, "stages: {cam: , grow: {strength: 2}}"))
+    assert type(recipe.stages["grow"]).__module__ == "their_package.grow"
+    assert load_recipe(write_recipe(tmp_path, recipe.to_yaml())) == recipe
 
 
 def test_a_recipe_can_be_made_in_python() -> None:

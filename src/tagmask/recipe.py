@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 from collections.abc import Iterable, Mapping
@@ -13,6 +12,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
 
 from tagmask.errors import RecipeError
+from tagmask.method_modules import method_module, method_names
 from tagmask.stage import ARTIFACT_NAMES, ArtifactKind, Method
 from tagmask.text import did_you_mean, shorten
 from tagmask.yaml_text import MAX_VALUE_DEPTH, MAX_VALUE_LENGTH, dump_yaml, parse_yaml
@@ -128,23 +128,12 @@ def _resolve_inputs(name: str, method: Method, earlier: Mapping[str, Method]) ->
 
 
 def find_method(name: str) -> type[Method]:
-    """Return the method that a module defines: `tagmask.methods.<name>`, or a module of your own by its dotted name.
+    """Return the method that a module defines; see `method_module`.
 
     Raises:
         RecipeError: there is no such module, or it does not define exactly one method.
     """
-    module_name = f"tagmask.methods.{name}" if name in method_names() else name
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and not f"{module_name}.".startswith(f"{error.name}."):
-            raise RecipeError(f"method {name!r} needs the package {error.name!r}: install it.") from error
-        hint = did_you_mean(name, method_names())
-        raise RecipeError(f"method {shorten(name)!r} does not exist (or is not on PYTHONPATH){hint}") from error
-    except Exception as error:  # a module of the user's own can raise anything
-        raise RecipeError(
-            f"method {shorten(name)!r} cannot be imported ({type(error).__name__}: {shorten(str(error))})."
-        ) from error
+    module = method_module(name)
     methods = [
         value
         for value in vars(module).values()
@@ -154,14 +143,8 @@ def find_method(name: str) -> type[Method]:
         and not inspect.isabstract(value)
     ]
     if len(methods) != 1:
-        raise RecipeError(f"module {module_name} defines {len(methods)} methods; a stage needs exactly one.")
+        raise RecipeError(f"module {module.__name__} defines {len(methods)} methods; a stage needs exactly one.")
     return methods[0]
-
-
-def method_names() -> list[str]:
-    """Return the names of the shipped methods."""
-    folder = Path(str(resources.files("tagmask"))) / "methods"
-    return sorted(f.stem for f in folder.glob("*.py") if not f.stem.startswith("_"))
 
 
 def methods_making(kind: ArtifactKind) -> list[str]:

@@ -9,6 +9,7 @@ import typer
 from tagmask import __version__
 from tagmask.cli import data, finished_run, run
 from tagmask.cli.options import with_option_groups
+from tagmask.method_modules import import_method_module
 
 app = typer.Typer(
     name="tagmask",
@@ -27,7 +28,19 @@ for _command in (
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    import_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--import", metavar="MODULE",
+            help="Import a module of your own that defines a method, so that recipes can use it; can be given several "
+            "times, before the command.",
+        ),
+    ] = None,
+) -> None:  # fmt: skip
     if version:
         print(f"tagmask {__version__}")
         raise typer.Exit
+    for module in import_ or ():
+        import_method_module(module)

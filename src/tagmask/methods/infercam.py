@@ -7,13 +7,11 @@ area that was found painted over.
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from importlib import resources
 from typing import Annotated, ClassVar, TypeVar
 
 import numpy as np
@@ -24,6 +22,7 @@ from torch import Tensor
 
 from tagmask.errors import RecipeError
 from tagmask.maps import STRIDE, ResponseMaps, grid_size
+from tagmask.method_modules import method_module
 from tagmask.methods._settings import MapSettings
 from tagmask.methods.cam import EPSILON, Activations, make_missing_maps
 from tagmask.models.classifier import Classifier
@@ -41,19 +40,12 @@ R = TypeVar("R")
 
 
 def activations_of(name: str) -> Callable[[Classifier], Activations]:
-    """Return the function `activations` of a method: of `tagmask.methods.<name>`, or of a module of your own.
+    """Return the function `activations` of a method's module; see `method_module`.
 
     Raises:
         RecipeError: there is no such module, or it has no such function.
     """
-    shipped = resources.files(__package__) / f"{name}.py"
-    try:
-        module = importlib.import_module(f"{__package__}.{name}" if shipped.is_file() else name)
-    except Exception as error:  # a module of the user's own can raise anything
-        raise RecipeError(
-            f"base_method: {name!r} cannot be imported ({type(error).__name__}: {error}); name a method, such as "
-            "layercam, or a module on PYTHONPATH."
-        ) from error
+    module = method_module(name)
     if not hasattr(module, "activations"):
         raise RecipeError(
             f"base_method: {name!r} defines no activations(classifier); leave it out for the classifier's own."
