@@ -70,7 +70,7 @@ def test_predict_equals_the_masks_of_the_run(run: tagmask.Run, data: Path) -> No
     """The run processes batches, `predict` single images: the last digits of the probabilities differ."""
     for i, tags in ((0, ["red"]), (6, ["red", "green", "blue"])):
         labels = run.predict(read_image(data / f"{i}.png"), tags)
-        assert (labels == read_label_map(run.mask_path(str(i)))).mean() > 0.99
+        assert (labels == read_label_map(run.folder / "segment" / "masks" / f"{i}.png")).mean() > 0.99
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (1, 50, 3), (33, 17, 3)])

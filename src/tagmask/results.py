@@ -15,6 +15,7 @@ from tagmask.data.verify import verify_images
 from tagmask.errors import RunError
 from tagmask.evaluate import Evaluation
 from tagmask.folder_lock import lock_folder
+from tagmask.judge import Recommendation, mask_keys
 from tagmask.label_map import read_label_map
 from tagmask.maps import ResponseMaps
 from tagmask.pipeline import check_stages, run_stages
@@ -88,13 +89,34 @@ class Run:
 
     @property
     def masks_dir(self) -> Path:
-        """The folder with the final mask of each training image, as indexed PNGs."""
-        return self.latest_stage("masks").path / "masks"
+        """The folder with the final mask of each training image, as indexed PNGs: those of `recommended_stage`."""
+        return self._recommended_folder.path / "masks"
 
     @property
     def maps_dir(self) -> Path:
         """The folder with the last response maps of each training image, as safetensors."""
         return self.latest_stage("maps").path / "maps"
+
+    @property
+    def recommendation(self) -> Recommendation | None:
+        """Which stage probably has the best masks, and why. None if the run is not finished, or makes no masks."""
+        recommendation = Recommendation.read_if_any(self._files)
+        is_current = recommendation is not None and recommendation.keys == mask_keys(self.recipe, self._files)
+        return recommendation if is_current else None
+
+    @property
+    def recommended_stage(self) -> str:
+        """The name of the stage whose masks are the final ones: the recommended one, or else the last that makes masks.
+
+        Raises:
+            RunError: no stage makes masks.
+        """
+        return self._recommended_folder.name
+
+    @property
+    def _recommended_folder(self) -> StageFolder:
+        latest, recommendation = self.latest_stage("masks"), self.recommendation
+        return latest if recommendation is None else self._files.stage(recommendation.stage)
 
     @property
     def evaluation(self) -> Evaluation:
@@ -121,11 +143,12 @@ class Run:
 
     def mask_path(self, image_id: str) -> Path:
         """Return the path of the final mask of a training image; its id is its path in the data set, without suffix."""
-        return self.latest_stage("masks").mask_path(image_id)
+        return self._recommended_folder.mask_path(image_id)
 
     def load_mask(self, image_id: str) -> np.ndarray:
         """Read the final mask of a training image: label map [H, W] uint8. Raises RunError if there is none."""
-        return read_label_map(self._existing(self.latest_stage("masks"), self.mask_path(image_id), image_id))
+        stage = self._recommended_folder
+        return read_label_map(self._existing(stage, stage.mask_path(image_id), image_id))
 
     def load_maps(self, image_id: str) -> ResponseMaps:
         """Read the last response maps of a training image. Raises RunError if there are none.
@@ -218,20 +241,30 @@ class Run:
         page = Path(out or self.folder / THRESHOLDS_FILE)
         return write_threshold_report(self.recipe, self._files, images, page, self.compute, reporter)
 
-    def export(self, out: str | Path, format: str = "png", *, stage: str | None = None, quiet: bool = False) -> Path:
+    def export(
+        self,
+        out: str | Path,
+        format: str = "png",
+        *,
+        stage: str | None = None,
+        partial: bool = False,
+        quiet: bool = False,
+    ) -> Path:
         """Write the masks of the training images for other tools.
 
         Args:
             out: the folder to write to.
             format: "png" (indexed, with a legend), "coco" (RLE), "coco-polygons" or "overlays".
-            stage: the stage whose masks are written; None: the last one that makes masks.
+            stage: the stage whose masks are written; None: `recommended_stage`.
+            partial: write the masks that exist, even if the stage has not made all of them.
             quiet: print nothing.
 
         Returns:
             The file or folder that was written.
 
         Raises:
-            RunError: the stage makes no masks, the format does not exist, or the output exists already.
+            RunError: the stage makes no masks, or has not made all of them and `partial` is False; the format does not
+                exist, or the output exists already.
 
         Example:
             >>> tagmask.load("run").export("exported", "coco", quiet=True).as_posix()
@@ -242,13 +275,17 @@ class Run:
         makers = self.recipe.stages_making("masks")
         if stage is not None and stage not in makers:
             raise RunError(f"stage {stage!r} of {self.folder} makes no masks{did_you_mean(stage, makers)}")
-        folder = self._files.stage(stage) if stage else self.latest_stage("masks")
+        folder = self._files.stage(stage) if stage else self._recommended_folder
         target = output_path(Path(out), format)
         if target.exists():
             raise RunError(f"{target} exists already: remove it, or choose another --out.")
         images = self.images.read()
         samples = [sample for sample in images.samples if folder.mask_path(sample.id).exists()]
-        with make_reporter(quiet).progress(f"writing {format}", len(samples)) as advance:
+        if not partial:
+            folder.check_complete(len(samples), len(images))
+        reporter = make_reporter(quiet)
+        reporter.info(f"the masks of {folder.name}, {len(samples)} of {len(images)} images")
+        with reporter.progress(f"writing {format}", len(samples)) as advance:
             return write_masks_as(samples, folder.mask_path, images.classes, Path(out), format, advance)
 
     def predict_files(

@@ -4,6 +4,7 @@ run/
     run.json             where the data came from, and which request the run has finished
     recipe.yaml          every setting of every stage
     evaluation.json      what was measured
+    recommendation.json  the stage whose masks are probably the best
     report.html
     <stage>/stage.json   record: settings, inputs, versions, status, time
     <stage>/maps/<id>.safetensors, masks/<id>.png, *.safetensors + config.json
@@ -155,6 +156,22 @@ class StageFolder:
         record = self.read_record_if_any()
         return record is not None and record.status == "done"
 
+    def check_complete(self, num_masks: int, num_images: int) -> None:
+        """Raise RunError if the stage is not finished, or lacks masks.
+
+        Args:
+            num_masks: the number of its masks.
+            num_images: the number of images of the run, bad ones included.
+        """
+        record = self.read_record_if_any()
+        is_done = record is not None and record.status == "done"
+        expected = record.num_images if record is not None and is_done else num_images
+        if not is_done or num_masks < expected:
+            raise RunError(
+                f"{self.path} holds only {num_masks} of {expected} masks: finish the run first (run its command "
+                "again), or add --partial to export these."
+            )
+
     def record_with_key(self, key: dict[str, Any], *, redo: bool) -> StageRecord | None:
         """Read the record if it has this key; None if the stage has to be made from the start.
 
@@ -242,6 +259,11 @@ class RunFolder:
     def evaluation_path(self) -> Path:
         """The path of the measured figures."""
         return self.path / "evaluation.json"
+
+    @property
+    def recommendation_path(self) -> Path:
+        """The path of the recommendation of the stage with the best masks."""
+        return self.path / "recommendation.json"
 
     @property
     def report_path(self) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tagmask.artifacts import read_json, write_json
 from tagmask.label_map import read_label_map
 from tests.cli.runner import RunCommand, RunFailing
 from tests.runs import write_toy
@@ -105,6 +106,27 @@ def test_export(command: RunCommand, finished: Path, tmp_path: Path, format: str
     assert result.status == 0, result.err
     assert result.out.endswith(f"{tmp_path / name}\n")
     assert (tmp_path / name).exists()
+
+
+def test_export_of_an_unfinished_run(command: RunCommand, fails: RunFailing, finished: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    record = folder / "segment" / "stage.json"
+    write_json(record, {**read_json(record), "status": "running"})
+    for image_id in "123":
+        (folder / "segment" / "masks" / f"{image_id}.png").unlink()
+    line = ["export", folder, "--stage", "segment", "--out", tmp_path / "out"]
+    assert "holds only 5 of 8 masks: finish the run first" in fails(*line)
+    assert not (tmp_path / "out").exists()
+    result = command(*line, "--partial")
+    assert result.status == 0
+    assert "the masks of segment, 5 of 8 images" in result.err
+    assert len(list((tmp_path / "out" / "masks").glob("*.png"))) == 5
+
+
+def test_export_misses_a_mask_of_a_finished_stage(fails: RunFailing, finished: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    (folder / "pseudo_masks" / "masks" / "2.png").unlink()
+    assert "holds only 7 of 8 masks" in fails("export", folder, "--stage", "pseudo_masks", "--out", tmp_path / "out")
 
 
 def test_export_explains_unknown_formats_and_stages(fails: RunFailing, finished: Path, tmp_path: Path) -> None:

@@ -25,10 +25,13 @@ def test_run_prints_where_the_results_are(command: RunCommand, data: Path, tmp_p
     assert "[1/3] cam" in result.err
     assert "warning: there are only 8 images" in result.err
     assert "check images" not in result.out
-    assert f"masks   {tmp_path}/run/segment/masks" in result.out
+    recommended = json.loads((tmp_path / "run" / "recommendation.json").read_text())
+    assert f"recommended masks: {recommended['stage']} (the network of segment " in result.out
+    assert f"masks   {tmp_path}/run/{recommended['stage']}/masks" in result.out
     assert "mIoU" in result.out
     again = command("run", data, "--out", tmp_path / "run", "--masks", "masks", *TOY, "--json").json
-    assert again["masks"] == f"{tmp_path}/run/segment/masks"
+    assert again["masks"] == f"{tmp_path}/run/{recommended['stage']}/masks"
+    assert again["recommendation"] == recommended
     assert again["maps"] == f"{tmp_path}/run/cam/maps"
     assert again["report"] == f"{tmp_path}/run/report.html"
     assert set(again["evaluation"]["scores"]) == {f"pseudo_masks ({data.name})", f"segment ({data.name})"}

@@ -110,13 +110,16 @@ def export(
         str, typer.Option(help="The format: png (with a legend), coco, coco-polygons or overlays (over the images).")
     ] = "png",
     stage: Annotated[
-        str | None, typer.Option(help="The stage whose masks are written.", show_default="the last that makes masks")
+        str | None, typer.Option(help="The stage whose masks are written.", show_default="the recommended one")
     ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Export the masks that exist, even if the stage is not finished.")
+    ] = False,
 ) -> None:
     """Write the masks of a run's training images in a format that other tools read."""
     import tagmask
 
-    print(tagmask.load(run_folder, device="cpu").export(out, format, stage=stage))
+    print(tagmask.load(run_folder, device="cpu").export(out, format, stage=stage, partial=partial))
 
 
 def evaluate(

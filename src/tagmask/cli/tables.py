@@ -20,6 +20,7 @@ from tagmask.formatting import (
     format_percent,
     format_two_decimals,
 )
+from tagmask.judge import Recommendation
 from tagmask.recipe import read_stage_names
 from tagmask.run_folder import RunFolder
 
@@ -35,7 +36,11 @@ MAX_ROWS = 40  # of a table; --json prints all
 def run_json(run: Run) -> dict[str, Any]:
     """Return where the results of a run are, and its figures, as JSON values."""
     folders = {kind: str(path) for kind, path in _maps_and_masks_folders(run).items()}
-    return {"run": str(run.folder), **folders, "report": str(run.report), "evaluation": run.evaluation.to_json()}
+    recommendation = Recommendation.read_if_any(RunFolder(run.folder))
+    return {
+        "run": str(run.folder), **folders, "recommendation": recommendation and recommendation.to_json(),
+        "report": str(run.report), "evaluation": run.evaluation.to_json(),
+    }  # fmt: skip
 
 
 def print_run(run: Run) -> None:
@@ -48,6 +53,8 @@ def print_run(run: Run) -> None:
         console.print("There is no ground truth, so the quality of the masks is unknown: look at the report.")
     folders = _maps_and_masks_folders(run)
     kind = "masks" if "masks" in folders else "maps"
+    if recommendation := Recommendation.read_if_any(RunFolder(run.folder)):
+        _print_lines(f"recommended masks: {recommendation.stage} ({recommendation.reason})")
     _print_lines(f"{kind:6}  {folders[kind]}", f"report  {run.report}")
 
 
@@ -143,10 +150,16 @@ def _miou_at(scores: MapScores, threshold: float) -> str:
 
 
 def _maps_and_masks_folders(run: Run) -> dict[str, Path]:
-    """Return the folders of the last "maps" and "masks" of a finished run, without importing its methods (PyTorch)."""
+    """Return the folders of the last maps and the recommended masks of a finished run.
+
+    This imports no method of the run, because that would import PyTorch.
+    """
     stages = read_stage_names(str(RunFolder(run.folder).recipe_path))
     paths = [run.folder / stage / kind for stage in stages for kind in ("maps", "masks")]
-    return {path.name: path for path in paths if path.is_dir()}
+    folders = {path.name: path for path in paths if path.is_dir()}
+    if recommendation := Recommendation.read_if_any(RunFolder(run.folder)):
+        folders["masks"] = run.folder / recommendation.stage / "masks"
+    return folders
 
 
 def _print_lines(*lines: str) -> None:

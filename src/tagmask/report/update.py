@@ -8,6 +8,7 @@ from tagmask.artifacts import write_json
 from tagmask.compute import Compute
 from tagmask.data.samples import TaggedImages
 from tagmask.evaluate import Evaluation, evaluate_maps, evaluate_run
+from tagmask.judge import recommend_stage
 from tagmask.progress import Reporter
 from tagmask.recipe import Recipe
 from tagmask.report.collect import collect_report, collect_threshold_report
@@ -25,7 +26,9 @@ def update_report(
     *,
     measure_all: bool = False,
 ) -> Evaluation:
-    """Measure what has changed since the last report, and write `evaluation.json` and `report.html`.
+    """Measure what has changed since the last report, and recommend the stage with the best masks.
+
+    Writes `evaluation.json`, `recommendation.json` (if a stage makes masks) and `report.html`.
 
     Args:
         recipe: the stages, all done.
@@ -43,6 +46,8 @@ def update_report(
     compute.barrier()  # every process has read the previous evaluation
     if compute.is_main_process:
         write_json(folder.evaluation_path, evaluation.to_json())
+        if recommendation := recommend_stage(recipe, folder, images, again=measure_all):
+            write_json(folder.recommendation_path, recommendation.to_json())
         write_report(collect_report(recipe, folder, images, held_out, evaluation), folder.report_path)
     compute.barrier()
     return evaluation
