@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,6 +91,7 @@ def test_a_network_that_agrees_with_its_pseudo_masks_is_better(tmp_path: Path, n
     recommendation = recommend(tmp_path, network)
     assert recommendation.stage == "segment"
     assert not recommendation.undertrained
+    assert recommendation.agreement is not None
     assert recommendation.agreement > 0.9
 
 
@@ -131,7 +131,7 @@ def test_without_a_network_the_last_masks_are_recommended(tmp_path: Path) -> Non
     write_stage(RunFolder(tmp_path), "new_masks", only_background)
     recommendation = recommend(tmp_path, with_halo, recipe)
     assert recommendation.stage == "new_masks"
-    assert math.isnan(recommendation.agreement)
+    assert recommendation.agreement is None
     assert not recommendation.undertrained
 
 
@@ -143,7 +143,7 @@ def test_a_recipe_without_masks_has_no_recommendation(tmp_path: Path) -> None:
 def test_nothing_is_compared_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recommendation = recommend(tmp_path, with_halo)
     folder = RunFolder(tmp_path)
-    write_json(folder.recommendation_path, recommendation.to_json())
+    write_json(folder.recommendation_path, recommendation.model_dump(mode="json"))
     with monkeypatch.context() as patch:
         patch.setattr(tagmask.judge, "compare_masks", None)
         assert recommend_stage(load_recipe("scratch"), folder, IMAGES) == recommendation
@@ -159,9 +159,10 @@ def test_masks_of_another_size_are_an_error(tmp_path: Path) -> None:
 
 
 def test_a_damaged_recommendation_is_an_error(tmp_path: Path) -> None:
-    write_json(tmp_path / "recommendation.json", {"stage": "segment"})
-    with pytest.raises(RunError, match="is damaged: remove it"):
-        Recommendation.read_if_any(RunFolder(tmp_path))
+    for damaged in ({"stage": "segment"}, {"stage": "../../other", "reason": "", "keys": {"segment": "0"}}):
+        write_json(tmp_path / "recommendation.json", damaged)
+        with pytest.raises(RunError, match="is damaged"):
+            Recommendation.read_if_any(RunFolder(tmp_path))
 
 
 def test_samples_are_evenly_spaced() -> None:
@@ -179,22 +180,24 @@ def test_a_run_follows_the_recommendation(run: tagmask.Run, tmp_path: Path) -> N
     assert recommendation is not None
     assert run.recommended_stage == recommendation.stage
     for stage in ("segment", "pseudo_masks"):
-        chosen = Recommendation(stage, "chosen by the test", keys=recommendation.keys)
-        write_json(run.folder / "recommendation.json", chosen.to_json())
+        chosen = Recommendation(stage=stage, reason="chosen by the test", keys=recommendation.keys)
+        write_json(run.folder / "recommendation.json", chosen.model_dump(mode="json"))
         assert run.recommended_stage == stage
         assert run.masks_dir == run.folder / stage / "masks"
         assert run.mask_path("3") == run.folder / stage / "masks" / "3.png"
         np.testing.assert_array_equal(run.load_mask("3"), read_label_map(run.folder / stage / "masks" / "3.png"))
         exported = run.export(tmp_path / stage, quiet=True)
         np.testing.assert_array_equal(read_label_map(exported / "3.png"), run.load_mask("3"))
-    write_json(run.folder / "recommendation.json", recommendation.to_json())
+    write_json(run.folder / "recommendation.json", recommendation.model_dump(mode="json"))
 
 
 def test_a_recommendation_of_other_masks_is_not_followed(run: tagmask.Run) -> None:
     recommendation = run.recommendation
     assert recommendation is not None
-    stale = Recommendation("pseudo_masks", "", keys={**recommendation.keys, "segment": "of other settings"})
-    write_json(run.folder / "recommendation.json", stale.to_json())
+    stale = Recommendation(
+        stage="pseudo_masks", reason="", keys={**recommendation.keys, "segment": "of other settings"}
+    )
+    write_json(run.folder / "recommendation.json", stale.model_dump(mode="json"))
     assert run.recommendation is None
     assert run.recommended_stage == "segment"
     run.update_report(quiet=True)

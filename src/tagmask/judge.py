@@ -9,19 +9,20 @@ docs/results/network.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 import tagmask
-from tagmask.artifacts import digest, read_json
+from tagmask.artifacts import digest, read_model
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.errors import RunError
 from tagmask.label_map import read_label_map
-from tagmask.measure import confusion_matrix, iou, json_number, mean_iou, number_from_json
+from tagmask.measure import confusion_matrix, iou, mean_iou
 from tagmask.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -34,50 +35,37 @@ MIN_FOUND = 0.5  # share of the images with an object of a class in which the ne
 MIN_SHARE = 0.01  # of an image; smaller pieces of a class are not counted as objects
 
 
-@dataclass(frozen=True)
-class Recommendation:
-    """The stage whose masks are probably the best of a run.
+class Recommendation(BaseModel):
+    """The stage whose masks are probably the best of a run: what `recommendation.json` holds.
 
     Attributes:
         stage: the name of the stage.
         reason: why, as a clause that completes "recommended masks: STAGE (...)".
-        agreement: mIoU, in 0..1, of the last network's masks with the pseudo-masks that it learned from; NaN if no
+        agreement: mIoU, in 0..1, of the last network's masks with the pseudo-masks that it learned from; None if no
             network was trained on masks.
         undertrained: whether this network was trained too little.
         keys: for each stage that makes masks, a digest of everything that its masks depend on.
     """
 
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
     stage: str
     reason: str
-    agreement: float = math.nan
+    agreement: float | None = Field(None, ge=0, le=1)
     undertrained: bool = False
-    keys: Mapping[str, str] = field(default_factory=dict)
+    keys: dict[str, str]
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the recommendation as JSON values."""
-        return {**asdict(self), "agreement": json_number(self.agreement)}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Return the recommendation that `to_json` gave."""
-        return cls(
-            stage=str(data["stage"]),
-            reason=str(data["reason"]),
-            agreement=number_from_json(data["agreement"]),
-            undertrained=bool(data["undertrained"]),
-            keys=dict(data["keys"]),
-        )
+    @model_validator(mode="after")
+    def _check_stage(self) -> Self:
+        if self.stage not in self.keys:
+            raise ValueError(f"{self.stage!r} is not a stage that makes masks")
+        return self
 
     @classmethod
     def read_if_any(cls, folder: RunFolder) -> Self | None:
         """Read the recommendation of a run, or return None if there is none. Raises RunError if it is damaged."""
         path = folder.recommendation_path
-        if not path.exists():
-            return None
-        try:
-            return cls.from_json(read_json(path))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise RunError(f"{path} is damaged: remove it, then run the command again.") from error
+        return read_model(path, cls) if path.exists() else None
 
 
 @dataclass(frozen=True)
@@ -140,13 +128,19 @@ def recommend_stage(
             break
         stage = teacher
     if not pairs:
-        return Recommendation(stage, "the last masks of the run", keys=keys)
+        return Recommendation(stage=stage, reason="the last masks of the run", keys=keys)
     teacher, comparison = pairs[0]
     if comparison.fault is None:
         reason = f"the network agrees in {_percent(comparison.agreement)} with {teacher}, whose masks it learned from"
     else:
         reason = f"the network of {network} {comparison.fault}; {_advice(network, recipe.stages[network])}"
-    return Recommendation(stage, reason, comparison.agreement, comparison.fault is not None, keys)
+    return Recommendation(
+        stage=stage,
+        reason=reason,
+        agreement=None if math.isnan(comparison.agreement) else comparison.agreement,
+        undertrained=comparison.fault is not None,
+        keys=keys,
+    )
 
 
 def compare_masks(

@@ -38,7 +38,7 @@ def run_json(run: Run) -> dict[str, Any]:
     folders = {kind: str(path) for kind, path in _maps_and_masks_folders(run).items()}
     recommendation = Recommendation.read_if_any(RunFolder(run.folder))
     return {
-        "run": str(run.folder), **folders, "recommendation": recommendation and recommendation.to_json(),
+        "run": str(run.folder), **folders, "recommendation": recommendation and recommendation.model_dump(mode="json"),
         "report": str(run.report), "evaluation": run.evaluation.to_json(),
     }  # fmt: skip
 
@@ -157,7 +157,8 @@ def _maps_and_masks_folders(run: Run) -> dict[str, Path]:
     stages = read_stage_names(str(RunFolder(run.folder).recipe_path))
     paths = [run.folder / stage / kind for stage in stages for kind in ("maps", "masks")]
     folders = {path.name: path for path in paths if path.is_dir()}
-    if recommendation := Recommendation.read_if_any(RunFolder(run.folder)):
+    recommendation = Recommendation.read_if_any(RunFolder(run.folder))
+    if recommendation and recommendation.stage in stages:
         folders["masks"] = run.folder / recommendation.stage / "masks"
     return folders
 

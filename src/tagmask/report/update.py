@@ -47,7 +47,7 @@ def update_report(
     if compute.is_main_process:
         write_json(folder.evaluation_path, evaluation.to_json())
         if recommendation := recommend_stage(recipe, folder, images, again=measure_all):
-            write_json(folder.recommendation_path, recommendation.to_json())
+            write_json(folder.recommendation_path, recommendation.model_dump(mode="json"))
         write_report(collect_report(recipe, folder, images, held_out, evaluation), folder.report_path)
     compute.barrier()
     return evaluation
