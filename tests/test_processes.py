@@ -18,11 +18,12 @@ from tagmask.label_map import read_label_map
 from tagmask.maps import ResponseMaps
 from tests.runs import SETTINGS, toy_run, write_toy
 
-# Batch norms that are not frozen see only their own process's part of a batch, and Adam amplifies the last digits of
-# gradients that are almost zero. Without the two, several processes only add in another order.
+# Adam amplifies the last digits of gradients that are almost zero. Without it, several processes only add in another
+# order, also in the batch norms, which learn here. In bfloat16, where the last digits are larger, the batch norms
+# would round at other places.
 EXACT = [
     *SETTINGS, "segment.architecture=deeplabv2",
-    *(f"{stage}.{change}" for stage in ("cam", "segment") for change in ("freeze_norm=true", "optimizer=sgd")),
+    *(f"{stage}.{change}" for stage in ("cam", "segment") for change in ("freeze_norm=false", "optimizer=sgd")),
 ]  # fmt: skip
 
 
@@ -49,10 +50,18 @@ def both(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pa
     """Return the run folder of one process, that of two processes, and the log of the latter."""
     folder = tmp_path_factory.mktemp("runs")
     changes = [f"--set={setting}" for setting in EXACT]
-    arguments = ["run", str(data), "--masks=masks", "--recipe=scratch", "--workers=1", f"--out={folder / 'two'}"]
+    arguments = [
+        "run",
+        str(data),
+        "--masks=masks",
+        "--recipe=scratch",
+        "--workers=1",
+        "--precision=float32",
+        f"--out={folder / 'two'}",
+    ]
     result = torchrun([*arguments, *changes], folder / "log")
     assert result.returncode == 0, printed(folder / "log", 0, "stderr")
-    toy_run(data, folder / "one", EXACT)
+    toy_run(data, folder / "one", EXACT, precision="float32")
     return folder / "one", folder / "two", folder / "log"
 
 

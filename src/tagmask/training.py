@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
 
@@ -26,6 +26,7 @@ from tagmask.artifacts import atomic_write, read_json, write_json
 from tagmask.data.loading import TrainingSet, training_loader
 from tagmask.errors import RunError
 from tagmask.models.saved_network import SavedNetwork
+from tagmask.models.synced_batch_norm import synced_batch_norms
 from tagmask.run_folder import StageFolder
 from tagmask.stage import Method, StageContext
 
@@ -161,7 +162,8 @@ def fit(module: Training, data: TrainingSet, context: StageContext, *, epochs: i
             plugins=[_AtomicCheckpoints(), *context.compute.trainer_plugins()],
             **context.compute.trainer_arguments(module.network),
         )
-        trainer.fit(module, loader, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
+        with synced_batch_norms(module.network) if context.compute.world_size > 1 else nullcontext():
+            trainer.fit(module, loader, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
     module.network.to(context.compute.device)
 
 
