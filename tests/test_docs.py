@@ -66,6 +66,7 @@ def commands(page: Path) -> list[list[str]]:
             words = shlex.split(line, comments=True)
             if "tagmask" in words and "..." not in words and "install" not in words:
                 words = words[words.index("tagmask") + 1 :]
+                words = words[2:] if words[0] == "--import" else words
                 found.append(words[: words.index(">")] if ">" in words else words)
     return found
 
