@@ -131,8 +131,8 @@ def test_predict_files(run: tagmask.Run, data: Path, tmp_path: Path) -> None:
     masks = run.predict_files([data / "0.png", data / "3.png"], tmp_path, also=also, quiet=True)
     assert sorted(masks) == ["0", "3"]
     assert all(read_label_map(file).shape == (40, 48) for file in masks.values())
-    assert (tmp_path / "masks.json").exists()
-    assert (tmp_path / "polygons.json").exists()
+    assert (tmp_path / "coco/annotations/instances_train.json").exists()
+    assert (tmp_path / "coco-polygons/annotations/instances_train.json").exists()
     with pytest.raises(RunError, match="format 'cocoo' is not known"):
         run.predict_files([data / "0.png"], tmp_path / "none", also=["cocoo"], quiet=True)
     assert not (tmp_path / "none").exists()
@@ -155,9 +155,9 @@ def test_no_stage_is_added_to_an_unfinished_run(run: tagmask.Run, tmp_path: Path
 
 def test_export_writes_the_masks_of_a_stage(run: tagmask.Run, tmp_path: Path) -> None:
     folder = run.export(tmp_path, "png", stage="pseudo_masks", quiet=True)
-    assert sorted(f.name for f in folder.iterdir()) == [f"{i}.png" for i in range(8)]
+    assert sorted(f.name for f in (folder / "masks").iterdir()) == [f"{i}.png" for i in range(8)]
     np.testing.assert_array_equal(
-        read_label_map(folder / "0.png"), read_label_map(run.folder / "pseudo_masks/masks/0.png")
+        read_label_map(folder / "masks" / "0.png"), read_label_map(run.folder / "pseudo_masks/masks/0.png")
     )
 
 

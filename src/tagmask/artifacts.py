@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import stat
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -51,6 +52,28 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `path`; rename it to `path` on success, remove it on failure.
+
+    A folder that exists at `path` is replaced.
+
+    Raises:
+        RunError: the folder or a file in it cannot be written; `path` is as before.
+    """
+    temporary = path.with_name(f".{path.name}{TEMPORARY_SUFFIX}")  # a killed process leaves it to the next one
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.rename(path)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}; free space or choose another folder.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tagmask.artifacts import digest, write_text
 from tagmask.compute import Compute, Precision, default_workers, is_main_process
@@ -249,28 +249,33 @@ class Run:
         stage: str | None = None,
         partial: bool = False,
         quiet: bool = False,
+        **settings: Any,
     ) -> Path:
         """Write the masks of the training images for other tools.
 
         Args:
             out: the folder to write to.
-            format: "png" (indexed, with a legend), "coco" (RLE), "coco-polygons" or "overlays".
+            format: "png", "coco" or another name that `tagmask export --help` lists.
             stage: the stage whose masks are written; None: `recommended_stage`.
             partial: write the masks that exist, even if the stage has not made all of them.
             quiet: print nothing.
+            settings: `min_area`, `simplify`, `fill_holes`, `images` and `subset`, see `ExportSettings`.
 
         Returns:
-            The file or folder that was written.
+            The folder that was written: `out`/`format`. It appears when it is complete.
 
         Raises:
             RunError: the stage makes no masks, or has not made all of them and `partial` is False; the format does not
-                exist, or the output exists already.
+                exist, a setting is not valid, or the output exists already.
 
         Example:
-            >>> tagmask.load("run").export("exported", "coco", quiet=True).as_posix()
-            'exported/masks.json'
+            >>> tagmask.load("run").export("exported", "coco-polygons", min_area=50, quiet=True).as_posix()
+            'exported/coco-polygons'
         """
+        from tagmask.outputs.settings import ExportSettings
         from tagmask.outputs.writer import output_path, write_masks_as
+
+        export_settings = ExportSettings(**settings)
 
         makers = self.recipe.stages_making("masks")
         if stage is not None and stage not in makers:
@@ -286,7 +291,9 @@ class Run:
         reporter = make_reporter(quiet)
         reporter.info(f"the masks of {folder.name}, {len(samples)} of {len(images)} images")
         with reporter.progress(f"writing {format}", len(samples)) as advance:
-            return write_masks_as(samples, folder.mask_path, images.classes, Path(out), format, advance)
+            return write_masks_as(
+                samples, folder.mask_path, images.classes, Path(out), format, export_settings, advance
+            )
 
     def predict_files(
         self,

@@ -1,4 +1,4 @@
-"""Commands on a finished run: thresholds, predict, export, evaluate and report."""
+"""Commands on a finished run: thresholds, predict, evaluate and report."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-from tagmask.artifacts import read_json, write_json
 from tagmask.label_map import read_label_map
 from tests.cli.runner import RunCommand, RunFailing
 from tests.runs import write_toy
@@ -25,12 +23,13 @@ def test_predict_with_and_without_tags(command: RunCommand, finished: Path, data
     line = ["predict", finished, *images, "--tags", table, "--device=cpu", "--out", tmp_path / "tagged"]
     result = command(*line, "--json", "--also", "coco", "--also", "overlays")
     assert set(result.json["masks"]) == {"0", "3"}
-    exported = {"coco": f"{tmp_path}/tagged/masks.json", "overlays": f"{tmp_path}/tagged/overlays"}
+    exported = {"coco": f"{tmp_path}/tagged/coco", "overlays": f"{tmp_path}/tagged/overlays"}
     assert {format: result.json[format] for format in exported} == exported
     assert set(np.unique(read_label_map(tmp_path / "tagged/masks/0.png"))) <= {0, 2}
     assert not read_label_map(tmp_path / "tagged/masks/3.png").any()
     assert (tmp_path / "tagged/legend.txt").read_text().splitlines()[1] == "1 128 0 0 blue"
-    assert len(json.loads((tmp_path / "tagged/masks.json").read_text())["images"]) == 2
+    instances = tmp_path / "tagged/coco/annotations/instances_train.json"
+    assert len(json.loads(instances.read_text())["images"]) == 2
     assert len(list((tmp_path / "tagged/overlays").iterdir())) == 2
 
 
@@ -78,7 +77,6 @@ def test_files_of_other_tools_are_never_replaced(fails: RunFailing, finished: Pa
     (tmp_path / "out" / "masks" / "0.png").write_bytes(b"drawn by hand")
     for redo in ([], ["--redo"]):
         assert "holds files that tagmask did not make" in fails(*line, *redo)
-    assert "exists already" in fails("export", finished, "--out", tmp_path / "out")
     assert (tmp_path / "out" / "masks" / "0.png").read_bytes() == b"drawn by hand"
 
 
@@ -98,43 +96,6 @@ def test_predict_refuses_masks_of_another_image_or_with_other_tags(
     assert command("predict", finished, tmp_path / "0.png", *out, "--redo").status == 0
     assert mask.stat().st_mtime_ns != before
     assert (tmp_path / "out" / "masks" / "1.png").exists()
-
-
-@pytest.mark.parametrize(("format", "name"), [("png", "masks"), ("coco", "masks.json"), ("overlays", "overlays")])
-def test_export(command: RunCommand, finished: Path, tmp_path: Path, format: str, name: str) -> None:
-    result = command("export", finished, "--out", tmp_path, "--format", format)
-    assert result.status == 0, result.err
-    assert result.out.endswith(f"{tmp_path / name}\n")
-    assert (tmp_path / name).exists()
-
-
-def test_export_of_an_unfinished_run(command: RunCommand, fails: RunFailing, finished: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(finished, tmp_path / "run")
-    record = folder / "segment" / "stage.json"
-    write_json(record, {**read_json(record), "status": "running"})
-    for image_id in "123":
-        (folder / "segment" / "masks" / f"{image_id}.png").unlink()
-    line = ["export", folder, "--stage", "segment", "--out", tmp_path / "out"]
-    assert "holds only 5 of 8 masks: finish the run first" in fails(*line)
-    assert not (tmp_path / "out").exists()
-    result = command(*line, "--partial")
-    assert result.status == 0
-    assert "the masks of segment, 5 of 8 images" in result.err
-    assert len(list((tmp_path / "out" / "masks").glob("*.png"))) == 5
-
-
-def test_export_misses_a_mask_of_a_finished_stage(fails: RunFailing, finished: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(finished, tmp_path / "run")
-    (folder / "pseudo_masks" / "masks" / "2.png").unlink()
-    assert "holds only 7 of 8 masks" in fails("export", folder, "--stage", "pseudo_masks", "--out", tmp_path / "out")
-
-
-def test_export_explains_unknown_formats_and_stages(fails: RunFailing, finished: Path, tmp_path: Path) -> None:
-    line = ["export", finished, "--out", tmp_path]
-    assert "format 'jpeg' is not known: choose from png" in fails(*line, "--format", "jpeg")
-    assert "format 'overlay' is not known: did you mean 'overlays'" in fails(*line, "--format", "overlay")
-    assert "makes no masks: did you mean 'pseudo_masks'" in fails(*line, "--stage", "pseudo_mask")
-    assert "makes no masks" in fails(*line, "--stage", "cam")
 
 
 def test_evaluate(command: RunCommand, finished: Path, data: Path) -> None:

@@ -47,7 +47,7 @@ def test_names_are_never_interpreted(command: RunCommand, hostile: Path, tmp_pat
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     line = ["predict", out, hostile, "--out", tmp_path / "p", "--also", "coco", "--device=cpu", "--json"]
     assert len(command(*line).json["masks"]) == 8
-    coco = json.loads((tmp_path / "p" / "masks.json").read_text())
+    coco = json.loads((tmp_path / "p/coco/annotations/instances_train.json").read_text())
     assert {category["name"] for category in coco["categories"]} == set(HOSTILE.values())
     assert HOSTILE["red"] in (tmp_path / "p" / "legend.txt").read_text()
 

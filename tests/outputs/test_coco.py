@@ -1,10 +1,10 @@
-"""Tests of COCO JSON: pycocotools and supervision must read back the same masks, pixel by pixel."""
+"""Tests of COCO JSON: pycocotools, datumaro and supervision must read back the same masks, pixel by pixel."""
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +14,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools.coco import COCO
 from scipy import ndimage
+from shapely import Polygon
 
 from tagmask.data.scenes import CLASSES, make_scene
 from tagmask.errors import RunError
 from tagmask.label_map import IGNORE_INDEX
-from tagmask.outputs.coco import write_coco
+from tagmask.outputs import coco as rle_format
+from tagmask.outputs import coco_polygons
 from tagmask.outputs.coco_instances import instance_annotation, write_instances
 from tagmask.outputs.mask_item import MaskItem
-from tagmask.outputs.polygons import region_polygons
+from tagmask.outputs.settings import ExportSettings
 
 LABEL_MAPS = arrays(
     np.uint8, st.tuples(st.integers(1, 14), st.integers(1, 14)), elements=st.sampled_from([0, 1, 2, IGNORE_INDEX])
@@ -32,11 +34,20 @@ def item(file_name: str, labels: np.ndarray) -> MaskItem:
     return MaskItem(Path(file_name).stem, file_name, file_name, labels)
 
 
+EXACT = ExportSettings(simplify=0)
+JSON_FILE = Path("annotations/instances_train.json")
+
+
+def write(folder: Path, items: Iterable[MaskItem], classes: tuple[str, ...], *, polygons: bool = False) -> Path:
+    """Write a folder in one of the two formats, exactly, and return the JSON file."""
+    (coco_polygons if polygons else rle_format).write(folder, items, classes, EXACT)
+    return folder / JSON_FILE
+
+
 def written(items: list[MaskItem], classes: tuple[str, ...], *, polygons: bool = False) -> dict:
-    """The content of the file that `write_coco` writes."""
+    """The content of the file that is written."""
     with tempfile.TemporaryDirectory() as folder:
-        write_coco(Path(folder) / "masks.json", items, classes, polygons=polygons)
-        return json.loads((Path(folder) / "masks.json").read_text(encoding="ascii"))
+        return json.loads(write(Path(folder), items, classes, polygons=polygons).read_text(encoding="ascii"))
 
 
 def read_back(coco: COCO, image_id: int) -> np.ndarray:
@@ -71,29 +82,16 @@ def test_any_label_map_reads_back_unchanged(as_polygons: bool, label_maps: list[
         np.testing.assert_array_equal(read_back(coco, image_id), np.where(labels == IGNORE_INDEX, 0, labels))
 
 
-@given(arrays(bool, st.tuples(st.integers(1, 16), st.integers(1, 16)), elements=st.booleans()))
-def test_polygon_areas_by_the_shoelace_formula_add_up_to_the_region(region: np.ndarray) -> None:
-    area = 0.0
-    for flat in region_polygons(region):
-        x, y = np.array(flat, float).reshape(-1, 2).T
-        area += (x * np.roll(y, -1) - y * np.roll(x, -1)).sum() / 2
-        steps = np.abs(np.diff(np.stack([x, y], 1), axis=0, append=[[x[0], y[0]]]))
-        assert ((steps > 0).sum(1) == 1).all(), (
-            "every side runs along pixel edges, and the direction changes at every corner"
-        )
-    assert area == region.sum()
-
-
 def test_a_ring_is_cut_into_pieces_without_holes() -> None:
     ring = np.ones((5, 6), bool)
     ring[1:4, 2:4] = False
     annotations = written([item("ring.png", ring.astype(np.uint8))], ("a",), polygons=True)["annotations"]
     assert len(annotations) == 1  # one connected region
     assert annotations[0]["area"] == 24
-    assert sorted(annotations[0]["segmentation"]) == [
-        [0, 0, 6, 0, 6, 2, 4, 2, 4, 1, 2, 1, 2, 2, 0, 2],
-        [0, 2, 2, 2, 2, 4, 4, 4, 4, 2, 6, 2, 6, 5, 0, 5],
-    ]
+    upper = Polygon([(0, 0), (6, 0), (6, 2), (4, 2), (4, 1), (2, 1), (2, 2), (0, 2)])
+    lower = Polygon([(0, 2), (2, 2), (2, 4), (4, 4), (4, 2), (6, 2), (6, 5), (0, 5)])
+    pieces = [Polygon(np.reshape(flat, (-1, 2))) for flat in annotations[0]["segmentation"]]
+    assert {piece.normalize() for piece in pieces} == {upper.normalize(), lower.normalize()}
 
 
 def test_one_rle_annotation_per_class_and_one_polygon_annotation_per_region() -> None:
@@ -103,7 +101,9 @@ def test_one_rle_annotation_per_class_and_one_polygon_annotation_per_region() ->
     assert [(a["category_id"], a["area"], a["bbox"]) for a in per_class] == [(2, 10, [1, 1, 7, 5])]
     assert isinstance(per_class[0]["segmentation"]["counts"], str)
     per_region = written([item("a.png", labels)], ("x", "y"), polygons=True)["annotations"]
-    assert [a["segmentation"] for a in per_region] == [[[1, 1, 4, 1, 4, 3, 1, 3]], [[6, 4, 8, 4, 8, 6, 6, 6]]]
+    pieces = [[Polygon(np.reshape(flat, (-1, 2))) for flat in a["segmentation"]] for a in per_region]
+    assert sorted(piece.bounds for [piece] in pieces) == [(1, 1, 4, 3), (6, 4, 8, 6)]
+    assert [a["area"] for a in per_region] == [piece.area for [piece] in pieces]
     assert [a["id"] for a in per_region] == [1, 2]
 
 
@@ -111,8 +111,7 @@ def test_one_rle_annotation_per_class_and_one_polygon_annotation_per_region() ->
 def test_scenes_read_back_unchanged(tmp_path: Path, as_polygons: bool) -> None:
     names = [f"sub/{i} ünïcode 🦉 <b>.jpg" for i in range(4)]
     masks = [make_scene(i, size=160).mask for i in range(4)]
-    path = tmp_path / "new" / "masks.json"
-    write_coco(path, map(item, names, masks), CLASSES, polygons=as_polygons)
+    path = write(tmp_path / "new", map(item, names, masks), CLASSES, polygons=as_polygons)
 
     coco = COCO(str(path))
     assert [image["file_name"] for image in coco.dataset["images"]] == names
@@ -123,12 +122,11 @@ def test_scenes_read_back_unchanged(tmp_path: Path, as_polygons: bool) -> None:
 
 
 def test_no_images_and_file_names_that_are_not_utf_8(tmp_path: Path) -> None:
-    write_coco(tmp_path / "none.json", [], ("a",))
-    empty = COCO(str(tmp_path / "none.json")).dataset
+    empty = COCO(str(write(tmp_path / "none", [], ("a",)))).dataset
     assert empty["images"] == empty["annotations"] == []
     name = b"caf\xe9.jpg".decode("utf-8", "surrogateescape")
-    write_coco(tmp_path / "one.json", [item(name, np.zeros((2, 2), np.uint8))], ("a",))
-    assert COCO(str(tmp_path / "one.json")).dataset["images"][0]["file_name"] == name
+    path = write(tmp_path / "one", [item(name, np.zeros((2, 2), np.uint8))], ("a",))
+    assert COCO(str(path)).dataset["images"][0]["file_name"] == name
 
 
 def test_only_one_label_map_is_in_memory_at_a_time(tmp_path: Path) -> None:
@@ -144,20 +142,20 @@ def test_only_one_label_map_is_in_memory_at_a_time(tmp_path: Path) -> None:
             yield item(f"{i}.jpg", labels)
             del labels
 
-    write_coco(tmp_path / "masks.json", items(), ("a",))
+    write(tmp_path, items(), ("a",))
     assert len(alive) == 20
 
 
 def test_errors_say_what_is_wrong_and_leave_no_file_behind(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"b\.jpg: the label map has the value 3, but there are 2 classes"):
-        write_coco(tmp_path / "m.json", [item("b.jpg", np.full((2, 2), 3, np.uint8))], ("a", "b"))
+        write(tmp_path, [item("b.jpg", np.full((2, 2), 3, np.uint8))], ("a", "b"))
     with pytest.raises(ValueError, match=r"not \[H, W\] uint8"):
-        write_coco(tmp_path / "m.json", [item("b.jpg", np.zeros((2, 2), np.int64))], ("a",))
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "m.json").mkdir()
-    with pytest.raises(RunError, match=r"cannot write .*m\.json"):
-        write_coco(tmp_path / "m.json", [], ("a",))
-    assert [path.name for path in tmp_path.iterdir()] == ["m.json"]
+        write(tmp_path, [item("b.jpg", np.zeros((2, 2), np.int64))], ("a",))
+    assert list((tmp_path / JSON_FILE).parent.iterdir()) == []
+    (tmp_path / JSON_FILE).mkdir()
+    with pytest.raises(RunError, match=r"cannot write .*instances_train\.json"):
+        write(tmp_path, [], ("a",))
+    assert list((tmp_path / JSON_FILE).parent.iterdir()) == [tmp_path / JSON_FILE]
 
 
 def test_supervision_reads_the_same_masks(tmp_path: Path) -> None:
@@ -169,11 +167,11 @@ def test_supervision_reads_the_same_masks(tmp_path: Path) -> None:
         Image.fromarray(scene.image).save(tmp_path / f"{i}.png")
     for as_polygons in (False, True):
         items = (item(f"{i}.png", scene.mask) for i, scene in enumerate(scenes))
-        write_coco(tmp_path / "m.json", items, CLASSES, polygons=as_polygons)
-        data = sv.DetectionDataset.from_coco(str(tmp_path), str(tmp_path / "m.json"), force_masks=True)
+        path = write(tmp_path, items, CLASSES, polygons=as_polygons)
+        data = sv.DetectionDataset.from_coco(str(tmp_path), str(path), force_masks=True)
         assert data.classes == list(CLASSES)
-        for path, _, detections in data:
-            ground_truth = scenes[int(Path(path).stem)].mask
+        for image, _, detections in data:
+            ground_truth = scenes[int(Path(image).stem)].mask
             for k in np.unique(detections.class_id):
                 mask, expected = detections.mask[detections.class_id == k].any(0), ground_truth == k + 1
                 # OpenCV also fills the pixels just right of and below the edges of a polygon.

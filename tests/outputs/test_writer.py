@@ -6,7 +6,9 @@ import doctest
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,9 @@ from tagmask.data.scenes import make_scene
 from tagmask.errors import RunError
 from tagmask.label_map import read_label_map, write_label_map
 from tagmask.outputs import writer
-from tagmask.outputs.writer import OUTPUT_FORMATS, image_file_name, output_path, write_masks_as
+from tagmask.outputs.formats import OUTPUT_FORMATS
+from tagmask.outputs.settings import ExportSettings
+from tagmask.outputs.writer import image_file_name, output_path, write_masks_as
 
 CLASSES = ("circle", "square")
 
@@ -35,37 +39,94 @@ def samples(tmp_path: Path) -> list[Sample]:
     return samples
 
 
+@pytest.fixture
+def mask_path(tmp_path: Path) -> Callable[[str], Path]:
+    """The path of the label map of a sample."""
+    return lambda image_id: tmp_path / "masks" / f"{image_id}.png"
+
+
 @pytest.mark.parametrize("format", list(OUTPUT_FORMATS))
-def test_every_format_writes_all_masks_to_its_path(tmp_path: Path, samples: list[Sample], format: str) -> None:
-    steps: list[int] = []
-    out = tmp_path / "out"
-    path = write_masks_as(
-        samples, lambda image_id: tmp_path / "masks" / f"{image_id}.png", CLASSES, out, format, steps.append
-    )
-    assert path == output_path(out, format)
-    assert steps == [1, 1]
-    if path.suffix == ".json":
-        content = json.loads(path.read_text())
-        assert [image["file_name"] for image in content["images"]] == ["a.png", "sub/b.png"]
-        assert [annotation["area"] for annotation in content["annotations"]] == [64 * 64] * 2
-        assert isinstance(content["annotations"][0]["segmentation"], list) == (format == "coco-polygons")
-    else:
-        files = sorted(str(file.relative_to(path)) for file in path.rglob("*.*"))
-        assert files == (["a.png", "sub/b.png"] if format == "png" else ["a.jpg", "sub/b.jpg"])
+def test_every_format_appears_when_it_is_complete(
+    tmp_path: Path, samples: list[Sample], mask_path: Callable[[str], Path], format: str
+) -> None:
+    out, steps = tmp_path / "out", []
+
+    def stop_at_the_second(step: int) -> None:
+        steps.append(step)
+        assert [path.name for path in out.iterdir()] == [f".{format}.tmp"], "hidden until it is complete"
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_masks_as(samples, mask_path, CLASSES, out, format, advance=stop_at_the_second)
+    assert list(out.iterdir()) == []
+    (out / f".{format}.tmp").mkdir()
+    (out / f".{format}.tmp" / "of a killed process").touch()
+    for _ in range(2):
+        path = write_masks_as(samples, mask_path, CLASSES, out, format)
+        assert path == output_path(out, format) == out / format
+        assert [folder.name for folder in out.iterdir()] == [format]
+        files = [file for file in path.rglob("*") if file.is_file()]
+        assert files
+        assert not any(file.name.startswith((".", "of a killed")) for file in files)
 
 
-def test_png_masks_are_label_maps_with_a_legend(tmp_path: Path, samples: list[Sample]) -> None:
-    write_masks_as(samples, lambda image_id: tmp_path / "masks" / f"{image_id}.png", CLASSES, tmp_path / "out", "png")
-    assert (read_label_map(tmp_path / "out" / "masks" / "sub" / "b.png") == 2).all()
-    legend = (tmp_path / "out" / "legend.txt").read_text().splitlines()
+def test_png_masks_are_label_maps_with_a_legend(
+    tmp_path: Path, samples: list[Sample], mask_path: Callable[[str], Path]
+) -> None:
+    path = write_masks_as(samples, mask_path, CLASSES, tmp_path / "out", "png")
+    assert sorted(str(file.relative_to(path)) for file in path.rglob("*.*")) == [
+        "legend.txt", "masks/a.png", "masks/sub/b.png",
+    ]  # fmt: skip
+    assert (read_label_map(path / "masks" / "sub" / "b.png") == 2).all()
+    legend = (path / "legend.txt").read_text().splitlines()
     assert legend == ["0 0 0 0 background", "1 128 0 0 circle", "2 0 128 0 square"]
+
+
+def test_overlays_are_written_for_every_image(
+    tmp_path: Path, samples: list[Sample], mask_path: Callable[[str], Path]
+) -> None:
+    path = write_masks_as(samples, mask_path, CLASSES, tmp_path / "out", "overlays")
+    assert sorted(str(file.relative_to(path)) for file in path.rglob("*.*")) == ["a.jpg", "sub/b.jpg"]
+
+
+def test_crumbs_and_holes_are_removed_by_default_only_from_polygons(
+    tmp_path: Path, samples: list[Sample], mask_path: Callable[[str], Path]
+) -> None:
+    labels = np.zeros((64, 64), np.uint8)
+    labels[10:40, 10:40], labels[15:18, 15], labels[20:30, 20:30], labels[50, 50] = 1, 0, 0, 2
+    write_label_map(mask_path("a"), labels)
+
+    def areas(format: str, **settings: Any) -> list[float]:
+        path = write_masks_as(samples[:1], mask_path, CLASSES, tmp_path, format, ExportSettings(**settings))
+        content = json.loads((path / "annotations" / "instances_train.json").read_text())
+        return [annotation["area"] for annotation in content["annotations"]]
+
+    assert areas("coco") == areas("coco-polygons", min_area=0, simplify=0) == [900 - 3 - 100, 1]
+    assert areas("coco-polygons", simplify=0) == areas("coco", min_area=4) == [900 - 100]  # 0.1 % of 64 · 64 is 4
+    assert areas("coco", fill_holes=True) == [900, 1]
+    assert areas("coco", fill_holes=True, min_area=2) == [900]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"min_area": -1}, "min_area is -1: give a number of pixels"),
+        ({"simplify": float("nan")}, "simplify is nan: give a number of pixels"),
+        ({"images": "move"}, "images is 'move': choose from copy, link, none"),
+        ({"subset": "../train"}, r"subset is '\.\./train': give a name of letters"),
+    ],
+)
+def test_settings_that_are_not_valid(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(RunError, match=message):
+        ExportSettings(**settings)
 
 
 @pytest.mark.parametrize(
     ("format", "message"),
     [
         ("cocoo", r"format 'cocoo' is not known: did you mean 'coco'\?$"),
-        ("x", "format 'x' is not known: .*png, coco, coco-polygons, overlays"),
+        ("x", "format 'x' is not known: choose from png, coco, coco-polygons, .*overlays"),
     ],
 )
 def test_unknown_formats_are_refused(tmp_path: Path, format: str, message: str) -> None:
@@ -93,7 +154,8 @@ def test_image_file_name(sample_id: str, image: str, file_name: str) -> None:
 
 
 def test_importing_does_not_import_torch() -> None:
-    code = "import sys, tagmask.outputs.writer; sys.exit('torch' in sys.modules)"
+    modules = ", ".join(f"tagmask.outputs.{name.replace('-', '_')}" for name in ("writer", *OUTPUT_FORMATS))
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from tagmask import __version__
-from tagmask.cli import data, finished_run, run
+from tagmask.cli import data, exchange, finished_run, run
 from tagmask.cli.options import with_option_groups
 from tagmask.method_modules import import_method_module
 
@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 for _command in (
     run.run, run.demo, data.check, run.recipes, run.add_stage, finished_run.thresholds, finished_run.predict,
-    finished_run.export, finished_run.evaluate, finished_run.report, data.saliency, data.scenes,
+    exchange.export, finished_run.evaluate, finished_run.report, data.saliency, data.scenes,
 ):  # fmt: skip
     app.command()(with_option_groups(_command))
 

@@ -1,4 +1,4 @@
-"""Commands on a finished run: thresholds, predict, export, evaluate, report."""
+"""Commands on a finished run: thresholds, predict, evaluate, report."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def predict(
     ] = None,
     also: Annotated[
         list[str] | None,
-        typer.Option(help="Another format to write: coco, coco-polygons or overlays; can be given several times."),
+        typer.Option(help="Another format to write, see `tagmask export --help`; can be given several times."),
     ] = None,
     redo: Annotated[
         bool,
@@ -101,25 +101,6 @@ def predict(
         print(f"{len(masks)} masks in {out / 'masks'}")
         for format, path in exported.items():
             print(f"{format} in {path}")
-
-
-def export(
-    run_folder: RunFolderArgument,
-    out: Annotated[Path, typer.Option(help="The folder to write to.")],
-    format: Annotated[
-        str, typer.Option(help="The format: png (with a legend), coco, coco-polygons or overlays (over the images).")
-    ] = "png",
-    stage: Annotated[
-        str | None, typer.Option(help="The stage whose masks are written.", show_default="the recommended one")
-    ] = None,
-    partial: Annotated[
-        bool, typer.Option("--partial", help="Export the masks that exist, even if the stage is not finished.")
-    ] = False,
-) -> None:
-    """Write the masks of a run's training images in a format that other tools read."""
-    import tagmask
-
-    print(tagmask.load(run_folder, device="cpu").export(out, format, stage=stage, partial=partial))
 
 
 def evaluate(

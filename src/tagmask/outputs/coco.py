@@ -5,40 +5,61 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from pycocotools import mask as rle
-from scipy import ndimage
 
 import tagmask
 from tagmask.artifacts import atomic_write
-from tagmask.label_map import IGNORE_INDEX
 from tagmask.outputs.mask_item import MaskItem
-from tagmask.outputs.polygons import region_polygons
+from tagmask.outputs.settings import ExportSettings
+
+Annotate = Callable[[np.ndarray, list[int]], Iterable[dict[str, Any]]]
+"""Returns the annotations in a label map without their ids: (labels [H, W], class ids in it) → annotations."""
 
 
-def write_coco(path: Path, items: Iterable[MaskItem], classes: Sequence[str], *, polygons: bool = False) -> None:
+def write(folder: Path, items: Iterable[MaskItem], classes: Sequence[str], settings: ExportSettings) -> None:
+    """Write label maps to <folder>/annotations/instances_<subset>.json: one RLE mask per class and image.
+
+    Image-level tags do not separate instances, so an annotation is all pixels of a class in an image. It is exact.
+
+    Args:
+        folder: the folder.
+        items: the images and their label maps.
+        classes: names of the classes; class id k is classes[k - 1].
+        settings: the name of the subset is used.
+
+    Raises:
+        ValueError: a label map is not [H, W] uint8, or has a value above the number of classes.
+        RunError: the file cannot be written.
+    """
+
+    def annotate(labels: np.ndarray, class_ids: list[int]) -> Iterator[dict[str, Any]]:
+        for class_id in class_ids:
+            yield {"category_id": class_id, **rle_annotation(labels == class_id)}
+
+    write_coco(instances_path(folder, settings), items, classes, annotate)
+
+
+def instances_path(folder: Path, settings: ExportSettings) -> Path:
+    """Return the path of the JSON file in the folder layout of COCO, in which datumaro and others look for it."""
+    return folder / "annotations" / f"instances_{settings.subset}.json"
+
+
+def write_coco(path: Path, items: Iterable[MaskItem], classes: Sequence[str], annotate: Annotate) -> None:
     """Write label maps as one COCO JSON file, image by image: the memory does not grow with their number.
 
-    Image ids count from 1 in the order of `items`; category ids are class ids. Image-level tags do not separate
-    instances, so `iscrowd` is 0 and an annotation is
-
-    - with compressed RLE (the default), all pixels of a class in an image;
-    - with polygons, one connected region (4 neighbors) of a class. The polygons run along the edges of the pixels;
-      pycocotools draws exactly the same mask from them. A region with holes becomes several polygons side by side,
-      because a COCO polygon cannot have holes. (OpenCV's `fillPoly`, and libraries that use it, also fill the pixels
-      just right of and below these edges; choose RLE for such readers where that matters.)
-
-    Ignored pixels belong to no annotation.
+    Image ids count from 1 in the order of `items`; category ids are class ids; `iscrowd` is 0. Ignored pixels belong to
+    no annotation.
 
     Args:
         path: the file; missing folders are created.
         items: the images and their label maps.
         classes: names of the classes; class id k is classes[k - 1].
-        polygons: write polygons instead of RLE.
+        annotate: returns the annotations in a label map.
 
     Raises:
         ValueError: a label map is not [H, W] uint8, or has a value above the number of classes.
@@ -58,7 +79,7 @@ def write_coco(path: Path, items: Iterable[MaskItem], classes: Sequence[str], *,
     ):
         file.write(json.dumps(head)[:-1] + ', "images": [')
         count = 0
-        for i, (image, annotations) in enumerate(_records(items, len(classes), polygons)):
+        for i, (image, annotations) in enumerate(_records(items, len(classes), annotate)):
             _append(file, image, first=i == 0)
             for annotation in annotations:
                 _append(annotations_file, annotation, first=count == 0)
@@ -93,40 +114,16 @@ def _append(file: IO[str], record: dict[str, Any], *, first: bool) -> None:
 
 
 def _records(
-    items: Iterable[MaskItem], num_classes: int, polygons: bool
+    items: Iterable[MaskItem], num_classes: int, annotate: Annotate
 ) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Yield the COCO entry of each image and its annotations."""
     next_id = 1
     for image_id, item in enumerate(items, 1):
-        labels = item.labels
-        if labels.ndim != 2 or labels.dtype != np.uint8:
-            raise ValueError(
-                f"{item.file_name}: the label map is {list(labels.shape)} {labels.dtype}, not [H, W] uint8"
-            )
-        height, width = labels.shape
+        height, width = item.labels.shape
         image = {"id": image_id, "file_name": item.file_name, "width": width, "height": height}
-        annotations = []
-        for k in np.unique(labels[(labels > 0) & (labels != IGNORE_INDEX)]).tolist():
-            if k > num_classes:
-                raise ValueError(
-                    f"{item.file_name}: the label map has the value {k}, but there are {num_classes} classes"
-                )
-            for shape in _polygon_annotations(labels == k) if polygons else [rle_annotation(labels == k)]:
-                annotations.append({"id": next_id, "image_id": image_id, "category_id": k, **shape, "iscrowd": 0})
-                next_id += 1
+        annotations = [
+            {"id": annotation_id, "image_id": image_id, **annotation, "iscrowd": 0}
+            for annotation_id, annotation in enumerate(annotate(item.labels, item.class_ids(num_classes)), next_id)
+        ]
+        next_id += len(annotations)
         yield image, annotations
-
-
-def _polygon_annotations(mask: np.ndarray) -> Iterator[dict[str, Any]]:
-    """Yield the polygons, area and bounding box of each connected region of a mask [H, W] bool."""
-    regions, count = ndimage.label(mask)
-    for k, (rows, columns) in enumerate(ndimage.find_objects(regions, count), 1):
-        region = regions[rows, columns] == k
-        x, y = columns.start, rows.start
-        yield {
-            "segmentation": [
-                [value + (x, y)[i % 2] for i, value in enumerate(polygon)] for polygon in region_polygons(region)
-            ],
-            "area": int(np.count_nonzero(region)),
-            "bbox": [x, y, columns.stop - x, rows.stop - y],
-        }

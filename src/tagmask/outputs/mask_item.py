@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tagmask.label_map import IGNORE_INDEX
+
 
 @dataclass(frozen=True)
 class MaskItem:
@@ -22,3 +24,21 @@ class MaskItem:
     file_name: str
     image: str
     labels: np.ndarray
+
+    def class_ids(self, num_classes: int) -> list[int]:
+        """Return the class ids in the label map, ascending.
+
+        Raises:
+            ValueError: the label map is not [H, W] uint8, or has a value above the number of classes.
+        """
+        labels = self.labels
+        if labels.ndim != 2 or labels.dtype != np.uint8:
+            raise ValueError(
+                f"{self.file_name}: the label map is {list(labels.shape)} {labels.dtype}, not [H, W] uint8"
+            )
+        ids: list[int] = np.unique(labels[(labels > 0) & (labels != IGNORE_INDEX)]).tolist()
+        if ids and ids[-1] > num_classes:
+            raise ValueError(
+                f"{self.file_name}: the label map has the value {ids[-1]}, but there are {num_classes} classes"
+            )
+        return ids

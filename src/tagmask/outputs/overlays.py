@@ -12,6 +12,7 @@ from tagmask.artifacts import atomic_write
 from tagmask.data.images import read_image
 from tagmask.label_map import IGNORE_INDEX, label_boundaries, voc_palette
 from tagmask.outputs.mask_item import MaskItem
+from tagmask.outputs.settings import ExportSettings
 
 _PALETTE = np.array(voc_palette(), np.uint8).reshape(256, 3)
 _OUTLINE_COLORS = 255 - (255 - _PALETTE) // 2  # halfway to white: dark colors stay visible on dark photographs
@@ -73,17 +74,18 @@ def write_overlay(path: Path, image: np.ndarray, labels: np.ndarray, *, opacity:
         picture.save(temporary, format=_SUFFIX_FORMATS[path.suffix.lower()], quality=90, subsampling=0)
 
 
-def write_overlays(path: Path, items: Iterable[MaskItem], classes: Sequence[str]) -> None:
+def write(folder: Path, items: Iterable[MaskItem], classes: Sequence[str], settings: ExportSettings) -> None:
     """Write an overlay of each image to a folder, as JPEG files.
 
     Args:
-        path: the folder.
+        folder: the folder.
         items: the images and their label maps.
-        classes: names of the classes; not used.
+        classes: not used.
+        settings: not used.
 
     Raises:
         DataError: an image cannot be read.
         RunError: a file cannot be written.
     """
     for item in items:
-        write_overlay(path / f"{item.id}.jpg", read_image(item.image), item.labels)
+        write_overlay(folder / f"{item.id}.jpg", read_image(item.image), item.labels)

@@ -10,22 +10,24 @@ import numpy as np
 from tagmask.artifacts import write_text
 from tagmask.label_map import voc_palette, write_label_map
 from tagmask.outputs.mask_item import MaskItem
+from tagmask.outputs.settings import ExportSettings
 
 
-def write_png(path: Path, items: Iterable[MaskItem], classes: Sequence[str]) -> None:
-    """Write the label maps to a folder as indexed PNG files, and `legend.txt` next to the folder.
+def write(folder: Path, items: Iterable[MaskItem], classes: Sequence[str], settings: ExportSettings) -> None:
+    """Write the label maps to <folder>/masks as indexed PNG files, and <folder>/legend.txt.
 
     Args:
-        path: the folder.
+        folder: the folder.
         items: the images and their label maps.
         classes: names of the classes; class id k is classes[k - 1].
+        settings: not used.
 
     Raises:
         RunError: a file cannot be written.
     """
     for item in items:
-        write_label_map(path / f"{item.id}.png", item.labels)
-    write_legend(path.parent, classes)
+        write_label_map(folder / "masks" / f"{item.id}.png", item.labels)
+    write_legend(folder, classes)
 
 
 def write_legend(folder: Path, classes: Sequence[str]) -> None:

@@ -1,44 +1,18 @@
-"""Export of the masks of a run in the formats that annotation tools read.
-
-To add a format, write a module with a function like `outputs.png.write_png`, and add it to `OUTPUT_FORMATS`.
-"""
+"""Export of masks that exist on disk in the formats that other tools read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
+from tagmask.artifacts import atomic_folder
 from tagmask.data.images import is_url
 from tagmask.data.samples import Sample
-from tagmask.errors import RunError
 from tagmask.label_map import read_label_map
-from tagmask.outputs.coco import write_coco
+from tagmask.outputs.cleaning import fill_holes, remove_small_regions
+from tagmask.outputs.formats import find_format, load_writer
 from tagmask.outputs.mask_item import MaskItem
-from tagmask.outputs.overlays import write_overlays
-from tagmask.outputs.png import write_png
-from tagmask.text import did_you_mean
-
-
-class OutputFormat(NamedTuple):
-    """A format in which masks can be written.
-
-    Attributes:
-        file_name: name of the file or folder in the output folder.
-        write: writes the masks: (path of the file or folder, images with label maps, class names) → None.
-    """
-
-    file_name: str
-    write: Callable[[Path, Iterable[MaskItem], Sequence[str]], None]
-
-
-OUTPUT_FORMATS = {
-    "png": OutputFormat("masks", write_png),
-    "coco": OutputFormat("masks.json", write_coco),
-    "coco-polygons": OutputFormat("polygons.json", partial(write_coco, polygons=True)),
-    "overlays": OutputFormat("overlays", write_overlays),
-}
+from tagmask.outputs.settings import ExportSettings
 
 
 def write_masks_as(
@@ -47,46 +21,55 @@ def write_masks_as(
     classes: Sequence[str],
     out: Path,
     format: str,
+    settings: ExportSettings | None = None,
     advance: Callable[[int], None] = lambda step: None,
 ) -> Path:
-    """Write label maps that exist on disk in another format.
+    """Write label maps that exist on disk in another format. An earlier export of this format is replaced.
 
     Args:
         samples: the images.
         mask_path: returns the path of the label map of an image from its id, as `StageFolder.mask_path` does.
         classes: names of the classes; class id k is classes[k - 1].
         out: the output folder.
-        format: one of `OUTPUT_FORMATS`: png (indexed, with a legend), coco (one JSON file with RLE masks),
-            coco-polygons (one JSON file with polygons) or overlays (masks drawn over the images).
+        format: one of `OUTPUT_FORMATS`.
+        settings: None: the default settings.
         advance: called with 1 after each image is read, to show the progress.
 
     Returns:
-        The file or folder that was written.
+        The folder that was written: `out`/`format`. It appears when it is complete.
 
     Raises:
         RunError: the format is not known, a label map is missing or damaged, or a file cannot be written.
-        DataError: an image cannot be read (overlays only).
+        DataError: an image cannot be read (only in formats with images).
     """
     path = output_path(out, format)
+    settings = settings or ExportSettings()
+    has_polygons = find_format(format).has_polygons
 
     def items() -> Iterator[MaskItem]:
         for sample in samples:
-            yield MaskItem(sample.id, image_file_name(sample), sample.image, read_label_map(mask_path(sample.id)))
+            labels = read_label_map(mask_path(sample.id))
+            min_area = settings.min_area_of(labels.shape, has_polygons=has_polygons)
+            if min_area > 1:
+                labels = remove_small_regions(labels, min_area)
+            if settings.fill_holes:
+                labels = fill_holes(labels)
+            yield MaskItem(sample.id, image_file_name(sample), sample.image, labels)
             advance(1)
 
-    OUTPUT_FORMATS[format].write(path, items(), classes)
+    with atomic_folder(path) as folder:
+        load_writer(format)(folder, items(), classes, settings)
     return path
 
 
 def output_path(out: Path, format: str) -> Path:
-    """Return the file or folder in the output folder that a format is written to.
+    """Return the folder in the output folder that a format is written to.
 
     Raises:
         RunError: the format is not known.
     """
-    if format not in OUTPUT_FORMATS:
-        raise RunError(f"format {format!r} is not known{did_you_mean(format, OUTPUT_FORMATS)}")
-    return out / OUTPUT_FORMATS[format].file_name
+    find_format(format)
+    return out / format
 
 
 def image_file_name(sample: Sample) -> str:

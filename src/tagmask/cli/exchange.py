@@ -1,0 +1,74 @@
+"""Commands that exchange masks with other tools: export."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from tagmask.cli.options import Quiet, RunFolderArgument
+from tagmask.outputs.formats import OUTPUT_FORMATS
+
+SETTINGS_PANEL = "Masks and images"
+_DESCRIPTIONS = "; ".join(f"{name} ({format.description})" for name, format in OUTPUT_FORMATS.items())
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Options of `tagmask.outputs.settings.ExportSettings`."""
+
+    min_area: Annotated[
+        int | None,
+        typer.Option(
+            help="Connected regions and holes with fewer pixels become part of their surroundings.",
+            show_default="0.1 % of the image's pixels for polygons, else 0", rich_help_panel=SETTINGS_PANEL,
+        ),
+    ] = None  # fmt: skip
+    simplify: Annotated[
+        float | None,
+        typer.Option(
+            help="Tolerance of polygons in pixels: smaller details vanish. 0: exact, along the edges of the pixels.",
+            show_default="0.5 % of the long side", rich_help_panel=SETTINGS_PANEL,
+        ),
+    ] = None  # fmt: skip
+    fill_holes: Annotated[
+        bool,
+        typer.Option(
+            "--fill-holes", help="Fill holes in a class with this class.", rich_help_panel=SETTINGS_PANEL
+        ),
+    ] = False  # fmt: skip
+    images: Annotated[
+        Literal["copy", "link", "none"],
+        typer.Option(
+            help="In formats that need the images: copy them, link them, or leave them out.",
+            rich_help_panel=SETTINGS_PANEL,
+        ),
+    ] = "copy"
+    subset: Annotated[
+        str, typer.Option(help="The name of the set in files and folders.", rich_help_panel=SETTINGS_PANEL)
+    ] = "train"
+
+
+def export(
+    run_folder: RunFolderArgument,
+    *,
+    out: Annotated[Path, typer.Option(help="The folder to write to; each format gets its own folder there.")],
+    format: Annotated[str, typer.Option(help=f"The format: {_DESCRIPTIONS}.")] = "png",
+    stage: Annotated[
+        str | None, typer.Option(help="The stage whose masks are written.", show_default="the recommended one")
+    ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Export the masks that exist, even if the stage is not finished.")
+    ] = False,
+    options: ExportOptions,
+    quiet: Quiet = False,
+) -> None:
+    """Write the masks of a run's training images in a format that other tools read."""
+    import tagmask
+
+    opened = tagmask.load(run_folder, device="cpu")
+    path = opened.export(out, format, stage=stage, partial=partial, quiet=quiet, **asdict(options))
+    if not quiet:
+        print(path)

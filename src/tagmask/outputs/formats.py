@@ -1,0 +1,54 @@
+"""The formats of `tagmask export`.
+
+To add a format, write a module with a function `write` like that of `outputs/png.py`, and add its line to
+`OUTPUT_FORMATS`. The module has the name of the format, with "_" for "-".
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple
+
+from tagmask.errors import RunError
+from tagmask.text import did_you_mean
+
+if TYPE_CHECKING:  # help texts do not need NumPy
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+    from tagmask.outputs.mask_item import MaskItem
+    from tagmask.outputs.settings import ExportSettings
+
+    Writer = Callable[[Path, Iterable[MaskItem], Sequence[str], ExportSettings], None]
+
+
+class OutputFormat(NamedTuple):
+    """A format in which masks can be written.
+
+    Attributes:
+        description: what it is, for help texts and the docs.
+        has_polygons: whether masks become polygons. By default, these are without crumbs, and simplified.
+    """
+
+    description: str
+    has_polygons: bool = False
+
+
+OUTPUT_FORMATS = {
+    "png": OutputFormat("one indexed PNG per image, with a legend"),
+    "coco": OutputFormat("COCO instances JSON, with one RLE mask per class and image"),
+    "coco-polygons": OutputFormat("COCO instances JSON, with simplified polygons, for editing", has_polygons=True),
+    "overlays": OutputFormat("the masks drawn over the images, for viewing"),
+}
+
+
+def find_format(name: str) -> OutputFormat:
+    """Return a format by its name. Raises RunError if there is none."""
+    if name not in OUTPUT_FORMATS:
+        raise RunError(f"format {name!r} is not known{did_you_mean(name, OUTPUT_FORMATS)}")
+    return OUTPUT_FORMATS[name]
+
+
+def load_writer(name: str) -> Writer:
+    """Import the module of a format, and return its function `write(folder, items, classes, settings)`."""
+    return import_module(f"tagmask.outputs.{name.replace('-', '_')}").write

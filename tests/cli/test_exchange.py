@@ -1,0 +1,74 @@
+"""Commands that exchange masks with other tools: export."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tagmask.artifacts import read_json, write_json
+from tagmask.outputs.formats import OUTPUT_FORMATS
+from tests.cli.runner import RunCommand, RunFailing
+
+
+@pytest.mark.parametrize("format", ["png", "coco", "coco-polygons", "overlays"])
+def test_export(command: RunCommand, finished: Path, tmp_path: Path, format: str) -> None:
+    result = command("export", finished, "--out", tmp_path, "--format", format)
+    assert result.status == 0, result.err
+    assert result.out == f"{tmp_path / format}\n"
+    assert [folder.name for folder in tmp_path.iterdir()] == [format]
+
+
+def test_export_options_change_the_polygons(command: RunCommand, finished: Path, tmp_path: Path) -> None:
+    def polygons(folder: Path, *options: str) -> list[dict]:
+        assert command("export", finished, "--out", folder, "--format", "coco-polygons", *options).status == 0
+        return json.loads((folder / "coco-polygons/annotations/instances_val.json").read_text())["annotations"]
+
+    exact = polygons(tmp_path / "exact", "--min-area", "0", "--simplify", "0", "--subset", "val")
+    large = polygons(tmp_path / "large", "--min-area=20", "--simplify=0", "--fill-holes", "--subset=val", "--quiet")
+    assert min(annotation["area"] for annotation in large) >= 20
+    assert len(large) < len(exact)
+
+
+def test_export_never_replaces_files(fails: RunFailing, finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "png").mkdir()
+    (tmp_path / "png" / "0.png").write_bytes(b"drawn by hand")
+    assert "exists already" in fails("export", finished, "--out", tmp_path)
+    assert (tmp_path / "png" / "0.png").read_bytes() == b"drawn by hand"
+
+
+def test_export_of_an_unfinished_run(command: RunCommand, fails: RunFailing, finished: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    record = folder / "segment" / "stage.json"
+    write_json(record, {**read_json(record), "status": "running"})
+    for image_id in "123":
+        (folder / "segment" / "masks" / f"{image_id}.png").unlink()
+    line = ["export", folder, "--stage", "segment", "--out", tmp_path / "out"]
+    assert "holds only 5 of 8 masks: finish the run first" in fails(*line)
+    assert not (tmp_path / "out").exists()
+    result = command(*line, "--partial")
+    assert result.status == 0
+    assert "the masks of segment, 5 of 8 images" in result.err
+    assert len(list((tmp_path / "out" / "png" / "masks").glob("*.png"))) == 5
+
+
+def test_export_misses_a_mask_of_a_finished_stage(fails: RunFailing, finished: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    (folder / "pseudo_masks" / "masks" / "2.png").unlink()
+    assert "holds only 7 of 8 masks" in fails("export", folder, "--stage", "pseudo_masks", "--out", tmp_path / "out")
+
+
+def test_export_explains_unknown_formats_stages_and_values(fails: RunFailing, finished: Path, tmp_path: Path) -> None:
+    line = ["export", finished, "--out", tmp_path]
+    assert "format 'jpeg' is not known: choose from png" in fails(*line, "--format", "jpeg")
+    assert "format 'overlay' is not known: did you mean 'overlays'" in fails(*line, "--format", "overlay")
+    assert "makes no masks: did you mean 'pseudo_masks'" in fails(*line, "--stage", "pseudo_mask")
+    assert "makes no masks" in fails(*line, "--stage", "cam")
+    assert "min_area is -1: give a number of pixels" in fails(*line, "--min-area", "-1")
+
+
+def test_export_lists_the_formats(command: RunCommand) -> None:
+    text = " ".join(command("export", "--help").out.replace("│", " ").split())
+    assert all(f"{name} ({format.description})" in text for name, format in OUTPUT_FORMATS.items())
