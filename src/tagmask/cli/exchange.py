@@ -40,12 +40,12 @@ class ExportOptions:
         ),
     ] = False  # fmt: skip
     images: Annotated[
-        Literal["copy", "link", "none"],
+        Literal["copy", "link", "none"] | None,
         typer.Option(
-            help="In formats that need the images: copy them, link them, or leave them out.",
-            rich_help_panel=SETTINGS_PANEL,
+            help="In formats with a place for the images: copy them, link them, or leave them out.",
+            show_default="copy in formats that need them", rich_help_panel=SETTINGS_PANEL,
         ),
-    ] = "copy"
+    ] = None  # fmt: skip
     subset: Annotated[
         str, typer.Option(help="The name of the set in files and folders.", rich_help_panel=SETTINGS_PANEL)
     ] = "train"

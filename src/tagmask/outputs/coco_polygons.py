@@ -10,7 +10,7 @@ import numpy as np
 import shapely
 from shapely import Polygon
 
-from tagmask.outputs.coco import instances_path, write_coco
+from tagmask.outputs.coco import write_instances
 from tagmask.outputs.mask_item import MaskItem
 from tagmask.outputs.polygons import corner_coordinates, cut_at_holes, find_regions
 from tagmask.outputs.settings import ExportSettings
@@ -27,7 +27,7 @@ def write(folder: Path, items: Iterable[MaskItem], classes: Sequence[str], setti
         folder: the folder.
         items: the images and their label maps.
         classes: names of the classes; class id k is classes[k - 1].
-        settings: the tolerance of simplification and the name of the subset are used.
+        settings: the tolerance of simplification and the name of the subset are used, and how images are written.
 
     Raises:
         ValueError: a label map is not [H, W] uint8, or has a value above the number of classes.
@@ -38,7 +38,7 @@ def write(folder: Path, items: Iterable[MaskItem], classes: Sequence[str], setti
         for region in find_regions(labels, settings.tolerance_of(labels.shape)):
             yield {"category_id": region.class_id, **_annotation(region.polygon)}
 
-    write_coco(instances_path(folder, settings), items, classes, annotate)
+    write_instances(folder, items, classes, settings, annotate)
 
 
 def _annotation(polygon: Polygon) -> dict[str, Any]:

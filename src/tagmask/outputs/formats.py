@@ -7,7 +7,7 @@ To add a format, write a module with a function `write` like that of `outputs/pn
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tagmask.errors import RunError
 from tagmask.text import did_you_mean
@@ -28,16 +28,27 @@ class OutputFormat(NamedTuple):
     Attributes:
         description: what it is, for help texts and the docs.
         has_polygons: whether masks become polygons. By default, these are without crumbs, and simplified.
+        images: what happens to the images by default, "copy" or "none"; None: the format has no place for images.
     """
 
     description: str
     has_polygons: bool = False
+    images: Literal["copy", "none"] | None = None
 
 
 OUTPUT_FORMATS = {
     "png": OutputFormat("one indexed PNG per image, with a legend"),
-    "coco": OutputFormat("COCO instances JSON, with one RLE mask per class and image"),
-    "coco-polygons": OutputFormat("COCO instances JSON, with simplified polygons, for editing", has_polygons=True),
+    "coco": OutputFormat("COCO instances JSON, with one RLE mask per class and image", images="none"),
+    "coco-polygons": OutputFormat("COCO instances JSON, with simplified polygons, for editing", True, images="none"),
+    "coco-panoptic": OutputFormat("COCO panoptic JSON, with PNGs of segment ids", images="none"),
+    "cvat": OutputFormat("CVAT for images 1.1, with masks", images="none"),
+    "voc": OutputFormat("PASCAL VOC, which CVAT calls segmentation mask 1.1", images="none"),
+    "label-studio": OutputFormat("Label Studio tasks, with brush masks"),
+    "yolo-seg": OutputFormat("YOLO instance segmentation, with simplified polygons", True, images="copy"),
+    "ultralytics-semantic": OutputFormat("Ultralytics semantic segmentation", images="copy"),
+    "huggingface": OutputFormat("Hugging Face imagefolder of images and masks", images="copy"),
+    "fiftyone": OutputFormat("FiftyOne ImageSegmentationDirectory", images="copy"),
+    "mmseg": OutputFormat("MMSegmentation folders of images and masks", images="copy"),
     "overlays": OutputFormat("the masks drawn over the images, for viewing"),
 }
 

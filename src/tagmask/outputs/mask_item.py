@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from tagmask.label_map import IGNORE_INDEX
+from tagmask.label_map import IGNORE_INDEX, voc_palette
 
 
 @dataclass(frozen=True)
@@ -42,3 +43,15 @@ class MaskItem:
                 f"{self.file_name}: the label map has the value {ids[-1]}, but there are {num_classes} classes"
             )
         return ids
+
+
+def unused_name(name: str, classes: Sequence[str]) -> str:
+    """Return a name for a label that is not a class, such as "background"; with "_" if a class has this name."""
+    while name in classes:
+        name += "_"
+    return name
+
+
+def hex_color(label: int) -> str:
+    """Return the color of a label in the PASCAL VOC palette as "#rrggbb"."""
+    return f"#{bytes(voc_palette()[3 * label : 3 * label + 3]).hex()}"

@@ -25,8 +25,8 @@ class ExportSettings:
         simplify: tolerance of the simplification of polygons, in pixels: details smaller than about a square of
             this side length vanish. 0: exact polygons along the edges of the pixels. None: 0.5 % of the long side.
         fill_holes: whether background and ignored pixels that a single class surrounds become part of this class.
-        images: what happens to the images in formats that need them: "copy" them, "link" them, or "none": leave them
-            out.
+        images: what happens to the images in formats with a place for them: "copy" them, "link" them (symbolic links),
+            or "none": leave them out. None: the default of the format.
         subset: the name of the set, which some formats write in names of files and folders.
 
     Raises:
@@ -36,7 +36,7 @@ class ExportSettings:
     min_area: int | None = None
     simplify: float | None = None
     fill_holes: bool = False
-    images: Literal["copy", "link", "none"] = "copy"
+    images: Literal["copy", "link", "none"] | None = None
     subset: str = "train"
 
     def __post_init__(self) -> None:
@@ -44,7 +44,7 @@ class ExportSettings:
         for name, value in (("min_area", self.min_area), ("simplify", self.simplify)):
             if value is not None and not 0 <= value < float("inf"):
                 raise RunError(f"{name} is {value}: give a number of pixels, 0 or more.")
-        if self.images not in ("copy", "link", "none"):
+        if self.images not in (None, "copy", "link", "none"):
             raise RunError(f"images is {self.images!r}: choose from copy, link, none.")
         if not re.fullmatch(r"\w[\w.-]*", self.subset):
             raise RunError(f"subset is {self.subset!r}: give a name of letters, digits, '-' and '_'.")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tagmask.artifacts import atomic_folder
 from tagmask.data.images import is_url
 from tagmask.data.samples import Sample
+from tagmask.errors import RunError
 from tagmask.label_map import read_label_map
 from tagmask.outputs.cleaning import fill_holes, remove_small_regions
 from tagmask.outputs.formats import find_format, load_writer
@@ -39,11 +41,12 @@ def write_masks_as(
         The folder that was written: `out`/`format`. It appears when it is complete.
 
     Raises:
-        RunError: the format is not known, a label map is missing or damaged, or a file cannot be written.
+        RunError: the format is not known or has no place for images, a label map is missing or damaged, or a file
+            cannot be written.
         DataError: an image cannot be read (only in formats with images).
     """
     path = output_path(out, format)
-    settings = settings or ExportSettings()
+    settings = _with_defaults(settings or ExportSettings(), format)
     has_polygons = find_format(format).has_polygons
 
     def items() -> Iterator[MaskItem]:
@@ -60,6 +63,14 @@ def write_masks_as(
     with atomic_folder(path) as folder:
         load_writer(format)(folder, items(), classes, settings)
     return path
+
+
+def _with_defaults(settings: ExportSettings, format: str) -> ExportSettings:
+    """Return the settings with the default for images of a format. Raises RunError if it has no place for images."""
+    default = find_format(format).images
+    if default is None and settings.images in ("copy", "link"):
+        raise RunError(f"the format {format!r} has no place for images: leave out the option images.")
+    return replace(settings, images=settings.images or default or "none")
 
 
 def output_path(out: Path, format: str) -> Path:
