@@ -18,6 +18,7 @@ from tagmask.maps import ResponseMaps
 from tagmask.methods.cam import Cam, CamTraining, response_maps
 from tagmask.models.backbone import Backbone
 from tagmask.models.classifier import Classifier
+from tagmask.progress import Reporter
 from tagmask.training import read_history
 from tests.methods.contract import TOY_CAM, MakeContext, MethodContract
 
@@ -154,12 +155,14 @@ def test_zero_epochs_make_maps_with_the_initial_network(make_context: MakeContex
     assert all(context.folder.maps_path(sample.id).exists() for sample in context.images.samples)
 
 
-def test_weights_from_a_file(make_context: MakeContext, tmp_path: Path) -> None:
+def test_weights_from_a_file(make_context: MakeContext, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The message names the normalization, because a wrong one is not noticed otherwise."""
     torch.manual_seed(3)
     net = Backbone("resnet18").net
     torch.save(net.state_dict(), tmp_path / "weights.pth")
-    context = make_context()
+    context = replace(make_context(), reporter=Reporter.to_stderr())
     Cam(**{**TOY_CAM, "epochs": 0, "weights": str(tmp_path / "weights.pth")}).run(context)
+    assert "weights.pth: images are normalized with mean (0.485, 0.456, 0.406)" in capsys.readouterr().err
     loaded = Classifier.load(context.folder.path).backbone.net.state_dict()
     assert all(torch.equal(value, loaded[name]) for name, value in net.state_dict().items())
 

@@ -58,6 +58,12 @@ class Cam(BackboneSettings, ClassifierSettings):
         """Train the classifier and write it to the stage folder."""
         torch.manual_seed(context.seed)
         backbone = Backbone(self.backbone, self.weights, self.output_stride, self.options)
+        if (weights := self.initial_weights()) and weights.file:
+            context.reporter.info(
+                f"weights of {weights.file}: images are normalized with mean {backbone.mean} and standard deviation "
+                f"{backbone.std}; if the weights were trained with others, set {context.folder.name}.options="
+                "'{pretrained_cfg_overlay: {mean: [R, G, B], std: [R, G, B]}}'"
+            )
         classifier = Classifier(backbone, context.images.classes)
         backbone.freeze(self.frozen_stride, self.freeze_norm)
         transform = training_transform(
