@@ -88,7 +88,7 @@ def run(
             if result.compute.is_main_process:
                 write_run_record(folder, chosen, data[0], sources, redo=redo)
             result.compute.barrier()
-            _describe_data(data[0], folder, reporter)
+            _print_data_summary(data[0], folder.path, reporter)
             _run_and_report(chosen, folder, data, result.compute, reporter, redo)
             if result.compute.is_main_process:
                 folder.write_record(sources, data[0].classes, finished)
@@ -186,12 +186,12 @@ def _run_and_report(
     update_report(recipe, folder, *data, compute, reporter)
 
 
-def _describe_data(images: TaggedImages, folder: RunFolder, reporter: Reporter) -> None:
+def _print_data_summary(images: TaggedImages, out: Path, reporter: Reporter) -> None:
     """Print one line about the training images, and the warnings about their tags."""
     num_bad = sum(problem.severity == "error" for problem in images.problems)
     bad = f" ({num_bad} bad ones left out)" if num_bad else ""
     names = join_first_names(images.classes, 10)
-    reporter.info(f"{len(images)} images{bad}, {len(images.classes)} classes ({names}) → {folder.path}")
+    reporter.info(f"{len(images)} images{bad}, {len(images.classes)} classes ({names}) → {out}")
     for warning in tag_warnings(images):
         reporter.info(f"warning: {warning}")
 

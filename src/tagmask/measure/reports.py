@@ -93,7 +93,7 @@ class SegmentationReport(NamedTuple):
         Raises:
             ValueError: the number of names is not the number of classes of the report.
         """
-        labels = _label_names(classes, len(self.iou))
+        labels = _with_background_name(classes, len(self.iou))
         return {
             "miou": json_number(self.miou),
             "pixel_accuracy": json_number(self.pixel_accuracy),
@@ -193,7 +193,7 @@ class ThresholdReport(NamedTuple):
         Raises:
             ValueError: the number of names is not the number of classes of the report.
         """
-        labels = _label_names(classes, len(self.class_best))
+        labels = _with_background_name(classes, len(self.class_best))
         return {
             "best_threshold": json_number(self.best_threshold),
             "best_miou": json_number(self.best_miou),
@@ -278,7 +278,7 @@ class ActivationStats(NamedTuple):
         return cls(*(number_from_json(data[name]) for name in cls._fields))
 
 
-def _label_names(classes: Sequence[str], num_labels: int) -> list[str]:
+def _with_background_name(classes: Sequence[str], num_labels: int) -> list[str]:
     if len(classes) != num_labels - 1:
         raise ValueError(f"got {len(classes)} class names for {num_labels - 1} classes; give one name per class")
     return ["background", *classes]

@@ -20,7 +20,7 @@ OUTPUT_STRIDES = (8, 16, 32)  # the strides that timm can give a network by dila
 MIN_SIDE = 32  # pixels; smaller images are enlarged, because the strides would leave no features of them
 
 
-class FreezableNorm(nn.Module):
+class FreezableNorms(nn.Module):
     """Mixin for networks that can keep the running statistics of their backbone's norms during training.
 
     Attributes:
@@ -43,7 +43,7 @@ class FreezableNorm(nn.Module):
         return self
 
 
-class Backbone(FreezableNorm):
+class Backbone(FreezableNorms):
     """A timm CNN or ViT without pooling and head: images [B, 3, H, W] to features [B, D, h, w].
 
     Args:

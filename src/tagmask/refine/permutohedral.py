@@ -187,7 +187,7 @@ def splat_and_blur(lattice: Lattice, source: Floats, buffers: tuple[Floats, Floa
     for neighbors in lattice.neighbors:
 
         def blur(begin: int, end: int, old: Floats = old, new: Floats = new, along: Indices = neighbors) -> None:
-            kernels.blur(along[begin:end], old, old[begin:end], new[begin:end])
+            kernels.blur_along_direction(along[begin:end], old, old[begin:end], new[begin:end])
 
         threads.run(threads.even_bounds(lattice.num_vertices), blur)
         old, new = new, old

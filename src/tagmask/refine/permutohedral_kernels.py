@@ -213,7 +213,7 @@ def splat(start, point, weight, source, values):
 
 
 @jit
-def blur(neighbors, all_values, old, new):
+def blur_along_direction(neighbors, all_values, old, new):
     """Write old + half of both neighbors along one direction to `new`; `old` is a part of `all_values`."""
     half = np.float32(0.5)
     for v in range(len(new)):
