@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tagmask.errors import RecipeError
 from tagmask.models.backbone import (
     Backbone,
-    FreezableNorm,
+    FreezableNorms,
     check_any_size,
     check_backbone,
     check_output_stride,
@@ -55,7 +55,7 @@ class DilatedHead(nn.Module):
         return sum((branch(features) for branch in self.branches[1:]), self.branches[0](features))
 
 
-class Segmenter(FreezableNorm, SavedNetwork):
+class Segmenter(FreezableNorms, SavedNetwork):
     """A segmentation network: images [B, 3, H, W] to logits [B, K + 1, h, w], background first.
 
     Args:
