@@ -225,6 +225,4 @@ def _is_finished(folder: RunFolder, request_key: str, images: TaggedImages) -> b
         stages = read_stage_names(str(folder.recipe_path))
     except RecipeError:  # the file is damaged: it is written again
         return False
-    return all(folder.stage(name).is_done for name in stages) and files_are_as_remembered(
-        folder, stages, [sample.id for sample in images.samples]
-    )
+    return all(folder.stage(name).is_done for name in stages) and files_are_as_remembered(folder, stages, images)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
 from tagmask.errors import RunError
@@ -93,6 +93,24 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def check_is_file(path: Path, max_bytes: int | None = None) -> None:
+    """Check a path before it is opened.
+
+    Raises:
+        RunError: it does not exist, is not a regular file (e.g. a named pipe), or is larger than `max_bytes`.
+    """
+    try:
+        status = path.stat()
+    except FileNotFoundError as error:
+        raise RunError(f"{path} does not exist: {RUN_AGAIN}.") from error
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read ({error}): make it readable.") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise RunError(f"{path} is not a file: {REMOVE}.")
+    if max_bytes is not None and status.st_size > max_bytes:
+        raise RunError(f"{path} has {status.st_size:,} bytes, which no file of tagmask needs: {REMOVE}.")
+
+
 def read_bytes(path: Path, max_bytes: int) -> bytes:
     """Read a file of limited size.
 
@@ -100,14 +118,8 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
         RunError: the file does not exist, cannot be read, is not a regular file (e.g. a named pipe) or is larger.
     """
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise RunError(f"{path} is not a file: {REMOVE}.")
-        if status.st_size > max_bytes:
-            raise RunError(f"{path} has {status.st_size:,} bytes, which no file of tagmask needs: {REMOVE}.")
+        check_is_file(path, max_bytes)
         return path.read_bytes()
-    except FileNotFoundError as error:
-        raise RunError(f"{path} does not exist: is {path.parent} a tagmask folder?") from error
     except OSError as error:
         raise RunError(f"{path} cannot be read ({error.strerror}): make it readable.") from error
 
@@ -157,16 +169,30 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     return read_safetensors(load_file, path)
 
 
+def read_array_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return the dtype (as safetensors names it, e.g. "F16") and the shape of each array in a file, without its data.
+
+    Raises:
+        RunError: the file does not exist or is damaged.
+    """
+
+    def load(path: Path) -> dict[str, Any]:
+        with safe_open(path, framework="np") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {name: (array.get_dtype(), tuple(array.get_shape())) for name, array in slices.items()}
+
+    return read_safetensors(load, path)
+
+
 def read_safetensors(load: Callable[[Path], dict[str, Any]], path: Path) -> dict[str, Any]:
     """Read a safetensors file with one of safetensors' functions.
 
     Raises:
         RunError: the file does not exist or is damaged.
     """
+    check_is_file(path)
     try:
         return load(path)
-    except FileNotFoundError as error:
-        raise RunError(f"{path} does not exist: {RUN_AGAIN}.") from error
     except (OSError, SafetensorError) as error:
         raise RunError(f"{path} is damaged ({shorten(str(error))}): {RUN_AGAIN}.") from error
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 
 import tagmask
-from tagmask.artifacts import digest, read_json
+from tagmask.artifacts import REMOVE, digest, read_json
 from tagmask.compute import Compute
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.data.verify import ground_truth_fingerprint
@@ -26,6 +26,7 @@ from tagmask.progress import Reporter
 from tagmask.run_folder import RunFolder, StageFolder
 from tagmask.stage import InferenceContext
 from tagmask.stage_files import discard_damaged_files
+from tagmask.text import shorten
 
 if TYPE_CHECKING:
     from tagmask.recipe import Recipe
@@ -87,21 +88,32 @@ class Evaluation:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Return the evaluation that `to_json` gave."""
-        return cls(
-            classes=tuple(data["classes"]),
+        evaluation = cls(
+            classes=tuple(map(_as_text, data["classes"])),
             maps={name: MapScores.from_json(scores) for name, scores in data["maps"].items()},
             scores={name: SegmentationReport.from_json(scores) for name, scores in data["scores"].items()},
             thresholds={name: number_from_json(threshold) for name, threshold in data["thresholds"].items()},
-            keys=dict(data["keys"]),
+            keys={name: _as_text(key) for name, key in data["keys"].items()},
         )
+        num_labels = {len(scores.iou) for scores in evaluation.scores.values()}
+        num_labels |= {len(maps.curve.class_best) for maps in evaluation.maps.values()}
+        if num_labels - {len(evaluation.classes) + 1}:
+            raise ValueError("figures of another number of classes")
+        return evaluation
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read an evaluation. Raises RunError if the file does not exist or is damaged."""
         try:
             return cls.from_json(read_json(path))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise RunError(f"{path} is damaged: remove it, then run the command again.") from error
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise RunError(f"{path} is damaged ({shorten(str(error))}): {REMOVE}.") from error
+
+
+def _as_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{shorten(repr(value))} is not a text")
+    return value
 
 
 def evaluate_run(
@@ -227,7 +239,7 @@ def score_maps(images: TaggedImages, stage: StageFolder, compute: Compute, repor
     )
 
     def update(sample: Sample) -> None:
-        maps = ResponseMaps.load(stage.maps_path(sample.id))
+        maps = ResponseMaps.load(stage.maps_path(sample.id), size=sample.size, num_classes=len(images.classes))
         full_size, target = maps.full_size(), read_ground_truth(sample, maps.size)
         curve.update(full_size, maps.classes, target)
         stats.update(full_size, maps.classes, target)
@@ -299,7 +311,7 @@ def segment_held_out(
     record = stage.read_record_if_any()
     key = {"stage": segmenter, "network": digest(record and record.key), "images": fingerprint(held_out)}
     if compute.is_main_process:
-        discard_damaged_files(target, ("masks",), [sample.id for sample in held_out.samples], reporter.progress)
+        discard_damaged_files(target, ("masks",), held_out, reporter.progress)
     compute.barrier()
     if target.begin(key, compute, redo=True):
         start = time.time()

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tagmask.artifacts import atomic_write
+from tagmask.artifacts import RUN_AGAIN, atomic_write, read_bytes
 from tagmask.errors import RunError
+from tagmask.text import shorten
 
 IGNORE_INDEX = 255
 """The value of ignored pixels, as in PASCAL VOC: they belong to no known class."""
+
+MAX_CLASSES = 254  # a label map has 8 bits: 0 is background, 255 marks ignored pixels
+MAX_PIXELS = 100_000_000  # of a label map whose image is not known
+MAX_BYTES = 2**28  # of a file
 
 
 def voc_palette() -> list[int]:
@@ -77,21 +84,46 @@ def write_label_map(path: Path, labels: np.ndarray) -> None:
         image.save(temporary, format="PNG", optimize=False)
 
 
-def read_label_map(path: Path) -> np.ndarray:
-    """Read an indexed or 8-bit grayscale PNG file as class ids, [H, W] uint8.
+def read_label_map(path: Path, *, size: tuple[int, int] | None = None, num_classes: int = MAX_CLASSES) -> np.ndarray:
+    """Read an indexed or 8-bit grayscale image as class ids, [H, W] uint8.
+
+    Args:
+        path: the file.
+        size: the (H, W) of the image that it belongs to; None: any up to `MAX_PIXELS`. A file of another size is
+            refused before it is decoded.
+        num_classes: the largest class id.
 
     Raises:
-        RunError: the file is missing, damaged, or a color image.
+        RunError: the file is missing, damaged, a color image, of another size, or has other class ids.
     """
+    content = read_bytes(path, MAX_BYTES)
     try:
-        with Image.open(path) as image:
-            if image.mode in ("P", "L"):
-                return np.array(image)
-            raise RunError(
-                f"{path} is an image of mode {image.mode}, not a label map: "
-                "save it as an indexed or 8-bit grayscale PNG of class ids."
-            )
-    except FileNotFoundError as error:
-        raise RunError(f"{path} does not exist: run the same command again to finish the run.") from error
-    except (OSError, SyntaxError) as error:  # what Pillow raises on a broken PNG
-        raise RunError(f"{path} cannot be read as an image ({error}): remove it, then create it again.") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large images, whose size is checked below
+            image = Image.open(io.BytesIO(content))
+        with image:
+            if image.mode not in ("P", "L"):
+                raise RunError(
+                    f"{path} is an image of mode {image.mode}, not a label map: "
+                    "save it as an indexed or 8-bit grayscale PNG of class ids."
+                )
+            _check_size(path, image, size)
+            ids = [value for value, count in enumerate(image.histogram()) if count]
+            if wrong := [value for value in ids if num_classes < value != IGNORE_INDEX]:
+                raise RunError(
+                    f"{path} has the class id {wrong[0]}, but there are {num_classes} classes: {RUN_AGAIN}, if it is a "
+                    "mask of a run."
+                )
+            return np.array(image)
+    except RunError:
+        raise
+    except Exception as error:  # Pillow raises exceptions of many kinds for damaged files
+        raise RunError(f"{path} cannot be read as an image ({shorten(str(error))}): {RUN_AGAIN}.") from error
+
+
+def _check_size(path: Path, image: Image.Image, size: tuple[int, int] | None) -> None:
+    width, height = image.size
+    if size is not None and (height, width) != tuple(size):
+        raise RunError(f"{path} has {width}×{height} pixels, its image {size[1]}×{size[0]}: {RUN_AGAIN}.")
+    if size is None and width * height > MAX_PIXELS:
+        raise RunError(f"{path} has {width}×{height} pixels, more than {MAX_PIXELS:,}: {RUN_AGAIN}.")

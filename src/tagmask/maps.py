@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from tagmask.artifacts import read_arrays, write_arrays
+from tagmask.artifacts import RUN_AGAIN, read_array_header, read_arrays, write_arrays
+from tagmask.errors import RunError
+from tagmask.label_map import MAX_CLASSES
+from tagmask.text import shorten
 
 STRIDE = 4
 """The size of a cell of the maps in pixels. Maps have a quarter of the image's size, as in the code of IRN and AMN."""
@@ -81,15 +84,33 @@ class ResponseMaps:
         write_arrays(path, arrays)
 
     @classmethod
-    def load(cls, path: Path) -> ResponseMaps:
+    def load(cls, path: Path, *, size: tuple[int, int] | None = None, num_classes: int = MAX_CLASSES) -> ResponseMaps:
         """Read the maps from a file that `save` wrote.
 
+        Args:
+            path: the file.
+            size: the (H, W) of the image; None: any.
+            num_classes: the number of classes of the run.
+
         Raises:
-            RunError: the file is missing or damaged.
+            RunError: the file is missing, damaged, or of another image.
         """
+        _check_header(path)
         arrays = read_arrays(path)
         height, width = arrays["size"].tolist()
-        return cls(arrays["classes"], arrays["maps"], (height, width), arrays.get("background"))
+        if size is not None and (height, width) != tuple(size):
+            raise _damaged(path, f"its image has {width}×{height} pixels, not {size[1]}×{size[0]}")
+        classes = arrays["classes"].tolist()
+        if classes != sorted({c for c in classes if 1 <= c <= num_classes}):
+            raise _damaged(path, f"its class ids are not ascending numbers from 1 to {num_classes}")
+        for name in ("maps", "background"):
+            values = arrays.get(name)
+            if values is not None and values.size and not (values.min() >= 0 and values.max() <= 1):  # also of NaN
+                raise _damaged(path, f"{name} has values outside of 0..1")
+        try:
+            return cls(arrays["classes"], arrays["maps"], (height, width), arrays.get("background"))
+        except ValueError as error:
+            raise _damaged(path, str(error)) from error
 
     def full_size(self) -> np.ndarray:
         """Return the maps at the size of the image, upsampled bilinearly: [K, H, W] float32.
@@ -169,6 +190,25 @@ class ResponseMaps:
         buffer = io.BytesIO()
         strip.save(buffer, format="PNG")
         return buffer.getvalue()
+
+
+def _check_header(path: Path) -> None:
+    """Raise RunError if the arrays in a file are not those that `ResponseMaps.save` writes."""
+    header = read_array_header(path)
+    num_maps = header.get("classes", ("", (0,)))[1][:1]
+    expected = {"maps": ("F16", 3), "classes": ("I32", 1), "size": ("I32", 1), "background": ("F16", 2)}
+    for name, kind in expected.items():
+        dtype, shape = header.get(name, ("none", ()))
+        if name not in header and name == "background":
+            continue
+        if (dtype, len(shape)) != kind:
+            raise _damaged(path, f"{name} is {dtype} {list(shape)}")
+    if header["size"][1] != (2,) or header["maps"][1][:1] != num_maps:
+        raise _damaged(path, "the shapes of its arrays do not fit")
+
+
+def _damaged(path: Path, reason: str) -> RunError:
+    return RunError(f"{path} is damaged ({shorten(reason, 120)}): {RUN_AGAIN}.")
 
 
 # Dark blue, teal, yellow, red: even steps in lightness up to yellow.

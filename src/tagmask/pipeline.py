@@ -45,12 +45,11 @@ def run_stages(
     Raises:
         RunError: a stage was made with other settings or data, and `redo` is False.
     """
-    ids = [sample.id for sample in images.samples]
     for number, (name, key) in enumerate(stage_keys(recipe, images).items(), 1):
         method, stage = recipe.stages[name], folder.stage(name)
         inputs = {kind: folder.stage(source) for kind, source in method.inputs.items()}
         title = f"[{number}/{len(recipe.stages)}] {name}"
-        if compute.is_main_process and (files := discard_damaged_files(stage, method.makes, ids, reporter.progress)):
+        if compute.is_main_process and (files := discard_damaged_files(stage, method.makes, images, reporter.progress)):
             reporter.info(f"{title}: makes {len(files)} files again that are missing or damaged (first: {files[0]})")
         compute.barrier()
         if not stage.begin(key, compute, redo=redo):
@@ -61,7 +60,7 @@ def run_stages(
         method.run(StageContext(stage, images, compute, reporter, inputs, recipe.seed, max_steps, epoch_size))
         stage.mark_done(compute, time.time() - start, len(images))
     if compute.is_main_process:
-        remember_files(folder, {name: method.makes for name, method in recipe.stages.items()}, ids)
+        remember_files(folder, {name: method.makes for name, method in recipe.stages.items()}, images)
 
 
 def stage_keys(recipe: Recipe, images: TaggedImages) -> dict[str, dict[str, Any]]:

@@ -9,24 +9,52 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict
 
-from tagmask.artifacts import read_json, write_json
+from tagmask.artifacts import RUN_AGAIN, read_model, write_json
 from tagmask.compute import Compute
 from tagmask.data.samples import TaggedImages
 from tagmask.data.transforms import normalize_images
 from tagmask.errors import DataError, RunError
+from tagmask.methods._settings import Scales
 from tagmask.methods.segment import class_probabilities, most_probable_labels, write_missing_masks
 from tagmask.models.inference import prepare_for_inference_inplace
+from tagmask.models.saved_network import CONFIG_FILE
 from tagmask.models.segmenter import Segmenter
 from tagmask.outputs.png import write_legend
 from tagmask.progress import Reporter
 from tagmask.refine.settings import CrfSettings
 from tagmask.run_folder import StageFolder
 from tagmask.stage import InferenceContext
-from tagmask.text import did_you_mean
+from tagmask.text import did_you_mean, shorten
 
 IMAGES_FILE = "images.json"  # beside predicted masks: the image of each mask, and the tags that were known
+MAX_RECORD_BYTES = 2**30  # of a million images
 BATCH_SIZE = 8
+
+
+class _InferenceSettings(BaseModel):
+    """How a stage applied its network; "test" in config.json."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    scales: Scales
+    crf: CrfSettings | None
+
+
+class _InferenceConfig(BaseModel):
+    """The part of a segmenter's config.json that says how it is applied; further entries are ignored."""
+
+    test: _InferenceSettings
+
+
+class _PredictedImage(BaseModel):
+    """An entry of images.json: the image that a mask was predicted from, and the tags that were known."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image: str
+    tags: list[int] | None
 
 
 @dataclass(frozen=True)
@@ -56,9 +84,8 @@ class Predictor:
     def load(cls, folder: Path, compute: Compute) -> Predictor:
         """Load the network of a stage folder. Raises RunError if there is none."""
         network = prepare_for_inference_inplace(Segmenter.load(folder), compute)
-        inference = read_json(folder / "config.json")["test"]
-        crf = CrfSettings(**inference["crf"]) if inference["crf"] else None
-        return cls(network, tuple(inference["scales"]), crf, compute)
+        inference = read_model(folder / CONFIG_FILE, _InferenceConfig, remedy=RUN_AGAIN).test
+        return cls(network, inference.scales, inference.crf, compute)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -147,9 +174,11 @@ def predict_folder(
 
 def _record_images(context: InferenceContext, path: Path, *, redo: bool) -> None:
     """Record the image and the tags of each mask, and check the masks that exist against the record."""
-    before = read_json(path) if path.exists() else {}
+    before: dict[str, _PredictedImage] = {}
+    if path.exists():
+        before = read_model(path, dict[str, _PredictedImage], max_bytes=MAX_RECORD_BYTES)
     now = {
-        sample.id: {"image": sample.image, "tags": None if sample.tags is None else list(sample.tags)}
+        sample.id: _PredictedImage(image=sample.image, tags=None if sample.tags is None else list(sample.tags))
         for sample in context.images.samples
     }
     for sample in context.images.samples:
@@ -157,7 +186,7 @@ def _record_images(context: InferenceContext, path: Path, *, redo: bool) -> None
         if recorded in (None, now[sample.id]) or not mask.exists():
             continue
         if not redo:
-            reason = f"from {recorded['image']}" if recorded["image"] != sample.image else "with other tags"
+            reason = f"from {shorten(recorded.image)}" if recorded.image != sample.image else "with other tags"
             raise RunError(f"{mask} was made {reason}; choose another --out, or add --redo to replace it.")
         mask.unlink()
-    write_json(path, before | now)
+    write_json(path, {image_id: entry.model_dump() for image_id, entry in (before | now).items()})

@@ -148,7 +148,8 @@ class Run:
     def load_mask(self, image_id: str) -> np.ndarray:
         """Read the final mask of a training image: label map [H, W] uint8. Raises RunError if there is none."""
         stage = self._recommended_folder
-        return read_label_map(self._existing(stage, stage.mask_path(image_id), image_id))
+        path = self._existing(stage, stage.mask_path(image_id), image_id)
+        return read_label_map(path, num_classes=len(self.classes))
 
     def load_maps(self, image_id: str) -> ResponseMaps:
         """Read the last response maps of a training image. Raises RunError if there are none.
@@ -159,7 +160,8 @@ class Run:
             (array([1, 2], dtype=int32), (40, 48))
         """
         stage = self.latest_stage("maps")
-        return ResponseMaps.load(self._existing(stage, stage.maps_path(image_id), image_id))
+        path = self._existing(stage, stage.maps_path(image_id), image_id)
+        return ResponseMaps.load(path, num_classes=len(self.classes))
 
     def run_stage(
         self,

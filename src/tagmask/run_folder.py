@@ -24,9 +24,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 import tagmask
 from tagmask.artifacts import RUN_AGAIN, read_json, read_model, remove_unfinished, write_json
-from tagmask.data.samples import MAX_CLASSES
 from tagmask.data.source import DataSource
 from tagmask.errors import RunError
+from tagmask.label_map import MAX_CLASSES
 from tagmask.text import shorten
 
 if TYPE_CHECKING:
@@ -65,6 +65,15 @@ class ThresholdRecord(BaseModel):
 
     threshold: float = Field(ge=0, le=1)
     per_image: bool = False
+
+
+class HistoryEntry(BaseModel):
+    """One epoch in `history.json`. Further entries are the mean losses, the learning rate and times."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+    __pydantic_extra__: dict[str, float]
+
+    epoch: int = Field(ge=1)
 
 
 class RunSources(BaseModel):
@@ -140,6 +149,11 @@ class StageFolder:
     def threshold_path(self) -> Path:
         """The path of the recorded threshold."""
         return self.path / "threshold.json"
+
+    @property
+    def history_path(self) -> Path:
+        """The path of the training curves."""
+        return self.path / "history.json"
 
     def read_record_if_any(self) -> StageRecord | None:
         """Read the record, or return None if the stage has not begun. Raises RunError if the file is damaged."""

@@ -6,19 +6,21 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tagmask.artifacts import read_arrays, read_json, write_json
+from tagmask.artifacts import read_arrays, read_json, read_model, write_json
+from tagmask.data.samples import TaggedImages
 from tagmask.errors import RunError
 from tagmask.label_map import read_label_map
 from tagmask.maps import ResponseMaps
 from tagmask.progress import Progress
-from tagmask.run_folder import RunFolder, StageFolder
+from tagmask.run_folder import HistoryEntry, RunFolder, StageFolder, ThresholdRecord
 
 
 def discard_damaged_files(
-    stage: StageFolder, makes: Iterable[str], image_ids: Sequence[str], progress: Progress
+    stage: StageFolder, makes: Iterable[str], images: TaggedImages, progress: Progress
 ) -> list[Path]:
     """Remove the files of a stage that cannot be read, so that the stage makes them again.
 
@@ -28,7 +30,7 @@ def discard_damaged_files(
     Args:
         stage: the stage; nothing happens if it has not begun.
         makes: the kinds of artifacts that it makes.
-        image_ids: the images of the run.
+        images: the images of the run, verified.
         progress: reports each file.
 
     Returns:
@@ -36,7 +38,7 @@ def discard_damaged_files(
     """
     if stage.read_record_if_any() is None:
         return []
-    files = _artifact_files(stage, makes, image_ids)
+    files = _artifact_files(stage, makes, images)
     remembered = _read_remembered(RunFolder(stage.path.parent))
     if stage.is_done and remembered.get(stage.name, {}).get("stamp") == _stamp(files):
         return []
@@ -54,29 +56,28 @@ def discard_damaged_files(
     return damaged
 
 
-def remember_files(folder: RunFolder, makes: dict[str, Sequence[str]], image_ids: Sequence[str]) -> None:
+def remember_files(folder: RunFolder, makes: dict[str, Sequence[str]], images: TaggedImages) -> None:
     """Remember the sizes and mtimes of the files of all stages, which have finished, in a cache in the run folder.
 
     Args:
         folder: the run folder.
         makes: the kinds of artifacts that each stage makes.
-        image_ids: the images of the run.
+        images: the images of the run, verified.
     """
     remembered = {
-        name: {"makes": list(kinds), "stamp": _stamp(_artifact_files(folder.stage(name), kinds, image_ids))}
+        name: {"makes": list(kinds), "stamp": _stamp(_artifact_files(folder.stage(name), kinds, images))}
         for name, kinds in makes.items()
     }
     with suppress(RunError):  # the only loss is that the files are checked again
         write_json(folder.file_cache_path, remembered)
 
 
-def files_are_as_remembered(folder: RunFolder, stages: Iterable[str], image_ids: Sequence[str]) -> bool:
+def files_are_as_remembered(folder: RunFolder, stages: Iterable[str], images: TaggedImages) -> bool:
     """Whether no file of these stages has changed since `remember_files`; no file of theirs is opened."""
     remembered = _read_remembered(folder)
     try:
         return all(
-            remembered[name]["stamp"]
-            == _stamp(_artifact_files(folder.stage(name), remembered[name]["makes"], image_ids))
+            remembered[name]["stamp"] == _stamp(_artifact_files(folder.stage(name), remembered[name]["makes"], images))
             for name in stages
         )
     except (KeyError, TypeError):
@@ -84,20 +85,43 @@ def files_are_as_remembered(folder: RunFolder, stages: Iterable[str], image_ids:
 
 
 def _artifact_files(
-    stage: StageFolder, makes: Iterable[str], image_ids: Sequence[str]
+    stage: StageFolder, makes: Iterable[str], images: TaggedImages
 ) -> dict[Path, Callable[[Path], Any]]:
     """Return the files that a finished stage must have, and what else lies beside its record, with readers."""
     files: dict[Path, Callable[[Path], Any]] = {}
+    num_classes = len(images.classes)
     for kind in makes:
         if kind == "maps":
-            files |= {stage.maps_path(image_id): ResponseMaps.load for image_id in image_ids}
+            for sample in images.samples:
+                read = partial(ResponseMaps.load, size=sample.size, num_classes=num_classes)
+                files[stage.maps_path(sample.id)] = read
         elif kind == "masks":
-            files |= {stage.mask_path(image_id): read_label_map for image_id in image_ids}
+            for sample in images.samples:
+                files[stage.mask_path(sample.id)] = partial(read_label_map, size=sample.size, num_classes=num_classes)
         else:
-            files |= {stage.path / f"{kind}.safetensors": read_arrays, stage.path / "config.json": read_json}
-    files |= dict.fromkeys(sorted(stage.path.glob("*.safetensors")), read_arrays)
+            files |= {stage.path / f"{kind}.safetensors": _read_network, stage.path / "config.json": read_json}
+    files |= dict.fromkeys(sorted(stage.path.glob("*.safetensors")), _read_network)
     files |= {file: read_json for file in sorted(stage.path.glob("*.json")) if file != stage.record_path}
+    for path, model in ((stage.threshold_path, ThresholdRecord), (stage.history_path, list[HistoryEntry])):
+        if path in files:
+            files[path] = partial(read_model, model=model)
+    for folder in ("seeds", "saliency"):  # what methods make on the way
+        files |= dict.fromkeys(sorted((stage.path / folder).rglob("*.png")), read_label_map)
     return files
+
+
+def _read_network(path: Path) -> None:
+    """Read a network of tagmask and build it; of another method's file, read the arrays."""
+    from tagmask.models.boundary_network import BoundaryNetwork  # here, because they import PyTorch
+    from tagmask.models.classifier import Classifier
+    from tagmask.models.label_conditioned import LabelConditionedNetwork
+    from tagmask.models.segmenter import Segmenter
+
+    for network in (Classifier, Segmenter, LabelConditionedNetwork, BoundaryNetwork):
+        if path.name == network.file_name:
+            network.load(path.parent)
+            return
+    read_arrays(path)
 
 
 def _stamp(files: Iterable[Path]) -> str:
@@ -116,7 +140,7 @@ def _is_readable(path: Path, read: Callable[[Path], Any]) -> bool:
     try:
         read(path)
         return True
-    except (RunError, ValueError, KeyError):
+    except RunError:
         return False
 
 

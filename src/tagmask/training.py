@@ -22,13 +22,14 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from pydantic import Field
 from torch import Tensor, nn
 
-from tagmask.artifacts import atomic_write, read_json, write_json
+from tagmask.artifacts import RUN_AGAIN, atomic_write, read_model, write_json
 from tagmask.data.loading import TrainingSet, training_loader
 from tagmask.errors import RunError
 from tagmask.models.saved_network import SavedNetwork
 from tagmask.models.synced_batch_norm import synced_batch_norms
-from tagmask.run_folder import StageFolder
+from tagmask.run_folder import HistoryEntry, StageFolder
 from tagmask.stage import Method, StageContext
+from tagmask.text import shorten
 
 Optimizer = Literal["sgd", "adam", "adamw"]
 ParameterGroups = Iterable[tuple[Iterable[nn.Parameter], float]]
@@ -134,7 +135,7 @@ def fit(module: Training, data: TrainingSet, context: StageContext, *, epochs: i
         RunError: the loss is NaN or infinite.
     """
     checkpoint = context.folder.path / "training" / "last.ckpt"
-    done = _epochs_done(checkpoint)
+    done = _epochs_done(checkpoint, context)
     loader = training_loader(data, batch_size, context.compute, done, epoch_size=context.images_per_epoch)
     module.network.to(memory_format=torch.channels_last)
     description = f"training epochs {done + 1} to {epochs}" if done else f"training {epochs} epochs"
@@ -167,10 +168,16 @@ def fit(module: Training, data: TrainingSet, context: StageContext, *, epochs: i
     module.network.to(context.compute.device)
 
 
-def _epochs_done(checkpoint: Path) -> int:
+def _epochs_done(checkpoint: Path, context: StageContext) -> int:
+    """Return the number of epochs that a checkpoint holds; a checkpoint that cannot be read is removed."""
     if not checkpoint.exists():
         return 0
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"]) + 1
+    try:
+        return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"]) + 1
+    except Exception as error:  # torch raises many types for a damaged file
+        context.reporter.info(f"  {checkpoint} is damaged ({shorten(str(error))}): the training starts again")
+        checkpoint.unlink(missing_ok=True)
+        return 0
 
 
 def train_once(context: StageContext, network: type[SavedNetwork], train: Callable[[], None]) -> None:
@@ -241,17 +248,18 @@ class _TrainingCurves(Callback):
         lrs = [group["lr"] for group in trainer.optimizers[0].param_groups]
         entry = {"epoch": trainer.current_epoch + 1, **means, "lr": lrs[0], "seconds": round(seconds, 2)}
         wait_share = round(self.wait_seconds / seconds, 4)
-        write_json(_history_path(folder), [*earlier, {**entry, "data_wait": wait_share}])
+        write_json(folder.history_path, [*earlier, {**entry, "data_wait": wait_share}])
 
 
 def read_history(folder: StageFolder) -> list[dict[str, Any]]:
-    """Read the training curves that `fit` wrote: one dict per epoch; empty if the stage trained nothing."""
-    path = _history_path(folder)
-    return read_json(path) if path.exists() else []
+    """Read the training curves that `fit` wrote: one dict per epoch; empty if the stage trained nothing.
 
-
-def _history_path(folder: StageFolder) -> Path:
-    return folder.path / "history.json"
+    Raises:
+        RunError: the file is damaged.
+    """
+    path = folder.history_path
+    entries = read_model(path, list[HistoryEntry], remedy=RUN_AGAIN) if path.exists() else []
+    return [entry.model_dump() for entry in entries]
 
 
 @contextmanager

@@ -84,9 +84,7 @@ def test_folders_that_are_not_runs(fails: RunFailing, data: Path, finished: Path
     (damaged / "segment" / "segmenter.safetensors").write_bytes(b"cut")
     assert "is damaged" in fails("predict", damaged, data, *out, "--device=cpu")
     (damaged / "segment" / "segmenter.safetensors").unlink()
-    assert "does not exist: run the same `tagmask run` command again" in fails(
-        "predict", damaged, data, *out, "--device=cpu"
-    )
+    assert "run the same `tagmask run` command again" in fails("predict", damaged, data, *out, "--device=cpu")
     (damaged / "run.json").write_text("{")
     assert "is not JSON" in fails("report", damaged)
     assert not (tmp_path / "out").exists()

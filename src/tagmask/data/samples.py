@@ -17,8 +17,6 @@ from tagmask.errors import DataError
 from tagmask.label_map import IGNORE_INDEX
 from tagmask.text import did_you_mean
 
-MAX_CLASSES = 254  # a label map has 8 bits: 0 is background, 255 marks ignored pixels
-
 
 class Mask(Protocol):
     """The ground-truth mask of one image."""

@@ -13,10 +13,11 @@ from tagmask.data.coco_reader import read_coco
 from tagmask.data.folder_reader import read_folders
 from tagmask.data.image_files import require_folder
 from tagmask.data.images import is_url
-from tagmask.data.samples import MAX_CLASSES, PngMask, TaggedImages
+from tagmask.data.samples import PngMask, TaggedImages
 from tagmask.data.table_reader import read_table
 from tagmask.data.voc_reader import read_voc
 from tagmask.errors import DataError
+from tagmask.label_map import MAX_CLASSES
 from tagmask.text import join_first_names
 
 Format = Literal["voc", "coco", "table", "folders"]

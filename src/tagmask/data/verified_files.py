@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from tagmask.artifacts import write_text
+from tagmask.artifacts import read_json, write_text
 from tagmask.data.file_stamp import file_stamp
 from tagmask.data.samples import Sample
 from tagmask.errors import RunError
@@ -17,6 +17,7 @@ VerifiedSample = tuple[int, int, str | None, int | None]
 """What is remembered of a sample: the height, width and digest of its image, and the CRC-32 of its saliency file (or
 None). JSON stores it as a list."""
 
+_MAX_BYTES = 2**30  # of a million samples and more
 _VERSION = 2  # increase it when `verify_images` checks more than before
 
 
@@ -37,10 +38,10 @@ def verification_key(sample: Sample, num_classes: int) -> str | None:
 def read_verified(path: Path) -> dict[str, VerifiedSample]:
     """Read the results of verified samples by their keys; empty if the file is missing or damaged."""
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path, _MAX_BYTES)
         samples: dict[str, VerifiedSample] = content["samples"]
         return samples if content["digest"] == _digest(samples) else {}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (RunError, KeyError, TypeError):
         return {}
 
 

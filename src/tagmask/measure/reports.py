@@ -44,6 +44,8 @@ def number_from_json(value: JsonNumber) -> float:
         >>> number_from_json(0.5), number_from_json(None), number_from_json("Infinity")
         (0.5, nan, inf)
     """
+    if isinstance(value, bool):
+        raise TypeError("a truth value is not a number")
     return float("nan") if value is None else float(value)
 
 
@@ -116,7 +118,7 @@ class SegmentationReport(NamedTuple):
         Returns:
             The report, without loss.
         """
-        return cls(
+        report = cls(
             confusion=np.array(data["confusion"], np.int64),
             iou=_array_from_json(entry["iou"] for entry in data["iou"]),
             miou=number_from_json(data["miou"]),
@@ -125,6 +127,10 @@ class SegmentationReport(NamedTuple):
             boundary_f=number_from_json(data["boundary_f"]),
             boundary_f_class=_array_from_json(entry["f"] for entry in data["boundary_f_class"]),
         )
+        num_labels = len(report.iou)
+        _check_shape(report.confusion, num_labels, num_labels + 1)
+        _check_shape(report.boundary_f_class, num_labels)
+        return report
 
 
 class ThresholdReport(NamedTuple):
@@ -224,7 +230,7 @@ class ThresholdReport(NamedTuple):
         """
         low, high = map(number_from_json, data["interval"])
         percentile_10, percentile_50, percentile_90 = map(number_from_json, data["image_percentiles"])
-        return cls(
+        report = cls(
             thresholds=_array_from_json(data["thresholds"]),
             iou=np.stack([_array_from_json(entry["iou"]) for entry in data["classes"]], axis=1),
             miou=_array_from_json(data["miou"]),
@@ -238,6 +244,13 @@ class ThresholdReport(NamedTuple):
             class_best=_array_from_json(entry["best_threshold"] for entry in data["classes"]),
             class_miou=number_from_json(data["class_miou"]),
         )
+        num_thresholds = len(report.thresholds)
+        if num_thresholds == 0 or not np.isfinite(report.thresholds).all():
+            raise ValueError("the thresholds are not numbers")
+        _check_shape(report.iou, num_thresholds, len(report.class_best))
+        _check_shape(report.miou, num_thresholds)
+        _check_shape(report.image_best, num_thresholds)
+        return report
 
 
 class ActivationStats(NamedTuple):
@@ -282,6 +295,11 @@ def _with_background_name(classes: Sequence[str], num_labels: int) -> list[str]:
     if len(classes) != num_labels - 1:
         raise ValueError(f"got {len(classes)} class names for {num_labels - 1} classes; give one name per class")
     return ["background", *classes]
+
+
+def _check_shape(array: np.ndarray, *shape: int) -> None:
+    if array.shape != shape:
+        raise ValueError(f"an array is {list(array.shape)}, not {list(shape)}")
 
 
 def _array_from_json(values: Iterable[JsonNumber]) -> np.ndarray:

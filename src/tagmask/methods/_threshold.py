@@ -44,7 +44,7 @@ def record_threshold(context: StageContext, setting: Threshold, maps: StageFolde
         samples = context.compute.shard([sample for sample in context.images.samples if sample.tags])
         with context.reporter.progress("choosing the threshold", len(samples)) as advance:
             for sample in samples:
-                histogram.update(ResponseMaps.load(maps.maps_path(sample.id)).maps)
+                histogram.update(ResponseMaps.load(maps.maps_path(sample.id), size=sample.size).maps)
                 advance(1)
         threshold = histogram.otsu()  # over all processes
         scope = "one threshold per image, near" if setting == "per-image" else "threshold"

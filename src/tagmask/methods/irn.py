@@ -15,11 +15,11 @@ from typing import Any, ClassVar, Self, TypeVar
 import numpy as np
 import torch
 from joblib import delayed
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from tagmask.artifacts import read_json, write_json
+from tagmask.artifacts import read_model, write_json
 from tagmask.data.loading import TrainingSet, load_image_batches
 from tagmask.data.samples import Sample
 from tagmask.data.transforms import RandomScale, downsample_labels, normalize_images, training_transform
@@ -313,6 +313,13 @@ def _write_missing_instances_json(
     write_json(path, {"size": list(maps.size), "annotations": annotations})
 
 
+class InstancesRecord(BaseModel):
+    """The instances of one image: the (H, W) of the image, and COCO annotations."""
+
+    size: tuple[int, int]
+    annotations: list[dict[str, Any]]
+
+
 def _instances_path(stage: StageFolder, image_id: str) -> Path:
     """Return the path of the instances of one image, before they are gathered in one file."""
     return stage.path / "instances" / f"{image_id}.json"
@@ -323,7 +330,8 @@ def gather_instances(context: StageContext) -> None:
 
     def items() -> Iterator[tuple[str, tuple[int, ...], list[dict[str, Any]]]]:
         for sample in context.images.samples:
-            instances = read_json(_instances_path(context.folder, sample.id))
-            yield image_file_name(sample), tuple(instances["size"]), instances["annotations"]
+            path = _instances_path(context.folder, sample.id)
+            instances = read_model(path, InstancesRecord)
+            yield image_file_name(sample), instances.size, instances.annotations
 
     write_instances(context.folder.path / INSTANCES_FILE, items(), context.images.classes)

@@ -203,6 +203,8 @@ def create_timm_model(
                 "network, or give a local file as the weights of the stage (e.g. --set cam.weights=FILE), or train "
                 "from scratch (--recipe scratch)."
             ) from error
+        except Exception as error:  # the type depends on the network and the options
+            raise _cannot_create(name, options, error) from error
     raise AssertionError  # the last attempt returns or raises
 
 
@@ -257,7 +259,8 @@ def first_line(error: Exception) -> str:
 
 def _cannot_create(name: str, options: dict[str, Any], error: Exception) -> RecipeError:
     return RecipeError(
-        f"backbone {name!r} cannot be created with options {options} ({first_line(error)}); correct the options."
+        f"backbone {shorten(name)!r} cannot be created with options {shorten(str(options))} "
+        f"({first_line(error)}); correct the options."
     )
 
 

@@ -19,9 +19,15 @@ from tagmask.errors import RecipeError
 from tagmask.maps import STRIDE, grid_size
 from tagmask.models.backbone import Backbone
 from tagmask.models.inference import with_hflip
-from tagmask.models.saved_network import SavedNetwork
+from tagmask.models.saved_network import BackboneConfig, NetworkConfig, SavedNetwork
 
 MAX_LEVELS = 5  # a ResNet has five; of a network with more (the blocks of a ViT), five evenly spaced levels are used
+
+
+class BoundaryConfig(NetworkConfig):
+    """The entries of a boundary network's config.json."""
+
+    backbone: BackboneConfig
 
 
 class BoundaryNetwork(SavedNetwork):
@@ -45,6 +51,7 @@ class BoundaryNetwork(SavedNetwork):
     kind: ClassVar[str] = "boundary"
     file_name: ClassVar[str] = "boundary.safetensors"
     title: ClassVar[str] = "a boundary network"
+    config_model = BoundaryConfig
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 
 from tagmask.errors import RecipeError
 from tagmask.models.backbone import Backbone
-from tagmask.models.saved_network import SavedNetwork
+from tagmask.models.saved_network import BackboneConfig, ClassesConfig, SavedNetwork
+
+
+class ClassifierConfig(ClassesConfig):
+    """The entries of a classifier's config.json."""
+
+    backbone: BackboneConfig
 
 
 class Classifier(SavedNetwork):
@@ -36,6 +42,7 @@ class Classifier(SavedNetwork):
     kind: ClassVar[str] = "classifier"
     file_name: ClassVar[str] = "classifier.safetensors"
     title: ClassVar[str] = "a classifier"
+    config_model = ClassifierConfig
 
     def __init__(self, backbone: Backbone, classes: tuple[str, ...]) -> None:
         super().__init__()
@@ -89,12 +96,12 @@ class Classifier(SavedNetwork):
         weights, config = cls.read(folder)
         if output_stride is not None:
             config["backbone"]["output_stride"] = output_stride
-        return cls._from_weights(weights, config)
+        return cls._from_weights(weights, config, folder)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         # PyTorch does not load a buffer that is None: assign it first.
         if (weight := state_dict.get(f"{prefix}_map_weight")) is not None:
-            self.map_weight = weight.to(self.weight.device)
+            self.map_weight = torch.zeros_like(self.weight, dtype=weight.dtype)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

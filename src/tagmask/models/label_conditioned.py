@@ -9,11 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from tagmask.models.backbone import Backbone
-from tagmask.models.saved_network import SavedNetwork
+from tagmask.models.saved_network import BackboneConfig, ClassesConfig, SavedNetwork
 from tagmask.models.segmenter import DilatedHead
+
+
+class LabelConditionedConfig(ClassesConfig):
+    """The entries of a label-conditioned network's config.json."""
+
+    dropout: float = Field(ge=0, le=1)
+    backbone: BackboneConfig
 
 
 class LabelConditionedNetwork(SavedNetwork):
@@ -31,6 +39,7 @@ class LabelConditionedNetwork(SavedNetwork):
     kind: ClassVar[str] = "label_conditioned"
     file_name: ClassVar[str] = "label_conditioned.safetensors"
     title: ClassVar[str] = "a label-conditioned network"
+    config_model = LabelConditionedConfig
 
     def __init__(self, backbone: Backbone, classes: tuple[str, ...], dropout: float = 0.1) -> None:
         super().__init__()

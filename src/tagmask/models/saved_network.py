@@ -4,16 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
+import torch
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file as load_torch_file
 from safetensors.torch import save as save_torch
 from torch import Tensor, nn
 
-from tagmask.artifacts import atomic_write, read_json, read_safetensors, write_json
-from tagmask.errors import RunError
+from tagmask.artifacts import RUN_AGAIN, atomic_write, read_json, read_model, read_safetensors, write_json
+from tagmask.errors import RecipeError, RunError
+from tagmask.label_map import MAX_CLASSES
+from tagmask.text import shorten
 
 CONFIG_FILE = "config.json"
+
+
+class BackboneConfig(BaseModel):
+    """The backbone in config.json: the arguments of `Backbone`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    output_stride: Literal[8, 16, 32]
+    options: dict[str, Any]
+
+
+class NetworkConfig(BaseModel):
+    """The entries of config.json that every network has; further entries are ignored."""
+
+    kind: str
+
+
+class ClassesConfig(NetworkConfig):
+    """The entries of config.json of networks that know classes."""
+
+    classes: list[str] = Field(max_length=MAX_CLASSES)
 
 
 class SavedNetwork(nn.Module):
@@ -25,11 +51,13 @@ class SavedNetwork(nn.Module):
         kind: the network's kind in config.json, e.g. "segmenter".
         file_name: the name of the weights file, e.g. "segmenter.safetensors".
         title: the network in error messages, with its article, e.g. "a segmentation network".
+        config_model: the entries of config.json.
     """
 
     kind: ClassVar[str]
     file_name: ClassVar[str]
     title: ClassVar[str]
+    config_model: ClassVar[type[NetworkConfig]] = NetworkConfig
 
     @property
     def config(self) -> dict[str, Any]:
@@ -77,7 +105,7 @@ class SavedNetwork(nn.Module):
             RunError: the folder does not contain such a network, or a file is damaged.
         """
         weights, config = cls.read(folder)
-        return cls._from_weights(weights, config)
+        return cls._from_weights(weights, config, folder)
 
     @classmethod
     def read(cls, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -91,13 +119,26 @@ class SavedNetwork(nn.Module):
         """
         weights, config = read_weights_and_config(cls.weights_path(folder))
         if config.get("kind") != cls.kind:
-            raise RunError(f"{folder} does not hold {cls.title} but a {config.get('kind')}; choose another folder.")
-        return weights, config
+            kind = shorten(str(config.get("kind")))
+            raise RunError(f"{folder} does not hold {cls.title} but a {kind}; choose another folder.")
+        model = read_model(folder / CONFIG_FILE, cls.config_model, remedy=RUN_AGAIN)
+        return weights, model.model_dump(exclude_unset=True)
 
     @classmethod
-    def _from_weights(cls, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> Self:
-        network = cls.from_config(config)
-        network.load_state_dict(weights)
+    def _from_weights(cls, weights: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path) -> Self:
+        try:
+            network = cls.from_config(config)
+        except RecipeError as error:
+            raise RunError(f"{folder / CONFIG_FILE} is damaged ({shorten(str(error), 200)}): {RUN_AGAIN}.") from error
+        path = cls.weights_path(folder)
+        try:
+            network.load_state_dict(weights)
+        except RuntimeError as error:  # names or shapes
+            reason = shorten(str(error), 120)
+            raise RunError(f"{path} is damaged or does not fit {CONFIG_FILE} ({reason}): {RUN_AGAIN}.") from error
+        for name, own in network.state_dict().items():
+            if own.dtype != weights[name].dtype or not torch.isfinite(own).all():
+                raise RunError(f"{path} is damaged ({name} has another type or values like NaN): {RUN_AGAIN}.")
         return network.eval()
 
 
@@ -124,4 +165,7 @@ def read_weights_and_config(path: Path) -> tuple[dict[str, Tensor], dict[str, An
     Raises:
         RunError: a file is missing or damaged.
     """
-    return read_safetensors(load_torch_file, path), read_json(path.with_name(CONFIG_FILE))
+    weights, config = read_safetensors(load_torch_file, path), read_json(path.with_name(CONFIG_FILE))
+    if not isinstance(config, dict):
+        raise RunError(f"{path.with_name(CONFIG_FILE)} is damaged (it is not a mapping): {RUN_AGAIN}.")
+    return weights, config

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import segmentation_models_pytorch as smp
 import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from tagmask.errors import RecipeError
@@ -21,7 +22,7 @@ from tagmask.models.backbone import (
     normalization,
 )
 from tagmask.models.classifier import Classifier, backbone_name_and_options
-from tagmask.models.saved_network import SavedNetwork
+from tagmask.models.saved_network import ClassesConfig, SavedNetwork
 from tagmask.text import did_you_mean, shorten
 
 SMP_ARCHITECTURES = ("DeepLabV3Plus", "DeepLabV3", "Unet", "UnetPlusPlus", "FPN", "PSPNet", "PAN", "UPerNet",
@@ -55,6 +56,23 @@ class DilatedHead(nn.Module):
         return sum((branch(features) for branch in self.branches[1:]), self.branches[0](features))
 
 
+class ArchitectureConfig(BaseModel):
+    """The network in a segmenter's config.json: arguments of `Segmenter`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    architecture: str
+    backbone: str
+    output_stride: Literal[8, 16, 32]
+    options: dict[str, Any]
+
+
+class SegmenterConfig(ClassesConfig):
+    """The entries of a segmenter's config.json."""
+
+    network: ArchitectureConfig
+
+
 class Segmenter(FreezableNorms, SavedNetwork):
     """A segmentation network: images [B, 3, H, W] to logits [B, K + 1, h, w], background first.
 
@@ -76,6 +94,7 @@ class Segmenter(FreezableNorms, SavedNetwork):
     kind: ClassVar[str] = "segmenter"
     file_name: ClassVar[str] = "segmenter.safetensors"
     title: ClassVar[str] = "a segmentation network"
+    config_model = SegmenterConfig
 
     def __init__(
         self,
@@ -230,7 +249,7 @@ def _create_smp_model(
         arguments["encoder_output_stride"] = output_stride
     try:
         return smp.create_model(architecture, encoder_name=f"tu-{backbone}", **arguments)
-    except (KeyError, TypeError, ValueError, RuntimeError, NotImplementedError, AssertionError) as error:
+    except Exception as error:  # the type depends on the architecture and the options
         raise RecipeError(
             f"architecture {architecture!r} cannot use backbone {backbone!r} with options {options} "
             f"({first_line(error)}); choose another backbone or architecture, e.g. deeplabv2, which takes any backbone."

@@ -51,7 +51,7 @@ def write_masks_as(
 
     def items() -> Iterator[MaskItem]:
         for sample in samples:
-            labels = read_label_map(mask_path(sample.id))
+            labels = read_label_map(mask_path(sample.id), size=sample.size)
             min_area = settings.min_area_of(labels.shape, has_polygons=has_polygons)
             if min_area > 1:
                 labels = remove_small_regions(labels, min_area)
