@@ -116,7 +116,8 @@ def test_a_folder_without_the_network_is_one_sentence(tmp_path: Path, name: str)
 
 
 def test_read_returns_the_files_without_building_the_network(tmp_path: Path) -> None:
-    config = {"kind": "classifier", "classes": ["cat"]}
+    backbone = {"name": "resnet18", "output_stride": 16, "options": {}}
+    config = {"kind": "classifier", "classes": ["cat"], "backbone": backbone}
     write_weights_and_config(tmp_path / Classifier.file_name, {"a": torch.ones(2)}, config)
     weights, read = Classifier.read(tmp_path)
     assert read == config

@@ -1,0 +1,1 @@
+"""Campaigns: kills at random moments, and mutated inputs."""

@@ -1,0 +1,199 @@
+"""Kill a small run of every method at random moments, resume it, and compare it with an undisturbed run.
+
+`python -m tests.robustness.kills --kills 200 --seed 0 FOLDER` prints what happened as JSON. One process imports
+PyTorch. Every attempt is a fork of it, which takes milliseconds to start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}  # before PyTorch is imported
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import tagmask
+import tagmask.report.update
+from tagmask.recipe import Recipe, method_names
+from tests.runs import COLORS, contents
+
+SIDE, NUM_IMAGES = 32, 12  # pixels
+KILLS_PER_RUN = 10
+ATTEMPT_LIMIT = 300  # seconds of an attempt that is not killed
+
+TRAINING: dict[str, Any] = {"epochs": 2, "batch_size": 6, "crop_size": 32}
+SEGMENT: dict[str, Any] = {**TRAINING, "architecture": "Unet", "scales": [1.0], "crf": {"steps": 1}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "cam": {
+        **TRAINING, "backbone": "test_resnet", "weights": "none", "frozen_stride": 0, "freeze_norm": False,
+        "long_side_range": [32, 40], "scales": [1.0], "options": {"drop_rate": 0.2},
+    },
+    "recam": {**TRAINING, "long_side_range": [32, 40], "scales": [1.0]},
+    "layercam": {"scales": [1.0]},
+    "pretrained": {"backbone": "test_resnet", "outputs": {"red": [0], "green": [1], "blue": [2]}, "scales": [1.0]},
+    "infercam": {"scales": [1.0], "iterations": 2, "inputs": {"classifier": "cam"}},
+    "amn": {**TRAINING, "dropout": 0.5, "seeds": {"crf": None}, "scales": [1.0], "inputs": {"classifier": "cam"}},
+    "irn": {
+        **TRAINING, "seeds": {"crf": {"steps": 1}}, "pair_radius": 2, "walk": {"steps": 16}, "instances": True,
+        "inputs": {"classifier": "cam"},
+    },
+    "pseudo_masks": {"crf": {"steps": 1}},
+    "segment": {**SEGMENT, "architecture": "DeepLabV3Plus", "inputs": {"classifier": "cam"}},
+    "activation_aware": {**SEGMENT, "inputs": {"classifier": "cam", "masks": "pseudo_masks"}},
+}  # fmt: skip
+
+
+def write_images(folder: Path) -> Path:
+    """Write tagged images with masks and saliency maps."""
+    lines = ["image,tags"]
+    for name in ("images", "masks", "saliency"):
+        (folder / name).mkdir(parents=True)
+    for i in range(NUM_IMAGES):
+        rng = np.random.default_rng(i)
+        image = rng.integers(90, 130, (SIDE, SIDE, 3)).astype(np.uint8)
+        labels = np.zeros((SIDE, SIDE), np.uint8)
+        tags = sorted({list(COLORS)[i % 3], list(COLORS)[i // 4]}) if i else []
+        for tag in tags:
+            label = sorted(COLORS).index(tag) + 1
+            y, x = int(rng.integers(0, SIDE - 10)), 1 + 10 * (label - 1)
+            image[y : y + 10, x : x + 10] = COLORS[tag]
+            labels[y : y + 10, x : x + 10] = label
+        Image.fromarray(image).save(folder / "images" / f"{i}.png")
+        Image.fromarray(labels).save(folder / "masks" / f"{i}.png")
+        Image.fromarray((labels > 0).astype(np.uint8) * 255).save(folder / "saliency" / f"{i}.png")
+        lines.append(f"{i}.png,{';'.join(tags)}")
+    (folder / "tags.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def make_recipe(folder: Path) -> Recipe:
+    """Return a recipe of every method, in an order in which each has its inputs."""
+    weights = folder / "weights.safetensors"
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_resnet").state_dict(), weights)
+    if missing := set(method_names()) - set(SETTINGS):
+        raise SystemExit(f"add toy settings of {', '.join(sorted(missing))} to SETTINGS in {__file__}")
+    settings = {**SETTINGS, "pretrained": {**SETTINGS["pretrained"], "weights": str(weights)}}
+    return Recipe.model_validate({"stages": {name: {"method": name, **values} for name, values in settings.items()}})
+
+
+def fork(action: Callable[[], object]) -> int:
+    """Run an action in a forked process and return its id; the exit status is 0, or 1 if the action raises."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        action()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def wait(pid: int, limit: float) -> int | None:
+    """Wait for a process at most `limit` seconds; return its status as `os.waitpid` does, None while it runs."""
+    end = time.monotonic() + limit
+    while time.monotonic() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return status
+        time.sleep(0.002)
+    return None
+
+
+def interrupted_stage(folder: Path) -> str:
+    """Return what a run was doing when it was killed: a stage, or what comes before or after all stages."""
+    if not (folder / "recipe.yaml").exists():
+        return "reading the data"
+    for name in SETTINGS:
+        record = folder / name / "stage.json"
+        if not record.exists() or json.loads(record.read_text())["status"] != "done":
+            return name
+    return "measuring and report"
+
+
+def campaign(folder: Path, num_kills: int, seed: int) -> dict[str, Any]:
+    """Kill and resume runs until `num_kills` kills have been made; return what happened."""
+    data, rng, recipe = write_images(folder / "data"), random.Random(seed), make_recipe(folder)
+    source = tagmask.DataSource(
+        root=str(data / "images"), tags=str(data / "tags.csv"), masks=str(data / "masks"),
+        saliency=str(data / "saliency"),
+    )  # fmt: skip
+
+    def run(out: Path) -> int:
+        arguments: dict[str, Any] = {"recipe": recipe, "device": "cpu", "workers": 0, "quiet": True}
+        return fork(lambda: tagmask.run(source, out, **arguments))
+
+    start = time.monotonic()
+    if wait(run(folder / "undisturbed"), ATTEMPT_LIMIT) != 0:
+        raise SystemExit("the undisturbed run failed")
+    seconds = time.monotonic() - start
+    expected = contents(folder / "undisturbed")
+    failures: list[str] = []
+    interval = 2 * seconds / KILLS_PER_RUN
+    stages: Counter[str] = Counter()
+    num_done = num_runs = 0
+    while num_done < num_kills:
+        out, num_runs = folder / f"run{num_runs}", num_runs + 1
+        for _ in range(min(KILLS_PER_RUN, num_kills - num_done)):
+            pid = run(out)
+            status = wait(pid, rng.uniform(0, interval))
+            if status is None:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                num_done += 1
+                stages[interrupted_stage(out)] += 1
+            elif status:
+                failures.append(f"run {num_runs} failed after {num_done} kills, in {interrupted_stage(out)}")
+                break
+            else:
+                break
+        pid = run(out)
+        if (status := wait(pid, ATTEMPT_LIMIT)) is None:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        if status != 0:
+            failures.append(f"the last attempt of run {num_runs} {'hung' if status is None else 'failed'}")
+            continue
+        found = contents(out)
+        differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        if differing:
+            failures.append(f"run {num_runs}: {len(differing)} files differ, first {differing[:5]}")
+        if left := [str(file.relative_to(out)) for file in out.rglob("*.tmp")]:
+            failures.append(f"run {num_runs} left {left[:3]}")
+        shutil.rmtree(out)
+    return {
+        "seed": seed, "kills": num_done, "runs": num_runs, "files": len(expected), "seconds": round(seconds, 1),
+        "stages": dict(stages), "failures": failures,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    print(json.dumps(campaign(given.folder, given.kills, given.seed)))
