@@ -6,6 +6,9 @@ WORKER_KILLED = (
 )
 
 
+MAX_MESSAGE_LENGTH = 1000  # characters
+
+
 class TagmaskError(Exception):
     """Base class of every error that a user can fix; the command line prints it without a traceback.
 
@@ -17,6 +20,11 @@ class TagmaskError(Exception):
         ...     print(error)
         no-such-folder is not a tagmask run (it has no run.json): give the folder that `tagmask run --out` made.
     """
+
+    def __init__(self, message: str) -> None:
+        """Shorten a long message, e.g. one that quotes a damaged file, in its middle."""
+        half = MAX_MESSAGE_LENGTH // 2 - 3
+        super().__init__(message if len(message) <= MAX_MESSAGE_LENGTH else f"{message[:half]} ... {message[-half:]}")
 
 
 class DataError(TagmaskError):

@@ -131,7 +131,7 @@ def _stamp(files: Iterable[Path]) -> str:
         try:
             status = os.stat(file)
             hashed.update(f"{file.name}|{status.st_size}|{status.st_mtime_ns}\n".encode())
-        except FileNotFoundError:
+        except (OSError, ValueError):  # it does not exist, or no file can have this name
             hashed.update(b"-\n")
     return hashed.hexdigest()
 

@@ -23,13 +23,12 @@ os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}  # before PyT
 
 import torch
 
-from tagmask.errors import TagmaskError
+from tagmask.errors import MAX_MESSAGE_LENGTH, TagmaskError
 from tests.robustness.mutations import mutate
 from tests.robustness.targets import Target, make_targets
 
 CPU_SECONDS = 10  # per input
 MEMORY = 1_000_000_000  # bytes that all inputs together may add to the peak
-MAX_MESSAGE = 1_000  # characters
 KEPT_FAILURES = 200
 
 
@@ -44,7 +43,7 @@ def run_input(target: Target, content: bytes) -> str | None:
         target.read(content)
     except TagmaskError as error:
         message = str(error)
-        if len(message) > MAX_MESSAGE or "\n" in message:
+        if len(message) > MAX_MESSAGE_LENGTH or "\n" in message:
             return f"message of {len(message)} characters: {message[:200]!r}"
     except _TooLong:
         return f"more than {CPU_SECONDS} seconds"

@@ -92,7 +92,7 @@ def _read_categories(categories: Sequence[Any], path: Path) -> tuple[tuple[str, 
     try:
         names = {int(item["id"]): normalize_class_name(item["name"]) for item in categories}
         "".join(names.values()).encode()
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(f"{path} has a category without a number 'id' or a text 'name'; correct it.") from error
     repeated = [name for name, count in Counter(names.values()).items() if count > 1]
     if repeated or len(names) < len(categories):

@@ -149,7 +149,7 @@ def _with_listed_mask(root: Path, item: _SplitItem, sample: Sample, warnings: li
     """Return the sample with the mask that the split list names. Appends a warning if that mask does not exist."""
     if item.mask is None:
         return sample
-    if (root / item.mask).is_file():
+    if os.path.isfile(root / item.mask):  # unlike Path.is_file, also for names that are too long
         return replace(sample, mask=PngMask(root / item.mask))
     warnings.append(Problem(item.where, f"names the mask {item.mask}, which does not exist", "correct it", "warning"))
     return sample
