@@ -19,7 +19,7 @@ from tagmask.yaml_text import MAX_VALUE_DEPTH, MAX_VALUE_LENGTH, dump_yaml, pars
 
 _STAGE_NAME = re.compile(r"\w[\w-]{0,79}")  # it becomes the name of a folder
 _MAX_KEY_DEPTH = 5  # of a --set: stage.setting.setting...
-_RESERVED_NAMES = ("held_out",)  # folders of a run that are not stages
+_RESERVED_NAMES = ("held_out", "review")  # folders of a run that are not stages
 
 
 class Recipe(BaseModel):

@@ -21,6 +21,7 @@ from tagmask.maps import ResponseMaps
 from tagmask.pipeline import check_stages, run_stages
 from tagmask.progress import Reporter
 from tagmask.recipe import Recipe, load_recipe, methods_making, recipe_with_stage
+from tagmask.review_folder import ReviewFolder
 from tagmask.run_data import read_run_data
 from tagmask.run_folder import RunFolder, StageFolder
 from tagmask.stage import ARTIFACT_NAMES, ArtifactKind
@@ -29,6 +30,7 @@ from tagmask.text import did_you_mean
 if TYPE_CHECKING:
     import numpy as np
 
+    from tagmask.import_masks import ImportedMasks
     from tagmask.predict import Predictor
 
 THRESHOLDS_FILE = "thresholds.html"
@@ -279,10 +281,7 @@ class Run:
 
         export_settings = ExportSettings(**settings)
 
-        makers = self.recipe.stages_making("masks")
-        if stage is not None and stage not in makers:
-            raise RunError(f"stage {stage!r} of {self.folder} makes no masks{did_you_mean(stage, makers)}")
-        folder = self._files.stage(stage) if stage else self._recommended_folder
+        folder = self._stage_with_masks(stage)
         target = output_path(Path(out), format)
         if target.exists():
             raise RunError(f"{target} exists already: remove it, or choose another --out.")
@@ -296,6 +295,45 @@ class Run:
             return write_masks_as(
                 samples, folder.mask_path, images.classes, Path(out), format, export_settings, advance
             )
+
+    def import_masks(
+        self,
+        path: str | Path,
+        format: str,
+        *,
+        stage: str | None = None,
+        only_changed: bool = False,
+        quiet: bool = False,
+    ) -> ImportedMasks:
+        """Read masks that were corrected in an annotation tool, and keep them in the run folder as reviewed masks.
+
+        Args:
+            path: a zip archive, a folder or a file that the annotation tool has exported.
+            format: "cvat", "label-studio", "coco" or "png".
+            stage: the stage whose masks were exported; None: `recommended_stage`.
+            only_changed: leave out masks without a change, in place of keeping them as accepted.
+            quiet: print nothing.
+
+        Returns:
+            Which masks were accepted and corrected.
+
+        Raises:
+            DataError: the file is damaged, or does not fit the run; nothing has changed then.
+            RunError: the stage makes no masks, or a mask is missing.
+        """
+        from tagmask.corrections.known_images import KnownImages
+        from tagmask.import_masks import import_masks
+
+        folder, images = self._stage_with_masks(stage), self.images.read()
+        samples = [sample for sample in images.samples if folder.mask_path(sample.id).exists()]
+        known = KnownImages(samples, images.classes, folder.mask_path)
+        with make_reporter(quiet).progress(f"importing {format}", len(samples)) as advance:
+            return import_masks(self.review, Path(path), format, known, only_changed=only_changed, advance=advance)
+
+    @property
+    def review(self) -> ReviewFolder:
+        """The reviewed masks of the run."""
+        return ReviewFolder(self.folder / "review")
 
     def predict_files(
         self,
@@ -374,6 +412,13 @@ class Run:
                 f"({self._files.recipe_path}) and run `tagmask run` with this --recipe and the same --out."
             )
         return self._files.stage(name)
+
+    def _stage_with_masks(self, name: str | None) -> StageFolder:
+        """Return the folder of a stage, or of the recommended one. Raises RunError if it makes no masks."""
+        makers = self.recipe.stages_making("masks")
+        if name is not None and name not in makers:
+            raise RunError(f"stage {name!r} of {self.folder} makes no masks{did_you_mean(name, makers)}")
+        return self._files.stage(name) if name else self._recommended_folder
 
     def _existing(self, stage: StageFolder, path: Path, image_id: str) -> Path:
         if stage.is_done and not path.exists():

@@ -1,4 +1,4 @@
-"""Commands that exchange masks with other tools: export."""
+"""Commands that exchange masks with other tools: export and import."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import tagmask
 from tagmask.artifacts import read_json, write_json
+from tagmask.corrections.formats import IMPORT_FORMATS
+from tagmask.label_map import read_label_map
 from tagmask.outputs.formats import OUTPUT_FORMATS
 from tests.cli.runner import RunCommand, RunFailing
 
@@ -72,3 +76,32 @@ def test_export_explains_unknown_formats_stages_and_values(fails: RunFailing, fi
 def test_export_lists_the_formats(command: RunCommand) -> None:
     text = " ".join(command("export", "--help").out.replace("│", " ").split())
     assert all(f"{name} ({format.description})" in text for name, format in OUTPUT_FORMATS.items())
+
+
+@pytest.mark.parametrize("format", IMPORT_FORMATS)
+def test_exported_masks_come_back_as_reviewed_ones(
+    command: RunCommand, finished: Path, tmp_path: Path, format: str
+) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    stage = ["--stage", "pseudo_masks", "--format", format]
+    assert command("export", folder, "--out", tmp_path, *stage).status == 0
+    exported = tmp_path / format
+    if format == "label-studio":
+        tasks = (exported / "tasks.json").read_text().replace('"predictions"', '"annotations"')
+        (exported / "tasks.json").write_text(tasks)
+    if format == "cvat":
+        (exported / "labels.json").unlink()
+    archive = shutil.make_archive(str(tmp_path / "corrected"), "zip", exported)
+    result = command("import", folder, archive, *stage)
+    assert result.status == 0, result.err
+    assert result.out.startswith("8 reviewed masks: 0 corrected, 8 accepted without a change.")
+    review = tagmask.load(folder).review
+    assert set(review.read_states()) == set("01234567")
+    np.testing.assert_array_equal(review.read_mask("0"), read_label_map(folder / "pseudo_masks/masks/0.png"))
+
+
+def test_import_explains_what_is_wrong(fails: RunFailing, finished: Path, data: Path, tmp_path: Path) -> None:
+    assert "does not exist" in fails("import", finished, tmp_path / "none.zip", "--format", "png")
+    assert "did you mean 'png'" in fails("import", finished, data, "--format", "pnk")
+    assert "makes no masks" in fails("import", finished, data, "--format", "png", "--stage", "cam")
+    assert not (finished / "review").exists()

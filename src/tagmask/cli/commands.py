@@ -22,9 +22,9 @@ app = typer.Typer(
 )
 for _command in (
     run.run, run.demo, data.check, run.recipes, run.add_stage, finished_run.thresholds, finished_run.predict,
-    exchange.export, finished_run.evaluate, finished_run.report, data.saliency, data.scenes,
+    exchange.export, exchange.import_, finished_run.evaluate, finished_run.report, data.saliency, data.scenes,
 ):  # fmt: skip
-    app.command()(with_option_groups(_command))
+    app.command(_command.__name__.rstrip("_").replace("_", "-"))(with_option_groups(_command))
 
 
 @app.callback(invoke_without_command=True)

@@ -1,4 +1,4 @@
-"""Commands that exchange masks with other tools: export."""
+"""Commands that exchange masks with other tools: export and import."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Annotated, Literal
 import typer
 
 from tagmask.cli.options import Quiet, RunFolderArgument
+from tagmask.corrections.formats import IMPORT_FORMATS
 from tagmask.outputs.formats import OUTPUT_FORMATS
 
 SETTINGS_PANEL = "Masks and images"
 _DESCRIPTIONS = "; ".join(f"{name} ({format.description})" for name, format in OUTPUT_FORMATS.items())
+_IMPORT_DESCRIPTIONS = "; ".join(f"{name} ({description})" for name, description in IMPORT_FORMATS.items())
 
 
 @dataclass(frozen=True)
@@ -72,3 +74,25 @@ def export(
     path = opened.export(out, format, stage=stage, partial=partial, quiet=quiet, **asdict(options))
     if not quiet:
         print(path)
+
+
+def import_(
+    run_folder: RunFolderArgument,
+    corrected: Annotated[Path, typer.Argument(help="A zip archive, a folder or a file with the corrected masks.")],
+    *,
+    format: Annotated[str, typer.Option(help=f"The format: {_IMPORT_DESCRIPTIONS}.")],
+    stage: Annotated[
+        str | None, typer.Option(help="The stage whose masks were exported.", show_default="the recommended one")
+    ] = None,
+    only_changed: Annotated[
+        bool, typer.Option("--only-changed", help="Leave out masks without a change; else they count as accepted.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Bring corrected masks back from an annotation tool: the run keeps them as reviewed masks (in review/)."""
+    import tagmask
+
+    opened = tagmask.load(run_folder, device="cpu")
+    imported = opened.import_masks(corrected, format, stage=stage, only_changed=only_changed, quiet=quiet)
+    if not quiet:
+        print(imported)

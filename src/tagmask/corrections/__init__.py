@@ -1,0 +1,1 @@
+"""Reading masks that people have corrected in annotation tools."""

@@ -1,0 +1,131 @@
+"""Corrected masks from annotation tools become the reviewed masks of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tagmask.corrections.archive import Archive
+from tagmask.corrections.formats import load_reader
+from tagmask.corrections.known_images import CorrectedMask, KnownImages
+from tagmask.errors import DataError
+from tagmask.label_map import IGNORE_INDEX
+from tagmask.review_folder import ReviewFolder, ReviewState
+from tagmask.text import join_first_names, pluralize
+
+
+@dataclass(frozen=True)
+class ImportedMasks:
+    """What an import has done.
+
+    Attributes:
+        accepted: ids of the images whose masks were unchanged.
+        corrected: ids of the images whose masks were changed.
+        changed_tags: the class names that an image shows now, by id, where they differ from the tags of the data set.
+        unknown: names of images in the file that the run does not have.
+        num_polygons: the number of masks with polygons, whose outlines are not exact to a pixel.
+    """
+
+    accepted: tuple[str, ...]
+    corrected: tuple[str, ...]
+    changed_tags: dict[str, tuple[str, ...]]
+    unknown: tuple[str, ...]
+    num_polygons: int
+
+    def __str__(self) -> str:
+        """Return the result in sentences."""
+        sentences = [
+            f"{pluralize(len(self.accepted) + len(self.corrected), 'reviewed mask')}: {len(self.corrected)} corrected, "
+            f"{len(self.accepted)} accepted without a change."
+        ]
+        if self.changed_tags:
+            sentences.append(f"{pluralize(len(self.changed_tags), 'image')} with other tags than before.")
+        if self.num_polygons:
+            sentences.append(
+                f"{pluralize(self.num_polygons, 'mask')} with polygons, whose outlines are not exact to a pixel."
+            )
+        if self.unknown:
+            names = join_first_names(self.unknown, 3)
+            sentences.append(f"{pluralize(len(self.unknown), 'image')} left out, which the run does not have: {names}.")
+        return " ".join(sentences)
+
+
+def import_masks(
+    review: ReviewFolder,
+    path: Path,
+    format: str,
+    images: KnownImages,
+    *,
+    only_changed: bool = False,
+    advance: Callable[[int], None] = lambda step: None,
+) -> ImportedMasks:
+    """Read corrected masks, and record them as reviewed masks: "corrected" if a pixel differs from the run's mask.
+
+    All masks are read before the first is recorded, so that a damaged file changes nothing. Where a format cannot hold
+    ignored pixels, pixels that the run ignores and that the file gives no class stay ignored.
+
+    Args:
+        review: where the masks are recorded.
+        path: a zip archive, a folder or a file.
+        format: one of `IMPORT_FORMATS`.
+        images: the images and masks of the run.
+        only_changed: leave out masks without a change, in place of recording them as accepted.
+        advance: called with 1 after each recorded image.
+
+    Raises:
+        DataError: the file is damaged, does not fit the run, or has no mask of an image of the run.
+        RunError: a mask of the run is missing, or a file cannot be written.
+    """
+    read, archive = load_reader(format), Archive(path)
+    names: dict[str, str] = {}
+    unknown = []
+    for mask in read(archive, images):
+        if mask.image_id is None:
+            unknown.append(mask.name)
+        elif names.setdefault(mask.image_id, mask.name) != mask.name:
+            raise DataError(f"{path} has two masks of {mask.image_id!r}: {names[mask.image_id]} and {mask.name}.")
+    if not names:
+        others = f", but of {join_first_names(unknown, 3)}" if unknown else ""
+        raise DataError(f"{path} has no mask of an image of this run{others}; choose the run that it belongs to.")
+    accepted, corrected, num_polygons = [], [], 0
+    changed_tags: dict[str, tuple[str, ...]] = {}
+    for mask in read(archive, images):
+        if mask.image_id is None or mask.labels is None:
+            continue
+        image_id, labels, is_changed = mask.image_id, *_compare(mask, images)
+        num_polygons += mask.has_polygons
+        if only_changed and not is_changed:
+            continue
+        tags = _changed_tags(labels, image_id, images)
+        if tags is not None:
+            changed_tags[image_id] = tags
+        state: ReviewState = "corrected" if is_changed else "accepted"
+        review.record(image_id, state, labels, source=f"import of {path.name} ({format})", tags=tags)
+        (corrected if is_changed else accepted).append(image_id)
+        advance(1)
+    return ImportedMasks(tuple(accepted), tuple(corrected), changed_tags, tuple(unknown), num_polygons)
+
+
+def _compare(mask: CorrectedMask, images: KnownImages) -> tuple[np.ndarray, bool]:
+    """Return the corrected label map, and whether it differs from the mask of the run."""
+    assert mask.image_id is not None
+    assert mask.labels is not None
+    before, labels = images.read_run_mask(mask.image_id), mask.labels
+    if not mask.keeps_ignored:
+        labels = np.where((labels == 0) & (before == IGNORE_INDEX), np.uint8(IGNORE_INDEX), labels)
+    return labels, not np.array_equal(labels, before)
+
+
+def _changed_tags(labels: np.ndarray, image_id: str, images: KnownImages) -> tuple[str, ...] | None:
+    """Return the names of the classes in a corrected mask; None if they are the tags of the image.
+
+    A tagged class without a pixel counts as present if there are ignored pixels, because these can belong to it.
+    """
+    shown = set(np.unique(labels[(labels > 0) & (labels != IGNORE_INDEX)]).tolist())
+    tags = images.by_id[image_id].tags
+    if tags is not None and (labels == IGNORE_INDEX).any():
+        shown |= set(tags)
+    return None if tags is not None and shown == set(tags) else tuple(images.classes[k - 1] for k in sorted(shown))

@@ -1,0 +1,230 @@
+"""The folder `review/` of a run: masks that a person has accepted or corrected, and the log of all changes.
+
+run/review/
+    log.jsonl                       one line per change, oldest first; nothing is ever removed from it
+    masks/<id>.png                  the reviewed mask of an image
+    history/<id>/<number>.png       earlier reviewed masks of an image, to which the log refers
+
+The log is the only record: the state of an image is that of its last line. A mask is written before its line.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import ModuleType
+from typing import IO, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tagmask.artifacts import atomic_write
+from tagmask.errors import RunError
+from tagmask.label_map import read_label_map, write_label_map
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+ReviewState = Literal["open", "accepted", "corrected"]
+
+
+class ReviewEvent(BaseModel):
+    """One change: a line of the log.
+
+    Attributes:
+        time: ISO 8601, in UTC.
+        user: the name of the user's account.
+        image: id of the image.
+        state: "accepted": a person has seen the mask and left it as it was. "corrected": a person has changed it.
+            "open": the image is not reviewed any longer, and has no reviewed mask.
+        tags: the class names that the image shows, if the person changed them; None: as in the data set.
+        source: what made the change, for example "import of corrected.zip (cvat)".
+        before: the file in history/ that holds the reviewed mask from before the change; None if there was none.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    time: str
+    user: str
+    image: str
+    state: ReviewState
+    tags: tuple[str, ...] | None = None
+    source: str
+    before: str | None = None
+
+
+@dataclass(frozen=True)
+class ReviewFolder:
+    """The folder of the reviewed masks of a run.
+
+    Attributes:
+        path: RUN/review. It is created by the first change.
+
+    Example:
+        >>> import numpy as np, tempfile
+        >>> review = ReviewFolder(Path(tempfile.mkdtemp()) / "review")
+        >>> _ = review.record("beach/001", "corrected", np.ones((4, 6), np.uint8), source="by hand")
+        >>> review.read_states()["beach/001"].state, int(review.read_mask("beach/001").sum())
+        ('corrected', 24)
+    """
+
+    path: Path
+
+    @property
+    def log_path(self) -> Path:
+        """The path of the log."""
+        return self.path / "log.jsonl"
+
+    def mask_path(self, image_id: str) -> Path:
+        """Return the path of the reviewed mask of an image."""
+        return self.path / "masks" / f"{image_id}.png"
+
+    def read_mask(self, image_id: str) -> np.ndarray:
+        """Read the reviewed mask of an image, [H, W] uint8. Raises RunError if there is none."""
+        path = self.mask_path(image_id)
+        if not path.exists():
+            raise RunError(f"the image {image_id!r} has no reviewed mask in {self.path}: review it first.")
+        return read_label_map(path)
+
+    def read_states(self) -> dict[str, ReviewEvent]:
+        """Read the last change of each image that is accepted or corrected. Raises RunError if the log is damaged."""
+        last = {event.image: event for event in self.read_log()}
+        return {image_id: event for image_id, event in last.items() if event.state != "open"}
+
+    def read_log(self) -> Iterator[ReviewEvent]:
+        """Read all changes, oldest first. Raises RunError if the log is damaged.
+
+        A line that a power cut has torn is left out.
+        """
+        if not self.log_path.exists():
+            return
+        with self.log_path.open(encoding="utf-8", errors="replace") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    yield ReviewEvent.model_validate_json(line)
+                except ValidationError as error:
+                    [first, *_] = error.errors()
+                    if first["type"] != "json_invalid":
+                        raise RunError(
+                            f"{self.log_path}, line {number} is damaged ({first['msg']}): remove this line."
+                        ) from error
+
+    def record(
+        self,
+        image_id: str,
+        state: ReviewState,
+        labels: np.ndarray | None,
+        *,
+        source: str,
+        tags: tuple[str, ...] | None = None,
+    ) -> ReviewEvent:
+        """Write the reviewed mask of an image and a line of the log. The mask from before goes to history/.
+
+        Several processes can do this at the same time.
+
+        Args:
+            image_id: id of an image of the run. It becomes a path: check that the run has such an image.
+            state: the new state.
+            labels: [H, W] uint8, 0 background, 1..K classes, 255 ignored; None if the state is "open".
+            source: what makes the change.
+            tags: see `ReviewEvent`.
+
+        Raises:
+            ValueError: there is a mask although the state is "open", or none although it is not.
+            RunError: a file cannot be written.
+        """
+        if (labels is None) != (state == "open"):
+            raise ValueError(f"the state is {state!r}, and the mask is {'missing' if labels is None else 'given'}")
+        with self._locked_log() as log:
+            path = self.mask_path(image_id)
+            event = ReviewEvent(
+                time=datetime.now(UTC).isoformat(timespec="milliseconds"), user=_user_name(), image=image_id,
+                state=state, tags=tags, source=source, before=self._keep_in_history(image_id),
+            )  # fmt: skip
+            if labels is None:
+                path.unlink(missing_ok=True)
+            else:
+                write_label_map(path, labels)
+            self._append(log, event)
+        return event
+
+    def history(self, image_id: str) -> list[ReviewEvent]:
+        """Return all changes of an image, oldest first."""
+        return [event for event in self.read_log() if event.image == image_id]
+
+    def restore(self, image_id: str, number: int, *, source: str = "undo") -> ReviewEvent:
+        """Return an image to its state after one of its changes; this is a change of its own.
+
+        Args:
+            image_id: id of the image.
+            number: index in `history`; -1: the state before the first change.
+            source: what makes the change.
+
+        Raises:
+            IndexError: there is no such change.
+            RunError: the earlier mask is missing, or a file cannot be written.
+        """
+        events = self.history(image_id)
+        if not -1 <= number < len(events):
+            raise IndexError(f"{image_id!r} has {len(events)} changes, so there is no change {number}")
+        if number == -1 or events[number].state == "open":
+            return self.record(image_id, "open", None, source=source)
+        is_last = number == len(events) - 1
+        kept = None if is_last else events[number + 1].before
+        path = self.mask_path(image_id) if kept is None else self.path / "history" / kept
+        return self.record(
+            image_id, events[number].state, read_label_map(path), source=source, tags=events[number].tags
+        )
+
+    def _keep_in_history(self, image_id: str) -> str | None:
+        """Copy the reviewed mask of an image to history/; return the file there."""
+        try:
+            content = self.mask_path(image_id).read_bytes()
+        except FileNotFoundError:
+            return None
+        name = f"{image_id}/{uuid.uuid4().hex[:12]}.png"
+        with atomic_write(self.path / "history" / name) as temporary:
+            temporary.write_bytes(content)
+        return name
+
+    @contextmanager
+    def _locked_log(self) -> Iterator[IO[bytes]]:
+        """Open the log for appending, and hold a lock on it (without effect on Windows)."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with self.log_path.open("a+b") as log:
+                if fcntl is not None:
+                    with suppress(OSError):  # a file system without locks
+                        fcntl.flock(log, fcntl.LOCK_EX)
+                yield log
+        except OSError as error:
+            raise RunError(
+                f"cannot write {self.log_path}: {error.strerror}; free space or choose another folder."
+            ) from error
+
+    @staticmethod
+    def _append(log: IO[bytes], event: ReviewEvent) -> None:
+        """Append a line, on a line of its own even if a power cut has torn the last one."""
+        is_torn = False
+        if log.seek(0, os.SEEK_END):
+            log.seek(-1, os.SEEK_END)
+            is_torn = log.read(1) != b"\n"
+        log.write(b"\n" * is_torn + event.model_dump_json(exclude_none=True).encode() + b"\n")
+        log.flush()
+        os.fsync(log.fileno())
+
+
+def _user_name() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a user id without a name, as in containers
+        return "unknown"

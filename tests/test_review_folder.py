@@ -1,0 +1,131 @@
+"""Reviewed masks and the log of their changes."""
+
+from __future__ import annotations
+
+import doctest
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tagmask.artifacts
+from tagmask import review_folder
+from tagmask.errors import RunError
+from tagmask.label_map import read_label_map
+from tagmask.review_folder import ReviewFolder
+
+
+def labels(value: int) -> np.ndarray:
+    return np.full((3, 4), value, np.uint8)
+
+
+@pytest.fixture
+def review(tmp_path: Path) -> ReviewFolder:
+    return ReviewFolder(tmp_path / "review")
+
+
+def test_masks_states_and_the_log(review: ReviewFolder) -> None:
+    assert review.read_states() == {}
+    review.record("a", "accepted", labels(1), source="page")
+    review.record("sub/b", "corrected", labels(2), source="page", tags=("cat", "dög"))
+    review.record("a", "corrected", labels(255), source="import")
+    states = review.read_states()
+    assert {image_id: (event.state, event.tags) for image_id, event in states.items()} == {
+        "a": ("corrected", None),
+        "sub/b": ("corrected", ("cat", "dög")),
+    }
+    assert (review.read_mask("a") == 255).all()
+    assert (read_label_map(review.path / "masks" / "sub" / "b.png") == 2).all()
+    assert [(event.image, event.source) for event in review.read_log()] == [
+        ("a", "page"), ("sub/b", "page"), ("a", "import"),
+    ]  # fmt: skip
+    first, last = review.history("a")
+    assert first.time <= last.time
+    assert first.user
+    assert first.before is None
+    assert last.before is not None
+    assert (read_label_map(review.path / "history" / last.before) == 1).all()
+
+
+def test_every_earlier_state_can_be_restored(review: ReviewFolder) -> None:
+    for value in (1, 2, 3):
+        review.record("a", "corrected", labels(value), source="page", tags=(str(value),))
+    review.restore("a", 0)
+    assert (review.read_mask("a") == 1).all()
+    assert review.read_states()["a"].tags == ("1",)
+    review.restore("a", 2)  # redo: nothing is lost by an undo
+    assert (review.read_mask("a") == 3).all()
+    review.restore("a", -1)
+    assert review.read_states() == {}
+    with pytest.raises(RunError, match="has no reviewed mask"):
+        review.read_mask("a")
+    review.restore("a", 1)
+    assert (review.read_mask("a") == 2).all()
+    assert [event.state for event in review.history("a")] == [*["corrected"] * 5, "open", "corrected"]
+    with pytest.raises(IndexError):
+        review.restore("a", 99)
+
+
+def test_a_state_without_its_mask_is_refused(review: ReviewFolder) -> None:
+    with pytest.raises(ValueError, match="the mask is missing"):
+        review.record("a", "accepted", None, source="page")
+    with pytest.raises(ValueError, match="the mask is given"):
+        review.record("a", "open", labels(0), source="page")
+    assert not review.path.exists()
+
+
+def test_a_line_that_a_power_cut_has_torn_does_no_harm(review: ReviewFolder) -> None:
+    review.record("a", "accepted", labels(1), source="page")
+    whole = review.log_path.read_bytes()
+    review.log_path.write_bytes(whole + whole[: len(whole) // 2])
+    assert list(review.read_states()) == ["a"]
+    review.record("b", "accepted", labels(1), source="page")
+    assert list(review.read_states()) == ["a", "b"]
+    assert review.log_path.read_bytes().startswith(whole)
+
+
+def test_a_damaged_line_is_named(review: ReviewFolder) -> None:
+    review.record("a", "accepted", labels(1), source="page")
+    review.log_path.write_text(review.log_path.read_text() + '{"state": "perfect"}\n')
+    with pytest.raises(RunError, match=r"log\.jsonl, line 2 is damaged"):
+        review.read_states()
+
+
+def test_a_full_disk_changes_no_state(review: ReviewFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    review.record("a", "accepted", labels(1), source="page")
+
+    def fail(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tagmask.artifacts.os, "replace", fail)
+    with pytest.raises(RunError, match="No space left on device"):
+        review.record("a", "corrected", labels(2), source="page")
+    assert review.read_states()["a"].state == "accepted"
+    assert (review.read_mask("a") == 1).all()
+
+
+def _record_many(path: Path, value: int) -> None:
+    for _ in range(20):
+        ReviewFolder(path).record("a", "corrected", labels(value), source=str(value))
+
+
+@pytest.mark.skipif(review_folder.fcntl is None, reason="this system has no file locks")
+def test_two_processes_lose_no_change(review: ReviewFolder) -> None:
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_record_many, args=(review.path, value)) for value in (1, 2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    events = review.history("a")
+    assert len(events) == 40
+    kept = [event.before for event in events[1:]]
+    assert events[0].before is None
+    for event, before in zip(events, kept, strict=False):  # what an event made is what the next one kept
+        assert (read_label_map(review.path / "history" / str(before)) == int(event.source)).all()
+    assert (review.read_mask("a") == int(events[-1].source)).all()
+
+
+def test_examples_in_docstrings() -> None:
+    assert doctest.testmod(review_folder).failed == 0
