@@ -90,7 +90,9 @@ def import_masks(
     if not names:
         others = f", but of {join_first_names(unknown, 3)}" if unknown else ""
         raise DataError(f"{path} has no mask of an image of this run{others}; choose the run that it belongs to.")
-    accepted, corrected, num_polygons = [], [], 0
+    accepted: list[str] = []
+    corrected: list[str] = []
+    num_polygons = 0
     changed_tags: dict[str, tuple[str, ...]] = {}
     for mask in read(archive, images):
         if mask.image_id is None or mask.labels is None:
