@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from tagmask import large_images
 from tagmask.artifacts import RUN_AGAIN, read_array_header, read_arrays, write_arrays
 from tagmask.errors import RunError
 from tagmask.label_map import MAX_CLASSES
+from tagmask.large_images import is_large
 from tagmask.text import shorten
 
 STRIDE = 4
@@ -124,6 +126,18 @@ class ResponseMaps:
         """
         return upsample(self.maps, self.size)
 
+    def resized(self, size: tuple[int, int]) -> ResponseMaps:
+        """Return the maps of the same image at another size (H, W), interpolated bilinearly.
+
+        Example:
+            >>> ResponseMaps(np.array([3]), np.array([[[0.0, 1.0]]]), size=(4, 8)).resized((8, 16)).maps.tolist()
+            [[[0.0, 0.25, 0.75, 1.0], [0.0, 0.25, 0.75, 1.0]]]
+        """
+        if size == self.size:
+            return self
+        background = None if self.background is None else _resample(self.background, self.size, size)
+        return ResponseMaps(self.classes, _resample(self.maps, self.size, size), size, background)
+
     def label_map(self, threshold: float | None = None, *, alpha: float | None = None) -> np.ndarray:
         """Return the most active class of each pixel, or background where the background is as active or more.
 
@@ -150,6 +164,24 @@ class ResponseMaps:
         """
         if (threshold is None) == (alpha is None) and (threshold is not None or self.background is None):
             raise ValueError("give one of threshold and alpha (or neither, where there is a background map)")
+        if not is_large(self.size):
+            return self._label_map(threshold, alpha)
+        rows, width = self.maps.shape[1], self.size[1]
+        step = max(1, large_images.MAX_PIXELS // (STRIDE * width))
+        strips = []
+        for row in range(0, rows, step):
+            first = max(0, row - 1)  # interpolation needs one more row of cells on either side
+            labels = self._rows(first, row + step + 1)._label_map(threshold, alpha)
+            strips.append(labels[STRIDE * (row - first) : STRIDE * (row - first + step)])
+        return np.concatenate(strips)
+
+    def _rows(self, start: int, stop: int) -> ResponseMaps:
+        """Return the maps of some rows of cells."""
+        rows, background = slice(start, stop), self.background
+        size = (min(self.size[0], STRIDE * stop) - STRIDE * start, self.size[1])
+        return ResponseMaps(self.classes, self.maps[:, rows], size, None if background is None else background[rows])
+
+    def _label_map(self, threshold: float | None, alpha: float | None) -> np.ndarray:
         highest, index = strongest_activation(self.maps, self.size)
         background: Any = threshold
         if alpha is not None:
@@ -252,6 +284,20 @@ def upsample(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     tensor = torch.from_numpy(np.asarray(maps, np.float32))[None]
     full = F.interpolate(tensor, scale_factor=STRIDE, mode="bilinear", align_corners=False)[0]
     return full[:, : size[0], : size[1]].numpy()
+
+
+def _resample(maps: np.ndarray, old_size: tuple[int, int], new_size: tuple[int, int]) -> np.ndarray:
+    """Interpolate maps [..., h, w] of an image of one size bilinearly at the cell centers of another size."""
+    maps = np.asarray(maps, np.float32)
+    for axis, old, new, cells in zip((-2, -1), old_size, new_size, grid_size(new_size), strict=True):
+        position = (np.arange(cells) + 0.5) * (old / new) - 0.5
+        position = position.clip(0, maps.shape[axis] - 1)
+        lower = np.floor(position).astype(int)
+        upper = np.minimum(lower + 1, maps.shape[axis] - 1)
+        weight = (position - lower).astype(np.float32)
+        weight = weight[:, None] if axis == -2 else weight
+        maps = maps.take(lower, axis) * (1 - weight) + maps.take(upper, axis) * weight
+    return maps
 
 
 def strongest_activation(maps: Iterable[np.ndarray], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -8,16 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict
 
 from tagmask.artifacts import RUN_AGAIN, read_model, write_json
 from tagmask.compute import Compute
 from tagmask.data.samples import TaggedImages
-from tagmask.data.transforms import normalize_images
 from tagmask.errors import DataError, RunError
 from tagmask.methods._settings import Scales
-from tagmask.methods.segment import class_probabilities, most_probable_labels, write_missing_masks
+from tagmask.methods.segment import segment_in_tiles, write_missing_masks
 from tagmask.models.inference import prepare_for_inference_inplace
 from tagmask.models.saved_network import CONFIG_FILE
 from tagmask.models.segmenter import Segmenter
@@ -93,7 +91,7 @@ class Predictor:
         return self.network.classes
 
     def predict(self, image: np.ndarray, tags: Sequence[str] | None = None) -> np.ndarray:
-        """Segment one image.
+        """Segment one image; an image of more than 1024 × 1024 pixels in overlapping tiles.
 
         Args:
             image: [H, W, 3] uint8 RGB.
@@ -113,12 +111,7 @@ class Predictor:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
             raise ValueError(f"image is {image.dtype} {list(image.shape)}, not uint8 [H, W, 3]")
         ids = None if tags is None else [self._class_id(tag) for tag in tags]
-        image = np.array(image)  # torch takes no views with negative strides, and warns of read-only arrays
-        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].to(self.compute.device)
-        with self.compute.autocast(self.network):
-            images = normalize_images(pixels, self.network.mean, self.network.std)
-            [(labels, probabilities)] = class_probabilities(self.network, images, [ids], self.scales)
-        return most_probable_labels(image, labels, probabilities, self.crf)
+        return segment_in_tiles(self.network, image, ids, self.scales, self.crf, self.compute)
 
     def write_missing_masks(self, context: InferenceContext) -> None:
         """Write the label map of every image of the context that has none yet."""

@@ -11,10 +11,13 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from tagmask.errors import DataError
+from tagmask.large_images import Window, reduced_size
 
 MAX_PIXELS = 100_000_000  # a larger image alone would need tens of gigabytes in the networks
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 
+_STRIP_PIXELS = 1 << 22  # pixels that are copied at a time
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 _ASPECT_TOLERANCE = 0.02  # relative difference allowed between the aspect ratios of a map and its image
 
 
@@ -46,7 +49,38 @@ def read_image(path: str | Path) -> np.ndarray:
     """
     with _open_image(path) as image:
         _apply_exif_rotation_inplace(image)
-        return np.array(_to_rgb(image))
+        return _as_array(_to_rgb(image))
+
+
+def read_reduced_image(path: str | Path) -> np.ndarray:
+    """Read an image file as RGB, and reduce it to `reduced_size` if it is large.
+
+    A JPEG is reduced while it is decoded, which saves time and memory.
+
+    Returns:
+        [h, w, 3] uint8; otherwise as `read_image`.
+    """
+    with _open_image(path, load=False) as image:
+        if image.format == "TIFF":  # Pillow itself rotates a TIFF when it loads it
+            image.load()
+        size = reduced_size(image.size)
+        is_reduced = size != image.size
+        if is_reduced:
+            size = size[::-1] if _exif_orientation(image) in _TURNED else size
+            image.draft(None, reduced_size(image.size))  # decodes a JPEG at 1/2, 1/4 or 1/8 of its size
+        image.load()
+        _apply_exif_rotation_inplace(image)
+        rgb = _to_rgb(image)
+        return _as_array(rgb.resize(size, Image.Resampling.BILINEAR) if is_reduced else rgb)
+
+
+def read_image_window(path: str | Path, window: Window) -> np.ndarray:
+    """Read a part of an image file as RGB, [h, w, 3] uint8; otherwise as `read_image`."""
+    rows, columns = window
+    with _open_image(path) as image:
+        _apply_exif_rotation_inplace(image)
+        right, bottom = min(columns.stop, image.width), min(rows.stop, image.height)
+        return np.array(_to_rgb(image).crop((columns.start, rows.start, right, bottom)))
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -61,7 +95,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
         if image.format == "TIFF":  # Pillow itself rotates a TIFF when it loads it
             image.load()
         width, height = image.size
-        return (width, height) if _exif_orientation(image) in (5, 6, 7, 8) else (height, width)
+        return (width, height) if _exif_orientation(image) in _TURNED else (height, width)
 
 
 def read_mask_image(path: str | Path) -> np.ndarray:
@@ -151,6 +185,17 @@ def read_bytes(path: str | Path) -> bytes:
     if not content:
         raise DataError(f"{path} is empty (0 bytes); replace or remove it.")
     return content
+
+
+def _as_array(image: Image.Image) -> np.ndarray:
+    """Copy an RGB image to an array, in strips: Pillow would make two more copies of the whole image."""
+    width, height = image.size
+    array = np.empty((height, width, 3), np.uint8)
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        bottom = min(height, top + rows)
+        array[top:bottom] = np.asarray(image.crop((0, top, width, bottom)))
+    return array
 
 
 def _exif_orientation(image: Image.Image) -> int | None:

@@ -17,10 +17,11 @@ from torchvision.transforms import v2
 from tagmask.compute import Compute
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.errors import RecipeError
+from tagmask.large_images import is_large, random_window
 
 ExtraTargets = Callable[[Sample], Mapping[str, np.ndarray]]
 """Loads the label maps of a sample that are augmented together with its image: name → [H, W] uint8, at the size of the
-image. Pixels outside the image become `IGNORE_INDEX`."""
+image (see `TrainingSet`). Pixels outside the image become `IGNORE_INDEX`."""
 
 
 def multi_hot(tags: Sequence[int] | None, num_classes: int) -> Tensor:
@@ -38,23 +39,41 @@ class TrainingSet(Dataset[dict[str, Any]]):
     [crop_size, crop_size] uint8. Its key is (epoch, index). The augmentation depends only on (seed, epoch, index), so
     that an item is the same in every worker, process and resumed run.
 
+    A large image is reduced (`tagmask.large_images`), and its extra targets have the reduced size. With
+    `windows`, a random window of the image and of its extra targets is taken at full resolution instead.
+
     Args:
         images: the training images.
         transform: the augmentation, applied to the image and the extra targets together.
         seed: the seed of the augmentation.
         extra_targets: loads further label maps of a sample.
+        windows: whether large images are learned from at full resolution.
     """
 
     def __init__(
-        self, images: TaggedImages, transform: v2.Transform, seed: int, extra_targets: ExtraTargets | None = None
+        self,
+        images: TaggedImages,
+        transform: v2.Transform,
+        seed: int,
+        extra_targets: ExtraTargets | None = None,
+        *,
+        windows: bool = False,
     ) -> None:
         self.images, self.transform, self.seed, self.extra_targets = images, transform, seed, extra_targets
+        self.windows = windows
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, index = key
         sample = self.images.samples[index]
-        item: dict[str, Any] = {"image": tv_tensors.Image(torch.from_numpy(sample.read_image()).permute(2, 0, 1))}
-        for name, labels in (self.extra_targets(sample) if self.extra_targets else {}).items():
+        targets = self.extra_targets(sample) if self.extra_targets else {}
+        if self.windows and sample.size is not None and is_large(sample.size):
+            window = random_window(sample.size, np.random.default_rng([self.seed, epoch, index]))
+            image = sample.read_window(window)
+            targets = {name: np.ascontiguousarray(labels[window]) for name, labels in targets.items()}
+        else:
+            image = sample.read_reduced_image()
+        item: dict[str, Any] = {"image": tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1))}
+        for name, labels in targets.items():
             item[name] = tv_tensors.Mask(torch.from_numpy(labels))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1, np.uint64).item())
@@ -163,12 +182,12 @@ class _ImageBatches(Dataset[tuple[list[Sample], Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[list[Sample], Tensor]:
         group = list(self.groups[index])
-        images = np.stack([sample.read_image() for sample in group])
+        images = np.stack([sample.read_reduced_image() for sample in group])
         return group, torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
 def load_image_batches(groups: Sequence[Sequence[Sample]], compute: Compute) -> Iterator[tuple[list[Sample], Tensor]]:
-    """Read batches of whole images ahead of time, in worker processes.
+    """Read batches of whole images ahead of time, in worker processes. Large images are reduced.
 
     Args:
         groups: the samples of each batch, whose images have equal size.

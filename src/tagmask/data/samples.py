@@ -12,9 +12,10 @@ from typing import Literal, Protocol, Self
 import numpy as np
 
 from tagmask.data.file_stamp import file_stamp
-from tagmask.data.images import read_image, read_mask_image
+from tagmask.data.images import read_image, read_image_window, read_mask_image, read_reduced_image
 from tagmask.errors import DataError
 from tagmask.label_map import IGNORE_INDEX
+from tagmask.large_images import Window, reduced_size
 from tagmask.text import did_you_mean
 
 
@@ -105,9 +106,22 @@ class Sample:
         Raises:
             DataError: the file cannot be read, or its size is not that of the verification any more.
         """
-        image = read_image(self.image)
-        if self.size is not None and image.shape[:2] != self.size:
-            (height, width), (h, w) = self.size, image.shape[:2]
+        return self._check_size(read_image(self.image), self.size)
+
+    def read_reduced_image(self) -> np.ndarray:
+        """Read the image, a large one at its reduced size (`tagmask.large_images`); otherwise as `read_image`."""
+        return self._check_size(read_reduced_image(self.image), self.size and reduced_size(self.size))
+
+    def read_window(self, window: Window) -> np.ndarray:
+        """Read a part of the image, [h, w, 3] uint8; otherwise as `read_image`."""
+        rows, columns = window
+        part = read_image_window(self.image, window)
+        return self._check_size(part, (rows.stop - rows.start, columns.stop - columns.start))
+
+    def _check_size(self, image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+        """Return the image if it has this size."""
+        if size is not None and image.shape[:2] != size:
+            (height, width), (h, w) = size, image.shape[:2]
             raise DataError(
                 f"{self.image} has changed while it was used (from {width}×{height} to {w}×{h} pixels): run the same "
                 "command again."

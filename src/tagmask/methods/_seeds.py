@@ -11,6 +11,7 @@ from joblib import delayed
 
 from tagmask.data.samples import Sample
 from tagmask.label_map import read_label_map, write_label_map
+from tagmask.large_images import reduced_size
 from tagmask.maps import ResponseMaps
 from tagmask.refine.dense_crf import compile_crf_kernels
 from tagmask.refine.map_cutting import confident_seeds
@@ -34,7 +35,10 @@ class SeedFolder:
 
 
 def write_missing_seeds(settings: SeedSettings, context: StageContext) -> SeedFolder:
-    """Write the seeds of every image that has none yet, from the stage's input maps, in parallel."""
+    """Write the seeds of every image that has none yet, from the stage's input maps, in parallel.
+
+    The seeds of a large image have its reduced size (`tagmask.large_images`), as `TrainingSet` expects.
+    """
     folder = SeedFolder(context.folder)
     groups = context.pending_shard([[sample] for sample in context.images.samples], folder.path)
     if groups and settings.crf:
@@ -49,4 +53,6 @@ def write_missing_seeds(settings: SeedSettings, context: StageContext) -> SeedFo
 
 
 def _write_seeds(settings: SeedSettings, sample: Sample, maps_path: Path, seeds_path: Path) -> None:
-    write_label_map(seeds_path, confident_seeds(sample.read_image(), ResponseMaps.load(maps_path), settings))
+    maps = ResponseMaps.load(maps_path)
+    image = sample.read_reduced_image()
+    write_label_map(seeds_path, confident_seeds(image, maps.resized(reduced_size(maps.size)), settings))

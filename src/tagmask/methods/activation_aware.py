@@ -25,6 +25,7 @@ from tagmask.data.saliency import read_and_resize_saliency, saliency_fingerprint
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.errors import DataError
 from tagmask.label_map import IGNORE_INDEX, read_label_map, write_label_map
+from tagmask.large_images import reduced_size, resize_labels
 from tagmask.maps import ResponseMaps
 from tagmask.methods.segment import PseudoMaskTargets, Segment, SegmentTraining, pixel_loss
 from tagmask.models.segmenter import Segmenter
@@ -216,5 +217,6 @@ def _write_saliency_target(
     completion: Completion, saliency_path: Path | None, maps_path: Path, target_path: Path
 ) -> None:
     maps = ResponseMaps.load(maps_path)
-    saliency = read_and_resize_saliency(saliency_path, maps.size) if saliency_path else None
-    write_label_map(target_path, make_saliency_target(saliency, maps, completion))
+    reduced = maps.resized(reduced_size(maps.size))
+    saliency = read_and_resize_saliency(saliency_path, reduced.size) if saliency_path else None
+    write_label_map(target_path, resize_labels(make_saliency_target(saliency, reduced, completion), maps.size))

@@ -87,7 +87,7 @@ class Amn(BackboneSettings, TrainingSettings, InferenceSettings):
         def maps_of_batch(images: Tensor, samples: Sequence[Sample]) -> list[ResponseMaps]:
             tags = torch.stack([multi_hot(sample.tags, len(network.classes)) for sample in samples])
             logits = mean_logits(network, images, tags.to(images.device), self.scales)
-            size = (images.shape[2], images.shape[3])
+            size = (images.shape[2], images.shape[3])  # of the seeds, too
             maps = []
             for sample, probabilities in zip(samples, logits.softmax(1).cpu(), strict=True):
                 classes = sorted(sample.tags or ())

@@ -119,6 +119,8 @@ def write_missing_maps(
 ) -> None:
     """Write the response maps of every image that has none yet, batch by batch.
 
+    The maps of a large image are computed on a reduced one (`tagmask.large_images`), and are then enlarged.
+
     Args:
         network: a network with a `backbone`; it is prepared for inference in place.
         context: the images, and the folder to write to.
@@ -135,7 +137,7 @@ def write_missing_maps(
             images = normalize_images(pixels.to(context.compute.device), backbone.mean, backbone.std)
             for sample, maps in zip(samples, maps_of_batch(images, samples), strict=True):
                 if not maps_path(sample.id).exists():  # the others only complete the batch of the first attempt
-                    maps.save(maps_path(sample.id))
+                    maps.resized(sample.size or maps.size).save(maps_path(sample.id))
             advance(len(samples))
 
 

@@ -24,6 +24,7 @@ from tagmask.data.loading import TrainingSet, load_image_batches
 from tagmask.data.samples import Sample
 from tagmask.data.transforms import RandomScale, downsample_labels, normalize_images, training_transform
 from tagmask.label_map import IGNORE_INDEX
+from tagmask.large_images import reduced_size, resize_labels
 from tagmask.maps import STRIDE, ResponseMaps
 from tagmask.methods._seeds import SeedFolder, write_missing_seeds
 from tagmask.methods._settings import BackboneSettings, ScaleRange
@@ -255,7 +256,7 @@ def _pair_sums(probability: Tensor, displacement: Tensor, labels: Tensor, offset
 def predict(
     network: BoundaryNetwork, context: StageContext, batches: Sequence[Sequence[Sample]]
 ) -> Iterator[Prediction]:
-    """Yield the boundary and the displacement of each sample of the batches."""
+    """Yield the boundary and the displacement of each sample of the batches, at the reduced size of large images."""
     backbone = network.backbone
     for samples, pixels in load_image_batches(batches, context.compute) if batches else ():
         images = normalize_images(pixels.to(context.compute.device), backbone.mean, backbone.std)
@@ -293,7 +294,9 @@ def _write_missing_walked_maps(
     settings: RandomWalkSettings, threads: int | None, maps_path: Path, path: Path, boundary: np.ndarray
 ) -> None:
     if not path.exists():
-        walk_maps(ResponseMaps.load(maps_path), boundary, settings, threads).save(path)
+        maps = ResponseMaps.load(maps_path)
+        walked = walk_maps(maps.resized(reduced_size(maps.size)), boundary, settings, threads)
+        walked.resized(maps.size).save(path)
 
 
 def _write_missing_instances_json(
@@ -308,8 +311,12 @@ def _write_missing_instances_json(
     if path.exists():
         return
     maps = ResponseMaps.load(maps_path)
-    instances = find_instances(maps, boundary, displacement, settings, threshold=threshold, threads=threads)
-    annotations = [instance_annotation(i.class_id, i.mask, i.score) for i in instances]
+    reduced = maps.resized(reduced_size(maps.size))
+    instances = find_instances(reduced, boundary, displacement, settings, threshold=threshold, threads=threads)
+    annotations = [
+        instance_annotation(i.class_id, resize_labels(i.mask.astype(np.uint8), maps.size) > 0, i.score)
+        for i in instances
+    ]
     write_json(path, {"size": list(maps.size), "annotations": annotations})
 
 

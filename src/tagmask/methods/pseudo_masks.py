@@ -17,6 +17,7 @@ from pydantic import Field
 from tagmask.data.saliency import read_and_resize_saliency, saliency_fingerprint
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.label_map import write_label_map
+from tagmask.large_images import reduced_size, resize_labels
 from tagmask.maps import ResponseMaps
 from tagmask.methods._settings import InferenceSettings, Scales
 from tagmask.methods._threshold import Threshold, record_threshold
@@ -31,7 +32,10 @@ from tagmask.stage import ArtifactKind, StageContext
 
 
 class PseudoMasks(InferenceSettings):
-    """Make a label map of each image from its response maps, whatever method made them."""
+    """Make a label map of each image from its response maps, whatever method made them.
+
+    The label map of a large image is made from a reduced one (`tagmask.large_images`), and is then enlarged.
+    """
 
     needs: ClassVar[tuple[ArtifactKind, ...]] = ("maps",)
     makes: ClassVar[tuple[ArtifactKind, ...]] = ("masks",)
@@ -134,11 +138,13 @@ class PseudoMasks(InferenceSettings):
         image: np.ndarray | None,
         foreground: np.ndarray | None,
     ) -> None:
-        image = sample.read_image() if image is None else image
+        image = sample.read_reduced_image() if image is None else image
         maps = ResponseMaps.load(maps_path)
+        reduced = maps.resized(reduced_size(maps.size))
         if self._uses_saliency and sample.saliency and len(maps.classes):
-            foreground = read_and_resize_saliency(sample.saliency, maps.size)
-        write_label_map(mask_path, self.label_map(image, maps, threshold, foreground))
+            foreground = read_and_resize_saliency(sample.saliency, reduced.size)
+        labels = self.label_map(image, reduced, threshold, foreground)
+        write_label_map(mask_path, resize_labels(labels, maps.size))
 
     def label_map(
         self, image: np.ndarray, maps: ResponseMaps, threshold: float, foreground: np.ndarray | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -21,11 +21,13 @@ from joblib import delayed
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
+from tagmask.compute import Compute
 from tagmask.data.loading import ExtraTargets, TrainingSet, load_image_batches
 from tagmask.data.samples import Sample
 from tagmask.data.transforms import RandomScale, normalize_images, training_transform
 from tagmask.errors import RecipeError
 from tagmask.label_map import IGNORE_INDEX, read_label_map, write_label_map
+from tagmask.large_images import is_large, tiles, whole_image
 from tagmask.methods._settings import BackboneSettings, InferenceSettings, ScaleRange, Scales, Stride
 from tagmask.models.inference import prepare_for_inference_inplace, scaled_with_hflip
 from tagmask.models.segmenter import Segmenter, check_architecture, initial_segmenter
@@ -92,7 +94,7 @@ class Segment(BackboneSettings, TrainingSettings, InferenceSettings):
         )
         network.freeze_norm = self.freeze_norm
         transform = training_transform(RandomScale(*self.scale_range), self.crop_size, network.mean, network.std)
-        data = TrainingSet(context.images, transform, context.seed, self.extra_targets(context))
+        data = TrainingSet(context.images, transform, context.seed, self.extra_targets(context), windows=True)
         parameter_groups = [
             (network.timm_network().parameters(), self.lr),
             (network.head_parameters(), self.head_lr),
@@ -207,7 +209,7 @@ def most_probable_labels(
 def predict_pending_images(
     network: Segmenter, context: InferenceContext, scales: Sequence[float], batch_size: int
 ) -> tuple[Iterator[Prediction], int]:
-    """Segment this process's images that have no mask yet.
+    """Segment this process's images that have no mask yet, large images at their reduced size.
 
     Args:
         network: prepared for inference.
@@ -237,13 +239,65 @@ def predict_pending_images(
 def write_missing_masks(
     network: Segmenter, context: InferenceContext, *, scales: Sequence[float], crf: CrfSettings | None, batch_size: int
 ) -> None:
-    """Write the network's label map of every image that has none yet; see `predict_pending_images`."""
-    predictions, total = predict_pending_images(network, context, scales, batch_size)
+    """Write the network's label map of every image that has none yet; see `predict_pending_images`.
+
+    Large images follow one by one, see `segment_in_tiles`.
+    """
+    small = context.images.select(lambda sample: not (sample.size and is_large(sample.size)))
+    large = context.images.select(lambda sample: bool(sample.size and is_large(sample.size)))
+    predictions, total = predict_pending_images(network, replace(context, images=small), scales, batch_size)
     jobs = (
         delayed(_write_mask)(context.folder.mask_path(sample.id), image, ids, probabilities, crf)
         for sample, image, ids, probabilities in predictions
     )
-    context.run_in_workers("masks of the network", jobs, total)
+    if total or not len(large):
+        context.run_in_workers("masks of the network", jobs, total)
+    groups = context.pending_shard([[sample] for sample in large.samples], context.folder.mask_path)
+    num_tiles = sum(len(tiles(sample.size)) for (sample,) in groups if sample.size)
+    with context.reporter.progress("tiles of large images", num_tiles) as advance:
+        for (sample,) in groups:
+            labels = segment_in_tiles(
+                network, sample.read_image(), sample.tags, scales, crf, context.compute, lambda: advance(1)
+            )
+            write_label_map(context.folder.mask_path(sample.id), labels)
+
+
+def segment_in_tiles(
+    network: Segmenter,
+    image: np.ndarray,
+    tags: Sequence[int] | None,
+    scales: Sequence[float],
+    crf: CrfSettings | None,
+    compute: Compute,
+    on_tile: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+    """Segment a large image in overlapping tiles; an image that is not large is one tile.
+
+    The memory does not grow with the image, apart from the image and its label map.
+
+    Args:
+        network: prepared for inference.
+        image: [H, W, 3] uint8.
+        tags: the class ids that can appear beside background; None: all.
+        scales: factors by which the tiles are resized.
+        crf: settings of the dense CRF, which runs on each tile; None: none.
+        compute: device and precision.
+        on_tile: called after each tile.
+
+    Returns:
+        The label map [H, W] uint8.
+    """
+    size = (image.shape[0], image.shape[1])
+    result = np.empty(size, np.uint8)
+    for tile in tiles(size) if is_large(size) else [whole_image(size)]:
+        part = np.array(image[tile.window])  # torch takes no negative strides, and warns of read-only arrays
+        pixels = torch.from_numpy(part).permute(2, 0, 1)[None].to(compute.device)
+        with compute.autocast(network):
+            images = normalize_images(pixels, network.mean, network.std)
+            [(ids, probabilities)] = class_probabilities(network, images, [tags], scales)
+        result[tile.core] = most_probable_labels(part, ids, probabilities, crf)[tile.core_in_window]
+        on_tile()
+    return result
 
 
 def _write_mask(
