@@ -239,10 +239,10 @@ def test_every_method_runs_on_a_large_image_beside_a_small_one(tmp_path: Path, m
         )  # fmt: skip
     images = TaggedImages(("red", "green"), tuple(samples), name="train")
     changes = {
-        "irn": {"instances": True}, "segment": {"batch_size": 2}, "activation_aware": {"batch_size": 2},
+        "irn": {"instances": True}, "activation_aware": {"batch_size": 2},
         "pseudo_masks": {"refine": "none"},
     }  # fmt: skip
-    names = ("cam", "infercam", "amn", "irn", "pseudo_masks", "segment", "activation_aware")
+    names = ("cam", "amn", "irn", "pseudo_masks", "activation_aware")
     stages = {name: find_method(name)(**{**TOY[name], **changes.get(name, {})}) for name in names}
     folder = RunFolder(tmp_path / "run")
     run_stages(Recipe(stages=stages), images, folder, compute=Compute(), reporter=Reporter())
