@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import resource
@@ -59,8 +60,8 @@ def run_input(target: Target, content: bytes) -> str | None:
     return None
 
 
-def campaign(folder: Path, num_inputs: int, seed: int) -> dict[str, Any]:
-    """Read `num_inputs` mutated inputs; return what happened."""
+def campaign(folder: Path, num_inputs: int, seed: int, seconds: float = math.inf) -> dict[str, Any]:
+    """Read `num_inputs` mutated inputs, or as many as `seconds` allow; return what happened."""
 
     def stop(signum: int, frame: object) -> None:
         raise _TooLong
@@ -78,7 +79,10 @@ def campaign(folder: Path, num_inputs: int, seed: int) -> dict[str, Any]:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 4 * MEMORY, resource.RLIM_INFINITY))  # a bomb is a MemoryError
+    end = time.monotonic() + seconds
     for number in range(num_inputs):
+        if time.monotonic() > end:
+            break
         [target] = rng.choices(targets, [t.weight for t in targets])
         content = mutate(target.seeds, target.kind, rng)
         start = time.process_time()
@@ -95,7 +99,7 @@ def campaign(folder: Path, num_inputs: int, seed: int) -> dict[str, Any]:
     if added > MEMORY:
         failures[f"the inputs took {added / 1e6:.0f} MB, more than {MEMORY / 1e6:.0f} MB"] += 1
     return {
-        "seed": seed, "inputs": num_inputs, "slowest": slowest, "added_mb": added // 10**6,
+        "seed": seed, "inputs": counts.total(), "slowest": slowest, "added_mb": added // 10**6,
         "targets": dict(counts), "failures": dict(failures.most_common()),
     }  # fmt: skip
 
@@ -105,7 +109,8 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--inputs", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="end earlier, after this time")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    print(json.dumps(campaign(given.folder, given.inputs, given.seed)))
+    print(json.dumps(campaign(given.folder, given.inputs, given.seed, given.seconds)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import shutil
@@ -133,8 +134,9 @@ def interrupted_stage(folder: Path) -> str:
     return "measuring and report"
 
 
-def campaign(folder: Path, num_kills: int, seed: int) -> dict[str, Any]:
-    """Kill and resume runs until `num_kills` kills have been made; return what happened."""
+def campaign(folder: Path, num_kills: int, seed: int, seconds: float = math.inf) -> dict[str, Any]:
+    """Kill and resume runs until `num_kills` kills have been made, or `seconds` are over; return what happened."""
+    end = time.monotonic() + seconds
     data, rng, recipe = write_images(folder / "data"), random.Random(seed), make_recipe(folder)
     source = tagmask.DataSource(
         root=str(data / "images"), tags=str(data / "tags.csv"), masks=str(data / "masks"),
@@ -148,13 +150,13 @@ def campaign(folder: Path, num_kills: int, seed: int) -> dict[str, Any]:
     start = time.monotonic()
     if wait(run(folder / "undisturbed"), ATTEMPT_LIMIT) != 0:
         raise SystemExit("the undisturbed run failed")
-    seconds = time.monotonic() - start
+    duration = time.monotonic() - start
     expected = contents(folder / "undisturbed")
     failures: list[str] = []
-    interval = 2 * seconds / KILLS_PER_RUN
+    interval = 2 * duration / KILLS_PER_RUN
     stages: Counter[str] = Counter()
     num_done = num_runs = 0
-    while num_done < num_kills:
+    while num_done < num_kills and time.monotonic() < end:
         out, num_runs = folder / f"run{num_runs}", num_runs + 1
         for _ in range(min(KILLS_PER_RUN, num_kills - num_done)):
             pid = run(out)
@@ -184,7 +186,7 @@ def campaign(folder: Path, num_kills: int, seed: int) -> dict[str, Any]:
             failures.append(f"run {num_runs} left {left[:3]}")
         shutil.rmtree(out)
     return {
-        "seed": seed, "kills": num_done, "runs": num_runs, "files": len(expected), "seconds": round(seconds, 1),
+        "seed": seed, "kills": num_done, "runs": num_runs, "files": len(expected), "seconds": round(duration, 1),
         "stages": dict(stages), "failures": failures,
     }  # fmt: skip
 
@@ -194,6 +196,7 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="start no further run after this time")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    print(json.dumps(campaign(given.folder, given.kills, given.seed)))
+    print(json.dumps(campaign(given.folder, given.kills, given.seed, given.seconds)))
