@@ -36,6 +36,7 @@ from tests.runs import COLORS, contents
 
 SIDE, NUM_IMAGES = 32, 12  # pixels
 KILLS_PER_RUN = 10
+MAX_FAILURES = 5
 ATTEMPT_LIMIT = 300  # seconds of an attempt that is not killed
 
 TRAINING: dict[str, Any] = {"epochs": 2, "batch_size": 6, "crop_size": 32}
@@ -156,7 +157,7 @@ def campaign(folder: Path, num_kills: int, seed: int, seconds: float = math.inf)
     interval = 2 * duration / KILLS_PER_RUN
     stages: Counter[str] = Counter()
     num_done = num_runs = 0
-    while num_done < num_kills and time.monotonic() < end:
+    while num_done < num_kills and time.monotonic() < end and len(failures) < MAX_FAILURES:
         out, num_runs = folder / f"run{num_runs}", num_runs + 1
         for _ in range(min(KILLS_PER_RUN, num_kills - num_done)):
             pid = run(out)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs the limits of Linux")
 def test_mutated_inputs_are_read_or_refused(tmp_path: Path, pytestconfig: pytest.Config) -> None:
-    num_inputs, seed = pytestconfig.getoption("--fuzz-inputs"), pytestconfig.getoption("--robustness-seed")
+    num_inputs, seed = pytestconfig.getoption("--fuzz-inputs", 1000), pytestconfig.getoption("--robustness-seed", None)
     seed = int(time.time()) if seed is None else seed
     command = [sys.executable, "-m", "tests.robustness.fuzz", str(tmp_path), f"--inputs={num_inputs}", f"--seed={seed}"]
     limit = 600 + num_inputs  # seconds; a hang in C code cannot be interrupted
