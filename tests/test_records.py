@@ -79,6 +79,16 @@ def test_a_damaged_run_record(tmp_path: Path, name: str, value: Any) -> None:
         RunFolder(tmp_path).read_record()
 
 
+def test_a_run_without_its_record_can_be_resumed(tmp_path: Path) -> None:
+    """The advice for a damaged run.json is to remove it."""
+    (tmp_path / "recipe.yaml").write_text("stages: {cam: {method: cam}}")
+    with pytest.raises(RunError, match="holds no tagmask run"):
+        RunFolder(tmp_path).check_usable()
+    (tmp_path / "cam").mkdir()
+    (tmp_path / "cam" / "stage.json").write_text("{}")
+    RunFolder(tmp_path).check_usable()
+
+
 @pytest.mark.parametrize("content", [[], 3, None, "text"])
 def test_a_run_record_of_another_type(tmp_path: Path, content: Any) -> None:
     (tmp_path / "run.json").write_text(json.dumps(content))

@@ -347,8 +347,12 @@ class RunFolder:
             raise RunError(f"{self.path} is a file, not a folder: choose another --out.")
         if self.record_path.exists():
             self.read_record()
-        elif self.path.exists() and any(not f.name.startswith(".") for f in self.path.iterdir()):
+        elif self.path.exists() and not self._has_stages() and any(self.path.glob("[!.]*")):
             raise RunError(f"{self.path} is not empty and holds no tagmask run: choose another --out.")
+
+    def _has_stages(self) -> bool:
+        """Whether the folder holds the recipe and a stage of a run, whose run.json was removed."""
+        return self.recipe_path.exists() and any(self.path.glob("*/stage.json"))
 
     def discard_unused(self) -> None:
         """Remove what was written to a folder in which no run was begun, because the run was refused."""
