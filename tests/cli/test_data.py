@@ -32,6 +32,22 @@ def test_check_lists_what_is_wrong(command: RunCommand, data: Path, tmp_path: Pa
     assert "leave these images out with --skip-bad" in result.out
 
 
+def test_check_refuses_data_without_tags(command: RunCommand, fails: RunFailing, data: Path, tmp_path: Path) -> None:
+    table = tmp_path / "tags.csv"
+    table.write_text("image,tags\n0.png,\n1.png,\n")
+    assert f"{table} has no tag" in fails("check", data, "--tags", table)
+    (tmp_path / "classes.txt").write_text("cat\n")
+    result = command("check", data, "--tags", table, "--class-list", tmp_path / "classes.txt")
+    assert result.status == 1
+    assert f"error: {data.name}: no image has a tag" in result.out
+    root = tmp_path / "coco"
+    for name in ("train2017", "val2017", "annotations"):
+        (root / name).mkdir(parents=True)
+    shutil.copy(data / "0.png", root / "val2017")
+    (root / "annotations" / "instances_val2017.json").write_text("{}")
+    assert "root of a COCO download" in fails("check", root)
+
+
 def test_scenes_can_be_written_and_read(command: RunCommand, tmp_path: Path) -> None:
     assert command("scenes", tmp_path / "s", "--train", "3", "--val", "1", "--size", "32").status == 0
     assert command("check", tmp_path / "s", "--split", "train", "--json").json["num_images"] == 3

@@ -40,7 +40,7 @@ def test_data_that_does_not_exist(fails: RunFailing, data: Path, tmp_path: Path)
         (b"image,tags\n0.png,red\nnone.png,red\n", "line 3: there is no image 'none.png'"),
         (b"image,tags\n0.png,red\n0.png,green\n", "lists '0.png' again, after line 2, with other tags"),
         ("image,tags\n0.png,grün\n".encode("latin-1"), "line 2 is not UTF-8"),
-        (b"image,tags\n0.png,\n1.png,\n", "has a tag, so there is nothing to learn"),
+        (b"image,tags\n0.png,\n1.png,\n", "has no tag; write the names of the classes"),
     ],
 )
 def test_bad_tag_tables(fails: RunFailing, data: Path, tmp_path: Path, table: bytes, expected: str) -> None:

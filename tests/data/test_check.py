@@ -80,6 +80,13 @@ def test_figures(tmp_path: Path) -> None:
     assert content["tag_warnings"] == list(report.tag_warnings)
 
 
+def test_images_without_any_tag_are_not_ready_to_run(tmp_path: Path) -> None:
+    for classes, tags in ((("cat",), ()), ((), ()), (("cat",), None)):
+        report = check(TaggedImages(classes, (make_sample(tmp_path, "a", tags),), name="pets"))
+        assert not report.ok
+        assert [str(p) for p in report.problems] == ["pets: no image has a tag; add the tags of the images."]
+
+
 def test_an_empty_set_can_be_checked() -> None:
     report = check(TaggedImages((), ()))
     assert not report.ok

@@ -40,13 +40,13 @@ def test_files_and_folders_that_are_not_read(tmp_path: Path) -> None:
     root = save_images(tmp_path, "cat/1.jpg", ".hidden/1.jpg", "cat/.2.jpg", "__MACOSX/1.jpg", "loose.jpg")
     (root / "cat" / "notes.txt").write_text("")
     (root / "Thumbs.db").write_text("")
+    (root / "cat" / "1.psd").write_text("")
     (root / "empty").mkdir()
     images = read_folders(root)
     assert [s.id for s in images.samples] == ["cat/1"]
     assert problem_texts(images.problems, root) == [
         "error: ./loose.jpg: is not in a class folder; move it into one.",
-        "warning: .: has 2 files of other formats (Thumbs.db, cat/notes.txt); "
-        "convert them to JPEG or PNG if they are images.",
+        "warning: .: has 1 file of other formats (cat/1.psd); convert them to JPEG or PNG if they are images.",
         "warning: ./empty: holds no image; fill or remove the folder.",
     ]
 

@@ -85,8 +85,8 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """Whether there are images, and all of them can be used."""
-        return self.num_bad == 0 and self.num_images > 0
+        """Whether there are images with tags, and all images can be used."""
+        return self.num_bad == 0 and any(self.images_per_class)
 
     @property
     def mean_tags(self) -> float:
@@ -116,6 +116,8 @@ def check_images(images: TaggedImages, *, workers: int, progress: Progress) -> C
     samples = [sample for sample, _ in usable]
     problems = [*images.problems, *(inspection.problem for inspection in inspections if inspection.problem)]
     co_occurrence = count_co_occurrence(samples, len(images.classes))
+    if samples and not co_occurrence.any():
+        problems.append(Problem(images.name, "no image has a tag", "add the tags of the images"))
     num_tags = Counter(len(sample.tags) for sample in samples if sample.tags is not None)
     images_per_class = dict(zip(images.classes, co_occurrence.diagonal().tolist(), strict=True))
     sizes = np.array([inspection.size for _, inspection in usable])

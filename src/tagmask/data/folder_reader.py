@@ -6,12 +6,16 @@ import os
 from pathlib import Path
 
 from tagmask.data.class_names import BACKGROUND, class_ids, find_class_list, normalize_class_name, read_class_list
+from tagmask.data.dataset_roots import SPLIT_NAMES, refuse_dataset_root
 from tagmask.data.image_files import ImageFiles, attach_masks, is_hidden
-from tagmask.data.image_ids import unique_ids
+from tagmask.data.image_ids import file_suffix, unique_ids
 from tagmask.data.samples import Problem, Sample, TaggedImages
 from tagmask.errors import DataError
 from tagmask.text import join_first_names, pluralize
 
+_NO_IMAGES = frozenset({
+    ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html", ".pdf", ".zip", ".db", ".ini",
+})  # fmt: skip
 _LAYOUTS = (
     "a table of lines image,tags (named as the tags, or tags.csv in the image folder), one folder per class "
     "(cat/1.jpg), VOC's folders (JPEGImages, ImageSets), or COCO's instances file (named as the annotations)"
@@ -25,6 +29,7 @@ def read_folders(
     masks: Path | None = None,
     saliency: Path | None = None,
     class_list: Path | None = None,
+    refuse_roots: bool = False,
 ) -> TaggedImages:
     """Read images from one folder per class; each image has the tag of its folder.
 
@@ -38,11 +43,14 @@ def read_folders(
         masks, saliency: folders of PNGs named `<class folder>/<image>.png`.
         class_list: a file of class names, one per line. By default `classes.txt` in `root`, or else the names of the
             class folders, sorted. Masks hold the ids of this list.
+        refuse_roots: whether folders that look like the parts of a data set (train, annotations) are an error.
 
     Raises:
         DataError: the folder does not exist, or has no class folder with an image.
     """
     files = ImageFiles(root, leave_out=(masks, saliency))
+    if refuse_roots and not split:
+        refuse_dataset_root(root, files.names)
     prefix = f"{split.strip('/')}/" if split else ""
     names = [name for name in files.names if name.startswith(prefix)]
     if split and not names:
@@ -79,7 +87,7 @@ def read_folders(
 
 
 def _warn_other_files(root: Path, others: list[str]) -> list[Problem]:
-    others = [name for name in others if name != "classes.txt"]
+    others = [name for name in others if file_suffix(name) not in _NO_IMAGES]
     if not others:
         return []
     examples = join_first_names([ascii(name)[1:-1] for name in others], 3)
@@ -99,7 +107,7 @@ def _warn_empty_folders(root: Path, names: list[str], prefix: str, leave_out: tu
 
 
 def _warn_split_names(root: Path, classes: set[str]) -> list[Problem]:
-    splits = sorted(classes & {"train", "val", "valid", "validation", "test"})
+    splits = sorted(classes & SPLIT_NAMES)
     if not splits:
         return []
     message = f"has folders that look like splits but are read as classes ({', '.join(splits)})"

@@ -158,7 +158,10 @@ class DataSource(BaseModel):
             return read_voc(
                 Path(root), split=self.split, tags=voc_tags, masks=masks, saliency=saliency, class_list=class_list
             )
-        return read_folders(Path(root), split=self.split, masks=masks, saliency=saliency, class_list=class_list)
+        return read_folders(
+            Path(root), split=self.split, masks=masks, saliency=saliency, class_list=class_list,
+            refuse_roots=self.format == "auto",
+        )  # fmt: skip
 
 
 def align_classes(images: TaggedImages, source: DataSource, classes: tuple[str, ...]) -> TaggedImages:

@@ -42,6 +42,8 @@ def read_table(
         DataError: the folder or the table cannot be read. Errors in single lines are in `problems` instead.
     """
     tag_table = read_tag_table(table)
+    if not tag_table.names and not find_class_list(folder, class_list):
+        raise DataError(f"{table} has no tag; write the names of the classes that each image shows into its column.")
     rows = tag_table.rows_of_split(split)
     files = find_image_files(folder, leave_out=(masks, saliency))
     classes = tag_table.names

@@ -25,11 +25,12 @@ def tag_warnings(images: TaggedImages) -> list[str]:
     images, images without tags, and sets with few images. Files are not opened.
 
     Args:
-        images: the training images. Images whose tags are not known are ignored.
+        images: the training images. Images whose tags are not known are ignored. Images without any tag are an error
+            of a run, so they have no warnings.
     """
     tagged = [sample for sample in images.samples if sample.tags is not None]
     if not any(sample.tags for sample in tagged):
-        return ["no image has a tag, so there is nothing to learn: add the tags of the images."] if len(images) else []
+        return []  # an error, not a warning
     co_occurrence = count_co_occurrence(tagged, len(images.classes))
     counts = dict(zip(images.classes, co_occurrence.diagonal().tolist(), strict=True))
     return [
