@@ -8,6 +8,7 @@ from pathlib import Path
 from tagmask.data.samples import TaggedImages
 from tagmask.data.source import DataSource, align_classes
 from tagmask.data.verify import verify_images
+from tagmask.errors import DataError
 from tagmask.progress import Reporter
 from tagmask.run_folder import RunFolder
 
@@ -38,9 +39,19 @@ def read_run_data(
         )
 
     images = source.read()
-    others = None if held_out is None else align_classes(held_out.read(), held_out, images.classes)
+    others = None if held_out is None else align_classes(_read_held_out(held_out), held_out, images.classes)
     images = verify(images, folder.verification_cache_path if folder else None)
     if others is None:
         return images, None
     others = verify(others, folder.held_out_verification_cache_path if folder else None)
     return images, replace(others, name=f"{others.name}, held out") if others.name == images.name else others
+
+
+def _read_held_out(source: DataSource) -> TaggedImages:
+    """Read held-out images. A split that cannot be read may have been meant as a folder, so the error says both."""
+    try:
+        return source.read()
+    except DataError as error:
+        if source.split is None or Path(source.split).exists():
+            raise
+        raise DataError(f"the held-out images {source.split!r} are neither a folder nor a split: {error}") from error

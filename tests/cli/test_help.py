@@ -87,7 +87,7 @@ def test_every_command_and_option_has_a_help_text(command: RunCommand, name: str
 @pytest.mark.parametrize(
     ("name", "more"),
     [
-        ("run", {"--saliency", "--classes", "--val", "--val-annotations", "--skip-bad"}),
+        ("run", {"--saliency", "--classes", "--val", "--val-tags", "--val-masks", "--val-annotations", "--skip-bad"}),
         ("check", {"--saliency", "--classes"}),
         ("saliency", {"--skip-bad"}),
         ("thresholds", {"--classes", "--data"}),

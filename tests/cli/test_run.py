@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import torch
 
 import tagmask
 from tests.cli.runner import TOY, RunCommand, RunFailing
-from tests.runs import contents, toy_run
+from tests.runs import contents, toy_run, write_toy
 
 
 def test_run_prints_where_the_results_are(command: RunCommand, data: Path, tmp_path: Path) -> None:
@@ -57,22 +58,16 @@ def test_run_with_held_out_images(command: RunCommand, data: Path, tmp_path: Pat
     assert len(list((tmp_path / "run" / "held_out").glob("*/masks/*.png"))) == 8
 
 
-def test_held_out_images_can_be_a_split_a_folder_or_only_annotations(tmp_path: Path) -> None:
-    from tagmask.cli.options import RunDataOptions
-
-    training = tagmask.DataSource(root="photos", split="train", annotations="train.json", masks="masks")
-    assert RunDataOptions().held_out_source(training) is None
-    changed = {
-        RunDataOptions(val="val"): {"split": "val"},
-        RunDataOptions(val="val", val_annotations="val.json"): {"split": "val", "annotations": "val.json"},
-        RunDataOptions(val_annotations="val.json"): {"annotations": "val.json"},
-        RunDataOptions(val=str(tmp_path)): {"root": str(tmp_path), "split": None, "annotations": None},
-        RunDataOptions(val=str(tmp_path), val_annotations="val.json"): {
-            "root": str(tmp_path), "split": None, "annotations": "val.json"
-        },
-    }  # fmt: skip
-    for options, changes in changed.items():
-        assert options.held_out_source(training) == training.model_copy(update=changes)
+def test_held_out_images_with_their_own_tags_and_masks(command: RunCommand, data: Path, tmp_path: Path) -> None:
+    val = tmp_path / "val"
+    write_toy(val / "photos", masks=False)
+    (val / "photos" / "tags.csv").rename(val / "tags.csv")
+    shutil.copytree(data / "masks", val / "masks")
+    line = ["run", data, "--out", tmp_path / "run", "--val", val / "photos", "--val-masks", val / "masks", *TOY]
+    with_tags = command(*line, "--val-tags", val / "tags.csv", "--json").json["evaluation"]["scores"]
+    assert set(with_tags) == {"segment (photos)"}
+    without_tags = command(*line, "--json").json["evaluation"]["scores"]
+    assert without_tags == with_tags
 
 
 def test_demo_runs_its_recipe_on_generated_images(

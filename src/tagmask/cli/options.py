@@ -66,10 +66,10 @@ class ImageOptions:
         ),
     ] = None  # fmt: skip
     format: Annotated[
-        Literal["auto", "voc", "coco", "table", "folders"],
+        Literal["auto", "voc", "coco", "table", "folders", "images"],
         typer.Option(
-            metavar="LAYOUT", help="The layout of the images: auto (recognize it), voc, coco, table or folders.",
-            rich_help_panel=DATA_PANEL,
+            metavar="LAYOUT", rich_help_panel=DATA_PANEL,
+            help="The layout of the images: auto (recognize it), voc, coco, table, folders or images (without tags).",
         ),
     ] = "auto"  # fmt: skip
     split: Annotated[
@@ -151,6 +151,17 @@ class RunDataOptions(DataOptions):
             rich_help_panel=DATA_PANEL,
         ),
     ] = None
+    val_tags: Annotated[
+        str | None,
+        typer.Option(
+            help="A table of held-out images; they can be in the folder of the training images or in their own.",
+            rich_help_panel=DATA_PANEL,
+        ),
+    ] = None
+    val_masks: Annotated[
+        str | None,
+        typer.Option(help="A folder of ground-truth masks of the held-out images.", rich_help_panel=DATA_PANEL),
+    ] = None
     val_annotations: Annotated[
         str | None,
         typer.Option(help="COCO's JSON file of objects in the held-out images.", rich_help_panel=DATA_PANEL),
@@ -159,12 +170,11 @@ class RunDataOptions(DataOptions):
 
     def held_out_source(self, training: DataSource) -> DataSource | None:
         """Return where the held-out images come from; None if no option names them."""
-        annotations = self.val_annotations
-        if self.val is None:
-            return training.model_copy(update={"annotations": annotations}) if annotations else None
-        if Path(self.val).is_dir():
-            return training.model_copy(update={"root": self.val, "annotations": annotations, "split": None})
-        return training.model_copy(update={"split": self.val, "annotations": annotations or training.annotations})
+        from tagmask.data.held_out import held_out_source
+
+        return held_out_source(
+            training, self.val, tags=self.val_tags, masks=self.val_masks, annotations=self.val_annotations
+        )
 
 
 @dataclass(frozen=True)

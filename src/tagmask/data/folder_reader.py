@@ -86,6 +86,30 @@ def read_folders(
     return TaggedImages(classes, tuple(samples), (*problems, *warnings), name)
 
 
+def read_untagged(
+    root: Path, *, masks: Path | None = None, saliency: Path | None = None, class_list: Path | None = None
+) -> TaggedImages:
+    """Read all images of a folder and its subfolders; their tags are not known.
+
+    Args:
+        root: the folder.
+        masks, saliency: folders of PNGs named `<image>.png`, with the same subfolders.
+        class_list: as for `read_folders`. Without one, the set has no classes.
+
+    Raises:
+        DataError: the folder does not exist, or has no image.
+    """
+    files = ImageFiles(root, leave_out=(masks, saliency))
+    if not files.names:
+        raise DataError(f"there is no image in {root}; correct the path.")
+    class_file = find_class_list(root, class_list)
+    samples = [Sample(i, files.path(n), None) for i, n in zip(unique_ids(files.names), files.names, strict=True)]
+    samples, warnings = attach_masks(samples, [masks] if masks else [], [saliency] if saliency else [])
+    classes = read_class_list(class_file) if class_file else ()
+    name = os.path.basename(os.path.abspath(root))
+    return TaggedImages(classes, tuple(samples), (*files.problems, *warnings), name)
+
+
 def _warn_other_files(root: Path, others: list[str]) -> list[Problem]:
     others = [name for name in others if file_suffix(name) not in _NO_IMAGES]
     if not others:

@@ -77,11 +77,9 @@ def list_images(source: DataSource) -> TaggedImages:
     """
     if source.split is None and source.detect_format() == "folders":
         leave_out = [source.resolve_path(source.masks), source.resolve_path(source.saliency)]
-        files = ImageFiles(Path(source.root), leave_out)
-        if files.names and not any("/" in name for name in files.names):
-            ids = unique_ids(files.names)
-            samples = tuple(Sample(i, files.path(name), None) for i, name in zip(ids, files.names, strict=True))
-            return TaggedImages((), samples, tuple(files.problems), name=source.root)
+        names = ImageFiles(Path(source.root), leave_out).names
+        if names and not any("/" in name for name in names):
+            source = source.model_copy(update={"format": "images"})
     return source.read()
 
 

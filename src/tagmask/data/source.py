@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tagmask.data.class_names import find_class_list
 from tagmask.data.coco_reader import read_coco
-from tagmask.data.folder_reader import read_folders
+from tagmask.data.folder_reader import read_folders, read_untagged
 from tagmask.data.image_files import require_folder
 from tagmask.data.images import is_url
 from tagmask.data.samples import PngMask, TaggedImages
@@ -20,18 +21,19 @@ from tagmask.errors import DataError
 from tagmask.label_map import MAX_CLASSES
 from tagmask.text import join_first_names
 
-Format = Literal["voc", "coco", "table", "folders"]
+Format = Literal["voc", "coco", "table", "folders", "images"]
 
 _UNUSED_SETTINGS: dict[Format, tuple[str, ...]] = {
     "voc": ("annotations",),
     "coco": ("tags", "split", "masks", "class_list"),
     "table": ("annotations",),
     "folders": ("tags", "annotations"),
+    "images": ("tags", "annotations", "split"),
 }
 
 
 class DataSource(BaseModel):
-    """A set of tagged images on disk, in one of four formats.
+    """A set of tagged images on disk, in one of several formats.
 
     A path is taken relative to the current directory. If it does not exist there, it is taken relative to `root`.
 
@@ -46,9 +48,9 @@ class DataSource(BaseModel):
 
     Attributes:
         root: the folder of the images. If the tags are in a table, it may be a URL.
-        format: "voc", "coco", "table" or "folders". "auto" chooses by the files: COCO if `annotations` is set, VOC if
-            there are the folders JPEGImages and ImageSets, a table if `tags` is set or there is a tags.csv, and
-            otherwise one folder per class.
+        format: "voc", "coco", "table", "folders" or "images" (without tags, for held-out images). "auto" chooses by
+            the files: COCO if `annotations` is set, VOC if there are the folders JPEGImages and ImageSets, a table if
+            `tags` is set or there is a tags.csv, and otherwise one folder per class.
         split: in VOC the name or path of a list, in a table a value of its column `split`, with folders a subfolder of
             `root`.
         tags: a tag table. For VOC also "xml" or "masks".
@@ -63,7 +65,7 @@ class DataSource(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     root: str
-    format: Literal["auto", "voc", "coco", "table", "folders"] = "auto"
+    format: Literal["auto", "voc", "coco", "table", "folders", "images"] = "auto"
     split: str | None = None
     tags: str | None = None
     annotations: str | None = None
@@ -151,6 +153,8 @@ class DataSource(BaseModel):
         if format == "table":
             table = tags or Path(root) / "tags.csv"
             return read_table(root, table, split=self.split, masks=masks, saliency=saliency, class_list=class_list)
+        if format == "images":
+            return read_untagged(Path(root), masks=masks, saliency=saliency, class_list=class_list)
         if format == "voc":
             voc_tags = self.tags or "auto"
             if voc_tags not in ("auto", "xml", "masks"):
@@ -177,6 +181,8 @@ def align_classes(images: TaggedImages, source: DataSource, classes: tuple[str, 
     """
     if images.classes == classes:
         return images
+    if not images.classes:  # neither tags nor a class list: the ids in the masks are those of the network
+        return replace(images, classes=classes)
     if any(isinstance(sample.mask, PngMask) for sample in images.samples) and not source.has_fixed_class_ids():
         raise DataError(
             f"the tags of {images.name} name other classes ({join_first_names(images.classes, 10)}) than the network "
