@@ -31,7 +31,7 @@ def save_image(path: Path) -> None:
 def read(folder: Path, text: str | bytes, name: str = "tags.csv", **options: object) -> TaggedImages:
     table = folder.parent / name
     table.write_bytes(text.encode() if isinstance(text, str) else text)
-    return read_table(folder, table, **options)
+    return read_table(folder, read_tag_table(table), **options)
 
 
 def tags_of(images: TaggedImages) -> dict[str, list[str]]:
@@ -139,7 +139,7 @@ def test_images_outside_the_folder_and_at_urls(photos: Path, tmp_path: Path) -> 
 def test_folder_at_a_url(tmp_path: Path) -> None:
     table = tmp_path / "t.csv"
     table.write_text("image,tags\nx/a.jpg,cat\ngs://other/b.jpg,\n")
-    images = read_table("s3://bucket/photos/", table)
+    images = read_table("s3://bucket/photos/", read_tag_table(table))
     assert [s.image for s in images.samples] == ["s3://bucket/photos/x/a.jpg", "gs://other/b.jpg"]
     assert [s.id for s in images.samples] == ["x/a", "other/b"]
 
@@ -215,7 +215,7 @@ def test_a_bad_line_affects_only_its_image(photos: Path) -> None:
 
 def test_missing_table_and_folder(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nothing\.csv cannot be read \(No such file or directory\)"):
-        read_table(photos, tmp_path / "nothing.csv")
+        read_tag_table(tmp_path / "nothing.csv")
     with pytest.raises(DataError, match=r"the folder .*nowhere does not exist"):
         read(tmp_path / "nowhere", "image,tags\na,cat\n")
 
@@ -341,7 +341,7 @@ def test_one_hot_columns_give_the_same_tags(tmp_path_factory: pytest.TempPathFac
 
 
 def test_a_spreadsheet_is_refused(photos: Path) -> None:
-    with pytest.raises(DataError, match=r"tags\.xlsx is a spreadsheet; save it as CSV in UTF-8"):
+    with pytest.raises(DataError, match=r"tags\.xlsx is not an Excel workbook"):
         read(photos, b"PK", "tags.xlsx")
 
 
@@ -351,3 +351,53 @@ def test_images_of_an_unknown_format(photos: Path) -> None:
     assert [p.split(": ", 1)[1] for p in errors(images)] == [
         f"e.heic in {photos} has a format that cannot be read; convert it to JPEG or PNG."
     ]
+
+
+def test_columns_of_any_name(photos: Path, tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("File name,who,Labels\n1.jpg,me,cat;dog\n")
+    with pytest.raises(DataError, match=r"has no column 'image' but 'File name, who, Labels'; .* with --image-column"):
+        read_tag_table(table)
+    with pytest.raises(DataError, match="has no column 'labls': did you mean 'Labels'"):
+        read_tag_table(table, image_column="File name", tags_column="labls")
+    rows = read_tag_table(table, image_column="file name", tags_column="Labels").rows
+    assert [(row.image, row.tags) for row in rows] == [("1.jpg", ("cat", "dog"))]
+    table.write_text("File name,cat,dog\n1.jpg,1,0\n")
+    assert read_tag_table(table, image_column="File name").rows[0].tags == ("cat",)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected_warning"),
+    [
+        (["photos/1.jpg", "photos/sub/2.jpg"], None),
+        (["../data/photos/1.jpg", "../data/photos/sub/2.jpg"], None),
+        (["/home/me/photos/1.jpg", "/home/me/photos/sub/2.jpg"], None),
+        (["C:\\data\\photos\\1.jpg", "C:\\data\\photos\\sub\\2.jpg"], None),
+        (["photos/1.jpg", "sub/2.jpg"], None),
+        (["imgs/1.jpg", "imgs/sub/2.jpg"], "begins its paths with 'imgs/', which "),
+    ],
+)
+def test_a_prefix_that_all_paths_have(tmp_path: Path, names: list[str], expected_warning: str | None) -> None:
+    root = tmp_path / "photos"
+    for name in ("1.jpg", "sub/2.jpg"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (2, 2)).save(root / name)
+    table = tmp_path / "tags.csv"
+    table.write_text("image,tags\n" + "".join(f"{name},cat\n" for name in names))
+    images = read_table(root, read_tag_table(table))
+    assert [sample.id for sample in images.samples] == ["1", "sub/2"]
+    texts = [str(problem) for problem in images.problems]
+    assert texts == [] if expected_warning is None else expected_warning in texts[0]
+
+
+def test_the_prefix_of_another_folder_is_not_removed(tmp_path: Path) -> None:
+    """The tags of train/1.jpg must not become those of val/1.jpg."""
+    for name in ("train/1.jpg", "val/1.jpg"):
+        (tmp_path / name).parent.mkdir()
+        Image.new("RGB", (2, 2)).save(tmp_path / name)
+    table = tmp_path / "tags.csv"
+    for rows in ("train/1.jpg,cat\n", "train/1.jpg,cat\nother/2.jpg,dog\n"):
+        table.write_text(f"image,tags\n{rows}")
+        images = read_table(tmp_path / "val", read_tag_table(table))
+        assert len(images) == 0
+        assert "there is no image 'train/1.jpg'" in str(images.problems[0])

@@ -60,16 +60,25 @@ class ImageOptions:
     tags: Annotated[
         str | None,
         typer.Option(
-            help="A table with the columns image and tags (CSV, TSV or JSON Lines). In the layout voc also xml or "
-            "masks: read the tags from the XML files, or from the masks.",
+            help="A table with the columns image and tags (CSV, TSV, JSON Lines, .xlsx), or an export of CVAT (.xml) "
+            "or Label Studio (.json). In the layout voc also xml or masks: read the tags from the XML files, or from "
+            "the masks.",
             show_default="tags.csv in the folder, if it exists", rich_help_panel=DATA_PANEL,
         ),
     ] = None  # fmt: skip
+    image_column: Annotated[
+        str | None, typer.Option(help="The column of the table that names the image.", show_default="image",
+                                 rich_help_panel=DATA_PANEL),
+    ] = None  # fmt: skip
+    tags_column: Annotated[
+        str | None, typer.Option(help="The column of the table that holds the tags.", show_default="tags",
+                                 rich_help_panel=DATA_PANEL),
+    ] = None  # fmt: skip
     format: Annotated[
-        Literal["auto", "voc", "coco", "table", "folders", "images"],
+        Literal["auto", "voc", "coco", "yolo", "table", "folders", "images"],
         typer.Option(
             metavar="LAYOUT", rich_help_panel=DATA_PANEL,
-            help="The layout of the images: auto (recognize it), voc, coco, table, folders or images (without tags).",
+            help="The layout of the images: auto (recognize it), voc, coco, yolo, table, folders or images (no tags).",
         ),
     ] = "auto"  # fmt: skip
     split: Annotated[
@@ -102,7 +111,7 @@ class ImageOptions:
 
         return DataSource(
             root=root, format=self.format, split=self.split, tags=self.tags, annotations=self.annotations,
-            masks=self.masks, class_list=self.class_list,
+            masks=self.masks, class_list=self.class_list, image_column=self.image_column, tags_column=self.tags_column,
         )  # fmt: skip
 
     def non_default_flags(self) -> list[str]:
@@ -134,10 +143,17 @@ class DataOptions(ClassOptions):
         str | None,
         typer.Option(help="A folder of saliency maps, as grayscale PNG files.", rich_help_panel=DATA_PANEL),
     ] = None
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Read only so many images, for a quick try; every class occurs in them.",
+            show_default="all", rich_help_panel=DATA_PANEL,
+        ),
+    ] = None  # fmt: skip
 
     def source(self, root: str) -> DataSource:
         """Return where the images of a folder, their tags and their saliency maps come from."""
-        return super().source(root).model_copy(update={"saliency": self.saliency})
+        return super().source(root).model_copy(update={"saliency": self.saliency, "limit": self.limit})
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from tagmask.data.source import DataSource
 from tagmask.errors import DataError
 
 _FORMATS_WITHOUT_SPLITS = ("coco", "images")
-_TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json", ".xlsx", ".xml")
+_TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".json", ".xlsx", ".xlsm", ".xml")
 
 
 def held_out_source(

@@ -12,6 +12,7 @@ from tagmask.data.image_ids import file_suffix, normalize_unicode, strip_image_s
 from tagmask.data.images import SUFFIXES, is_url
 from tagmask.data.samples import PngMask, Problem, Sample
 from tagmask.errors import DataError
+from tagmask.text import shorten
 
 
 class ImageFiles:
@@ -56,8 +57,8 @@ class ImageFiles:
     def find(self, name: str) -> str:
         """Return the image that a name in a table or list means.
 
-        The name may lack its suffix, differ in case, or be the bare file name of an image in a subfolder. URLs and
-        absolute paths of images outside the folder are returned as they are.
+        The name may lack its suffix or its first folders, or differ in case. URLs and absolute paths of images outside
+        the folder are returned as they are.
 
         Raises:
             DataError: there is no such image, or the name is ambiguous.
@@ -75,18 +76,24 @@ class ImageFiles:
             key = key.replace("\\", "/")  # a table written on Windows
         if key in self._by_name:
             return self._by_name[key]
-        for index in (self._by_path, self._by_stem, self._by_bare_name):
+        for index in (self._by_path, self._by_stem, self._by_end):
             matches = index.get(key.casefold(), [])
             if len(matches) > 1:
                 raise DataError(
-                    f"the image {name!r} may be {matches[0]} or {matches[1]} in {self.root}; "
+                    f"the image {shorten(name)!r} may be {matches[0]} or {matches[1]} in {self.root}; "
                     "write the whole path with its suffix."
                 )
             if matches:
                 return matches[0]
-        if any(normalize_unicode(other).casefold() == key.casefold() for other in self.others):
-            raise DataError(f"{name} in {self.root} has a format that cannot be read; convert it to JPEG or PNG.")
-        raise DataError(f"there is no image {name!r} in {self.root}; correct the name or remove the line.")
+        if key.casefold() in self._other_paths:
+            raise DataError(
+                f"{shorten(name)} in {self.root} has a format that cannot be read; convert it to JPEG or PNG."
+            )
+        raise DataError(f"there is no image {shorten(name)!r} in {self.root}; correct the name or remove the line.")
+
+    @cached_property
+    def _other_paths(self) -> frozenset[str]:
+        return frozenset(normalize_unicode(other).casefold() for other in self.others)
 
     @cached_property
     def _by_name(self) -> dict[str, str]:
@@ -101,8 +108,8 @@ class ImageFiles:
         return self._build_index(lambda name: [strip_image_suffix(name)])
 
     @cached_property
-    def _by_bare_name(self) -> Mapping[str, list[str]]:
-        return self._build_index(lambda name: [os.path.basename(name), os.path.basename(strip_image_suffix(name))])
+    def _by_end(self) -> Mapping[str, list[str]]:
+        return self._build_index(lambda name: [*_path_ends(name), *_path_ends(strip_image_suffix(name))])
 
     def _build_index(self, keys: Callable[[str], list[str]]) -> Mapping[str, list[str]]:
         """Return the images of each key, in lower case."""
@@ -111,6 +118,12 @@ class ImageFiles:
             for key in keys(name):
                 index.setdefault(normalize_unicode(key).casefold(), []).append(name)
         return index
+
+
+def _path_ends(path: str) -> list[str]:
+    """Return what remains of a path without its first folder, without its first two folders, ...: "a/b/c" → b/c, c."""
+    parts = path.split("/")
+    return ["/".join(parts[i:]) for i in range(1, len(parts))]
 
 
 class RemoteImages:

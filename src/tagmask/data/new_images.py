@@ -15,8 +15,10 @@ from tagmask.data.images import is_url
 from tagmask.data.samples import Problem, Sample, TaggedImages
 from tagmask.data.source import DataSource
 from tagmask.data.table_reader import match_rows_to_images
+from tagmask.data.tag_rows import Row
 from tagmask.data.tag_table import read_tag_table
 from tagmask.errors import DataError
+from tagmask.text import shorten
 
 
 def find_new_images(
@@ -91,10 +93,11 @@ def _add_tags(images: TaggedImages, table_path: Path) -> TaggedImages:
             for key in (normalize_unicode(name), strip_image_suffix(normalize_unicode(name))):
                 ids_by_name.setdefault(key, set()).add(sample.id)
 
-    def find(name: str) -> str | None:
-        ids = sorted(ids_by_name.get(normalize_unicode(name), ()))
+    def find(row: Row) -> str | None:
+        names = (row.image, row.other_name or row.image)
+        ids = sorted(next(filter(None, (ids_by_name.get(normalize_unicode(name)) for name in names)), ()))
         if len(ids) > 1:
-            raise DataError(f"the image {name!r} may be {ids[0]} or {ids[1]}; write more of its path.")
+            raise DataError(f"the image {shorten(row.image)!r} may be {ids[0]} or {ids[1]}; write more of its path.")
         return ids[0] if ids else None
 
     rows, problems = match_rows_to_images(table.rows, find, table)

@@ -7,29 +7,34 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from tagmask.data.class_names import find_class_list
 from tagmask.data.coco_reader import read_coco
 from tagmask.data.folder_reader import read_folders, read_untagged
 from tagmask.data.image_files import require_folder
 from tagmask.data.images import is_url
+from tagmask.data.limit import limit_images
 from tagmask.data.samples import PngMask, TaggedImages
 from tagmask.data.table_reader import read_table
+from tagmask.data.tag_table import read_tag_table
 from tagmask.data.voc_reader import read_voc
+from tagmask.data.yolo_reader import find_yolo_names, read_yolo
 from tagmask.errors import DataError
 from tagmask.label_map import MAX_CLASSES
 from tagmask.text import join_first_names
 
-Format = Literal["voc", "coco", "table", "folders", "images"]
+Format = Literal["voc", "coco", "yolo", "table", "folders", "images"]
 
 _UNUSED_SETTINGS: dict[Format, tuple[str, ...]] = {
-    "voc": ("annotations",),
-    "coco": ("tags", "split", "masks", "class_list"),
+    "voc": ("annotations", "image_column", "tags_column"),
+    "coco": ("tags", "split", "masks", "class_list", "image_column", "tags_column"),
+    "yolo": ("annotations", "image_column", "tags_column"),
     "table": ("annotations",),
-    "folders": ("tags", "annotations"),
-    "images": ("tags", "annotations", "split"),
+    "folders": ("tags", "annotations", "image_column", "tags_column"),
+    "images": ("tags", "annotations", "split", "image_column", "tags_column"),
 }
+_TABLE_FILES = ("tags.csv", "annotations.xml")  # in the root; the latter is an export of CVAT
 
 
 class DataSource(BaseModel):
@@ -48,31 +53,38 @@ class DataSource(BaseModel):
 
     Attributes:
         root: the folder of the images. If the tags are in a table, it may be a URL.
-        format: "voc", "coco", "table", "folders" or "images" (without tags, for held-out images). "auto" chooses by
-            the files: COCO if `annotations` is set, VOC if there are the folders JPEGImages and ImageSets, a table if
-            `tags` is set or there is a tags.csv, and otherwise one folder per class.
+        format: "voc", "coco", "yolo", "table", "folders" or "images" (without tags, for held-out images). "auto"
+            chooses by the files: COCO if `annotations` is set, VOC if there are the folders JPEGImages and ImageSets,
+            YOLO if there is a data.yaml or if `tags` is one, a table if `tags` is set or there is a tags.csv or an
+            annotations.xml of CVAT, and otherwise one folder per class.
         split: in VOC the name or path of a list, in a table a value of its column `split`, with folders a subfolder of
-            `root`.
-        tags: a tag table. For VOC also "xml" or "masks".
+            `root`, with YOLO a key of data.yaml or a folder of images.
+        tags: a tag table, or an export of CVAT or Label Studio (see `read_tag_table`). For VOC also "xml" or "masks",
+            for YOLO the file of class names.
+        image_column, tags_column: the columns of a table that hold the image and the tags, if they have other names.
         annotations: COCO's JSON file of instances.
         masks: a folder of ground-truth masks: PNGs of class ids, named after the images.
         saliency: a folder of saliency maps: grey PNGs, named after the images.
         class_list: a file of class names, one per line. By default classes.txt in `root`, if it exists.
         classes: keep only these classes, in this order. Tags of other classes are dropped, and their mask pixels
             become background.
+        limit: read only so many images, for a quick try: a fixed random choice in which every class occurs.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     root: str
-    format: Literal["auto", "voc", "coco", "table", "folders", "images"] = "auto"
+    format: Literal["auto", "voc", "coco", "yolo", "table", "folders", "images"] = "auto"
     split: str | None = None
     tags: str | None = None
+    image_column: str | None = None
+    tags_column: str | None = None
     annotations: str | None = None
     masks: str | None = None
     saliency: str | None = None
     class_list: str | None = None
     classes: tuple[str, ...] | None = None
+    limit: int | None = Field(default=None, ge=1)
 
     def read(self) -> TaggedImages:
         """Read the tags, and list the images, masks and saliency maps. Image files are not opened.
@@ -88,7 +100,7 @@ class DataSource(BaseModel):
                 f"{self.root} has {len(images.classes)} classes, but a mask can hold only {MAX_CLASSES}; "
                 "select classes with the setting 'classes'."
             )
-        return images
+        return images if self.limit is None else limit_images(images, self.limit)
 
     def with_absolute_paths(self) -> DataSource:
         """Return the same source with absolute paths, so that it can be read from another current directory.
@@ -104,7 +116,7 @@ class DataSource(BaseModel):
 
     def has_fixed_class_ids(self) -> bool:
         """Return whether the format or a class list defines the class ids in masks, not the tags that occur."""
-        if self.detect_format() in ("voc", "coco"):
+        if self.detect_format() in ("voc", "coco", "yolo"):
             return True
         return find_class_list(self.root, self.resolve_path(self.class_list)) is not None
 
@@ -123,7 +135,9 @@ class DataSource(BaseModel):
             return "coco"
         if (root / "JPEGImages").is_dir() and (root / "ImageSets").is_dir():
             return "voc"
-        if self.tags or (root / "tags.csv").is_file():
+        if (Path(self.tags).suffix.lower() in (".yaml", ".yml")) if self.tags else find_yolo_names(root):
+            return "yolo"
+        if self.tags or self._table_in_root():
             return "table"
         if is_url(self.root):
             raise DataError(f"{self.root} cannot be listed; name a table of its tags.")
@@ -135,6 +149,10 @@ class DataSource(BaseModel):
             return None
         in_root = Path(self.root) / path
         return in_root if in_root.exists() and not Path(path).exists() else Path(path)
+
+    def _table_in_root(self) -> Path | None:
+        """Return the table in the root that is read if none is named."""
+        return next((path for name in _TABLE_FILES if (path := Path(self.root) / name).is_file()), None)
 
     def _read_all_classes(self) -> TaggedImages:
         format = self.detect_format()
@@ -151,8 +169,17 @@ class DataSource(BaseModel):
                 raise DataError(f"{root} is to be read as COCO, but no JSON file is named; name it as the annotations.")
             return read_coco(root, annotations, saliency=saliency)
         if format == "table":
-            table = tags or Path(root) / "tags.csv"
-            return read_table(root, table, split=self.split, masks=masks, saliency=saliency, class_list=class_list)
+            table = tags or self._table_in_root() or Path(root) / _TABLE_FILES[0]
+            columns = {"image_column": self.image_column, "tags_column": self.tags_column}
+            return read_table(
+                root, read_tag_table(table, **columns), split=self.split, masks=masks, saliency=saliency,
+                class_list=class_list,
+            )  # fmt: skip
+        if format == "yolo":
+            names_file = class_list or tags or find_yolo_names(Path(root)) or find_class_list(root, None)
+            if names_file is None:
+                raise DataError(f"{root} has no data.yaml and no classes.txt with the class names of YOLO; add one.")
+            return read_yolo(Path(root), names_file, split=self.split, masks=masks, saliency=saliency)
         if format == "images":
             return read_untagged(Path(root), masks=masks, saliency=saliency, class_list=class_list)
         if format == "voc":

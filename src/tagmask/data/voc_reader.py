@@ -15,8 +15,9 @@ from tagmask.data.class_names import class_ids, find_class_list, normalize_class
 from tagmask.data.image_files import ImageFiles, attach_masks
 from tagmask.data.image_ids import strip_image_suffix, unique_ids
 from tagmask.data.samples import Mask, PngMask, Problem, Sample, TaggedImages
-from tagmask.data.table_reader import match_rows_to_images
-from tagmask.data.tag_table import Row, TagTable, read_tag_table
+from tagmask.data.table_reader import ImageFinder, match_rows_to_images
+from tagmask.data.tag_rows import Row, TagTable
+from tagmask.data.tag_table import read_tag_table
 from tagmask.data.text_files import read_text
 from tagmask.errors import DataError
 from tagmask.label_map import IGNORE_INDEX
@@ -73,8 +74,7 @@ def read_voc(
         samples = [_with_listed_mask(root, *pair, warnings) for pair in zip(items, samples, strict=True)]
 
     source = _find_tag_source(root, tags)
-    finder = _table_image_finder(files, set(names))
-    classes, read_tags, table_problems = _tag_reader(root, source, find_class_list(root, class_list), finder)
+    classes, read_tags, table_problems = _tag_reader(root, source, find_class_list(root, class_list), files, set(names))
     samples, tag_problems = _add_tags(items, samples, read_tags, str(source), required=split is not None)
     name = os.path.basename(os.path.abspath(root)) + (f" ({split})" if split else "")
     all_problems = (*problems, *table_problems, *tag_problems, *files.problems, *warnings)
@@ -168,12 +168,13 @@ def _find_tag_source(root: Path, tags: str | Path) -> str | Path:
     raise DataError(f"{root} has no tags.csv, no Annotations and no SegmentationClass; add one of them for the tags.")
 
 
-def _table_image_finder(files: ImageFiles, names: Collection[str]) -> Callable[[str], str | None]:
+def _table_image_finder(files: ImageFiles, names: Collection[str], table: TagTable) -> Callable[[Row], str | None]:
     """Return a function that finds the images of a table; None for images that are missing or not among the names."""
+    finder = ImageFinder(files, table)
 
-    def find(name: str) -> str | None:
+    def find(row: Row) -> str | None:
         try:
-            image = files.find(name)
+            image = finder(row)
         except DataError:
             return None
         return image if image in names else None
@@ -182,7 +183,7 @@ def _table_image_finder(files: ImageFiles, names: Collection[str]) -> Callable[[
 
 
 def _tag_reader(
-    root: Path, source: str | Path, class_file: Path | None, find: Callable[[str], str | None]
+    root: Path, source: str | Path, class_file: Path | None, files: ImageFiles, names: Collection[str]
 ) -> tuple[tuple[str, ...], TagReader, list[Problem]]:
     """Return the classes, the function that reads the tags of an image, and the problems of a tag table's lines."""
     classes = read_class_list(class_file) if class_file else VOC_CLASSES
@@ -193,7 +194,7 @@ def _tag_reader(
     table = read_tag_table(Path(source))
     if not class_file and len({*table.names} & {*VOC_CLASSES}) * 2 < len(table.names):
         classes = table.names
-    rows, problems = match_rows_to_images(table.rows, find, table)
+    rows, problems = match_rows_to_images(table.rows, _table_image_finder(files, names, table), table)
     return classes, lambda name, sample: _tags_from_row(table, rows.get(name), classes), problems
 
 
