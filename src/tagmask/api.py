@@ -157,7 +157,8 @@ def evaluate_predictions(
         images = align_classes(images, data, opened.classes)
     labeled = images.select(lambda sample: sample.mask is not None)
     if not len(labeled):
-        raise DataError(f"no image of {images.name} has a ground-truth mask: give --masks FOLDER.")
+        fix = f"name PNG files in {data.masks} like {images.samples[0].id}.png" if data.masks else "give --masks FOLDER"
+        raise DataError(f"no image of {images.name} has a ground-truth mask: {fix}.")
     if opened:
         segmenter = opened.latest_stage("segmenter").name
         with lock_folder(folder.path, compute):

@@ -372,6 +372,9 @@ class Run:
         classes = self.predictor.classes
         images = find_new_images([str(path) for path in paths], classes, table, leave_out=[Path(out)])
         images = verify_images(images, skip_bad=skip_bad, workers=self.compute.workers, progress=reporter.progress)
+        for problem in images.problems:
+            if problem.severity == "error":
+                reporter.info(f"left out: {problem}")
         record = self.latest_stage("segmenter").read_record_if_any()
         network_key = digest(record and record.key)
         with lock_folder(Path(out), self.compute):

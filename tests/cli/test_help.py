@@ -25,7 +25,8 @@ atexit.register(lambda: print(*sys.modules, file=sys.stderr))
 from tagmask.cli import main
 main()
 """
-DATA_OPTIONS = {"--tags", "--format", "--split", "--annotations", "--masks", "--class-list"}
+DATA_OPTIONS = {"--tags", "--format", "--split", "--annotations", "--masks", "--class-list",
+                "--image-column", "--tags-column"}  # fmt: skip
 
 
 def imported_modules(*arguments: str | Path) -> tuple[str, set[str]]:
@@ -87,8 +88,20 @@ def test_every_command_and_option_has_a_help_text(command: RunCommand, name: str
 @pytest.mark.parametrize(
     ("name", "more"),
     [
-        ("run", {"--saliency", "--classes", "--val", "--val-tags", "--val-masks", "--val-annotations", "--skip-bad"}),
-        ("check", {"--saliency", "--classes"}),
+        (
+            "run",
+            {
+                "--saliency",
+                "--classes",
+                "--val",
+                "--val-tags",
+                "--val-masks",
+                "--val-annotations",
+                "--skip-bad",
+                "--limit",
+            },
+        ),
+        ("check", {"--saliency", "--classes", "--limit"}),
         ("saliency", {"--skip-bad"}),
         ("thresholds", {"--classes", "--data"}),
         ("evaluate", {"--classes", "--data"}),

@@ -17,7 +17,9 @@ from pycocotools.coco import COCO
 from tagmask.data.coco_mask import CocoMask, CocoObject, decode_run_lengths
 from tagmask.data.coco_reader import read_coco
 from tagmask.data.samples import TaggedImages
+from tagmask.data.verify import verify_images
 from tagmask.errors import DataError
+from tagmask.progress import Reporter
 
 H, W = 30, 40
 CATEGORIES = [{"id": 90, "name": "yak"}, {"id": 3, "name": " cat"}, {"id": 17, "name": "dog"}]
@@ -260,3 +262,32 @@ def test_saliency(tmp_path: Path) -> None:
     Image.new("L", (W, H)).save(tmp_path / "saliency" / "sub" / "a.png")
     images = read_coco(tmp_path / "images", path, saliency=tmp_path / "saliency")
     assert [s.saliency and s.saliency.name for s in images.samples] == [None, "a.png"]
+
+
+@pytest.mark.parametrize("name", ["https://example.com/b.jpg", "/etc/hostname", "../outside.jpg", "{root}/outside.jpg"])
+def test_file_names_outside_of_the_folder_are_refused(tmp_path: Path, name: str) -> None:
+    Image.new("RGB", (W, H)).save(tmp_path / "outside.jpg")
+    images = read(tmp_path, [], [{"id": 1, "file_name": name.format(root=tmp_path)}, {"id": 2, "file_name": "b.jpg"}])
+    assert [sample.id for sample in images.samples] == ["b"]
+    assert "write its path in the folder" in str(images.problems[0]) or "there is no image" in str(images.problems[0])
+
+
+def test_absolute_names_inside_the_folder_are_read(tmp_path: Path) -> None:
+    images = read(tmp_path, [], [{"id": 1, "file_name": str(tmp_path / "images" / "b.jpg")}])
+    assert [sample.id for sample in images.samples] == ["b"]
+
+
+def test_a_wrong_size_is_noticed_before_anything_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    objects = [annotation(i, 3, box(0, 0, 9000, 9000)) for i in range(200)]
+    images = read(tmp_path, objects, [{"id": 7, "file_name": "b.jpg", "height": 9999, "width": 10000}])
+    monkeypatch.setattr(CocoMask, "read", lambda mask: pytest.fail("was drawn"))
+    with pytest.raises(DataError, match=r"has 10000×9999 pixels and its image 40×30; give both the same size"):
+        verify_images(images, skip_bad=False, workers=1, progress=Reporter().progress)
+
+
+def test_messages_do_not_repeat_long_values(tmp_path: Path) -> None:
+    long = "x" * 5000
+    images = read(tmp_path, [annotation(1, long, None)], [{"id": 7, "file_name": "b.jpg"}])  # type: ignore[arg-type]
+    assert all(len(str(problem)) < 500 + len(str(tmp_path)) for problem in images.problems)
+    images = read(tmp_path, [], [{"id": long, "file_name": long}])
+    assert all(len(str(problem)) < 500 + len(str(tmp_path)) for problem in images.problems)

@@ -4,6 +4,7 @@ import io
 import struct
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from tagmask.data import images as images_module
+from tagmask.data.image_files import ImageFiles
 from tagmask.data.images import check_aspect_ratio, image_size, read_grey, read_image, read_mask_image
 from tagmask.errors import DataError
 
@@ -131,7 +134,7 @@ def test_files_that_are_not_images(tmp_path: Path, content: bytes, message: str)
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.jpg does not exist"):
         read_image(tmp_path / "a.jpg")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="is a folder, not a file"):
         read_image(tmp_path)
 
 
@@ -193,13 +196,59 @@ def test_every_damage_is_a_data_error(
         damaged[position] = data.draw(st.integers(0, 255))
     path = tmp_path_factory.getbasetemp() / "damaged"
     path.write_bytes(damaged)
-    messages = []
+    messages, results = [], {}
     for read in (read_image, image_size, read_mask_image, read_grey):
         try:
-            read(path)
+            results[read] = read(path)
         except DataError as error:
             messages.append(str(error))
     assert all(str(path) in message and ";" in message for message in messages)
+    if read_image in results:
+        assert results[read_image].shape[:2] == results[image_size]
+
+
+@pytest.mark.parametrize("file", SMALL_FILES[:4], ids=["jpeg", "png", "webp", "tiff"])
+def test_damaged_exif_data_gives_the_same_size_with_and_without_pixels(tmp_path: Path, file: bytes) -> None:
+    path = tmp_path / "damaged"
+    start = max(file.find(b"MM\0*"), file.find(b"II*\0"))
+    for position in range(start, min(start + 40, len(file))):
+        for value in (0, 1, 3, 8, 0x12, 0xFF):
+            path.write_bytes(file[:position] + bytes([value]) + file[position + 1 :])
+            try:
+                shape = read_image(path).shape[:2]
+            except DataError:
+                continue
+            assert image_size(path) == shape
+
+
+def test_libtiff_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = save(tmp_path / "a.tif", Image.fromarray(RGB), compression="tiff_lzw")
+    content = bytearray(path.read_bytes())
+    for start in range(8, len(content), 40):
+        path.write_bytes(content[:start] + bytes(20) + content[start + 20 :])
+        with suppress(DataError):
+            read_image(path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_messages_do_not_repeat_long_names(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        ImageFiles(tmp_path).find("x" * 5000)
+    assert len(str(caught.value)) < 300 + len(str(tmp_path))
+
+
+def test_heic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    path = tmp_path / "a.HEIC"
+    pillow_heif.from_pillow(Image.fromarray(np.full((64, 48, 3), 200, np.uint8))).save(path)
+    assert read_image(path).shape == (64, 48, 3)
+    assert image_size(path) == (64, 48)
+    assert ImageFiles(tmp_path).names == ["a.HEIC"]
+    monkeypatch.setattr(images_module, "find_spec", lambda name: None)
+    with pytest.raises(
+        DataError, match=r"a\.HEIC is a HEIC image; install .* \"tagmask\[heic\]\", or convert it to JPEG"
+    ):
+        read_image(path)
 
 
 def test_mask_ids_of_indexed_and_grey_images(tmp_path: Path) -> None:

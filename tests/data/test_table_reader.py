@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tagmask.data import class_names
 from tagmask.data.samples import PngMask, TaggedImages
 from tagmask.data.table_reader import read_table
 from tagmask.data.tag_table import read_tag_table
@@ -346,10 +347,10 @@ def test_a_spreadsheet_is_refused(photos: Path) -> None:
 
 
 def test_images_of_an_unknown_format(photos: Path) -> None:
-    (photos / "e.HEIC").write_bytes(b"")
-    images = read(photos, "image,tags\na,cat\ne.heic,cat\n")
+    (photos / "e.PSD").write_bytes(b"")
+    images = read(photos, "image,tags\na,cat\ne.psd,cat\n")
     assert [p.split(": ", 1)[1] for p in errors(images)] == [
-        f"e.heic in {photos} has a format that cannot be read; convert it to JPEG or PNG."
+        f"e.psd in {photos} has a format that cannot be read; convert it to JPEG or PNG."
     ]
 
 
@@ -401,3 +402,36 @@ def test_the_prefix_of_another_folder_is_not_removed(tmp_path: Path) -> None:
         images = read_table(tmp_path / "val", read_tag_table(table))
         assert len(images) == 0
         assert "there is no image 'train/1.jpg'" in str(images.problems[0])
+
+
+def test_only_the_first_misspelled_tags_get_a_hint(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Comparing a name with all classes takes milliseconds, and a table can have a million rows."""
+    calls: list[str] = []
+    monkeypatch.setattr(class_names, "did_you_mean", lambda name, known: calls.append(name) or ": did you mean 'cat'?")
+    (tmp_path / "classes.txt").write_text("cat\n")
+    for i in range(300):
+        Image.new("RGB", (2, 2)).save(photos / f"n{i}.png")
+    rows = "".join(f"n{i}.png,cta{i}\n" for i in range(300))
+    images = read(photos, f"image,tags\n{rows}", class_list=tmp_path / "classes.txt")
+    problems = errors(images)
+    assert len(problems) == 300
+    assert len(calls) == 100
+    assert "did you mean" in problems[99]
+    assert problems[299].endswith("correct it or add it to the class list.")
+
+
+def test_messages_do_not_repeat_long_cells(photos: Path) -> None:
+    long = "x" * 5000
+    for text in (
+        f"image,tags\n{long},cat\na.jpg,cat\n",
+        f"image,tags,{long}\na,b,c\n",
+        f"image,{long}\na.jpg,{long}\n",
+    ):
+        try:
+            messages = [str(problem) for problem in read(photos, text).problems]
+        except DataError as error:
+            messages = [str(error)]
+        assert messages
+        assert all(len(message) < 500 + len(str(photos)) for message in messages), messages

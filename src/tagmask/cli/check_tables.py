@@ -52,6 +52,9 @@ def _facts(report: CheckReport) -> Iterator[tuple[str, str]]:
         if sides:
             smallest, median, largest = map(format_count, sides)
             yield f"{name} in pixels", f"{median} ({smallest} to {largest})"
+    if report.largest:
+        image_id, megapixels = report.largest
+        yield "largest image", f"{escape(image_id)} ({megapixels:.1f} megapixels)"
 
 
 def _most_frequent_companion(report: CheckReport, index: int) -> str:

@@ -14,7 +14,7 @@ from tagmask.data.samples import Problem, Sample, TaggedImages
 from tagmask.data.tag_warnings import count_co_occurrence, tag_warnings
 from tagmask.data.verify import Inspection, inspect_samples
 from tagmask.progress import Progress
-from tagmask.text import pluralize
+from tagmask.text import pluralize, shorten
 
 _MAX_EXAMPLES = 20
 
@@ -56,6 +56,7 @@ class CheckReport:
         num_saliency: the number of images with a saliency map.
         co_occurrence: [K][K], the number of images that show both classes. The diagonal is `images_per_class`.
         heights, widths: the smallest, median and largest side in pixels; None if there are no images.
+        largest: the image with the most pixels: its id, and its megapixels; None if there are no images.
         misspelled_tags: tags that may be misspelled.
         tags_without_pixels: (image id, class name) of each tag whose class is not in the mask.
         pixels_without_tags: (image id, class name) of each class in a mask without a tag.
@@ -76,6 +77,7 @@ class CheckReport:
     co_occurrence: tuple[tuple[int, ...], ...]
     heights: tuple[int, int, int] | None
     widths: tuple[int, int, int] | None
+    largest: tuple[str, float] | None
     misspelled_tags: tuple[MisspelledTag, ...]
     tags_without_pixels: Occurrences
     pixels_without_tags: Occurrences
@@ -135,6 +137,7 @@ def check_images(images: TaggedImages, *, workers: int, progress: Progress) -> C
         co_occurrence=tuple(map(tuple, co_occurrence.tolist())),
         heights=_min_median_max(sizes[:, 0]) if usable else None,
         widths=_min_median_max(sizes[:, 1]) if usable else None,
+        largest=_find_largest(usable),
         misspelled_tags=find_misspelled_tags(images_per_class),
         tags_without_pixels=Occurrences.from_items(tags_without_pixels),
         pixels_without_tags=Occurrences.from_items(pixels_without_tags),
@@ -147,6 +150,15 @@ def check_images(images: TaggedImages, *, workers: int, progress: Progress) -> C
 
 def _min_median_max(values: np.ndarray) -> tuple[int, int, int]:
     return int(values.min()), int(np.median(values)), int(values.max())
+
+
+def _find_largest(usable: Sequence[tuple[Sample, Inspection]]) -> tuple[str, float] | None:
+    """Return the id and the megapixels of the image with the most pixels."""
+    pixels = [(size[0] * size[1], sample.id) for sample, inspection in usable if (size := inspection.size)]
+    if not pixels:
+        return None
+    count, image_id = max(pixels)
+    return image_id, round(count / 1e6, 2)
 
 
 def _compare_tags_and_masks(
@@ -177,11 +189,11 @@ def _warnings(report: CheckReport) -> Iterator[Problem]:
 
     for tag in report.misspelled_tags:
         count, suggestion_count = pluralize(tag.count, "image"), pluralize(tag.suggestion_count, "image")
-        message = f"the tag {tag.name!r} ({count}) may mean {tag.suggestion!r} ({suggestion_count})"
+        message = f"the tag {shorten(tag.name)!r} ({count}) may mean {shorten(tag.suggestion)!r} ({suggestion_count})"
         yield warning(message, "correct it if both are the same")
     for name in report.classes:
         if "," in name or "|" in name:
-            message = f"the tag {name!r} may be several tags in one"
+            message = f"the tag {shorten(name)!r} may be several tags in one"
             yield warning(message, 'separate tags by ";" in the table if it is')
     for occurrences, noun, message, fix in (
         (report.tags_without_pixels, "tag", "the masks have no pixels for {}", "correct the tags or the masks"),

@@ -8,7 +8,9 @@ from pathlib import Path
 from tagmask.data.image_ids import normalize_unicode
 from tagmask.data.text_files import read_text
 from tagmask.errors import DataError
-from tagmask.text import did_you_mean
+from tagmask.text import did_you_mean, shorten
+
+MAX_HINTS = 100  # of a table: a person reads the first ones
 
 BACKGROUND = "background"  # a tag, class folder or first line of a class list with this name stands for id 0
 
@@ -38,15 +40,20 @@ def read_class_list(path: Path) -> tuple[str, ...]:
         if not name or (name.casefold() == BACKGROUND and not lines):
             continue
         if name in lines:
-            raise DataError(f"{path}, line {number} repeats {name!r} of line {lines[name]}; remove one.")
+            raise DataError(f"{path}, line {number} repeats {shorten(name)!r} of line {lines[name]}; remove one.")
         lines[name] = number
     if not lines:
         raise DataError(f"{path} names no class; write one class name per line.")
     return tuple(lines)
 
 
-def class_ids(names: Iterable[str], classes: Sequence[str]) -> tuple[int, ...]:
+def class_ids(names: Iterable[str], classes: Sequence[str], *, with_hint: bool = True) -> tuple[int, ...]:
     """Return the ids (1-based) of class names, ascending.
+
+    Args:
+        names: the names.
+        classes: all class names.
+        with_hint: whether the error suggests a similar class, which takes a few milliseconds.
 
     Raises:
         DataError: a name is not one of the classes.
@@ -54,7 +61,9 @@ def class_ids(names: Iterable[str], classes: Sequence[str]) -> tuple[int, ...]:
     ids = set()
     for name in names:
         if name not in classes:
-            hint = did_you_mean(name, classes)
-            raise DataError(f"the tag {name!r} is not one of the classes; correct it or add it to the class list{hint}")
+            hint = did_you_mean(name, classes) if with_hint else ""
+            raise DataError(
+                f"the tag {shorten(name)!r} is not one of the classes; correct it or add it to the class list{hint}"
+            )
         ids.add(classes.index(name) + 1)
     return tuple(sorted(ids))

@@ -13,6 +13,7 @@ from pycocotools import mask as rle
 
 from tagmask.errors import DataError
 from tagmask.label_map import IGNORE_INDEX
+from tagmask.text import shorten
 
 _MAX_COORDINATE = 100_000.0  # pixels; pycocotools takes time proportional to the length of each edge
 
@@ -151,7 +152,8 @@ def _to_compressed_run_lengths(shape: Mapping[str, Any], size: tuple[int, int]) 
     height, width = size
     if mask_size != [height, width]:
         raise DataError(
-            f"has a run-length mask of size {mask_size} in an image of size {[height, width]}; correct or remove it"
+            f"has a run-length mask of size {shorten(str(mask_size))} in an image of size {[height, width]}; correct "
+            "or remove it"
         )
     if isinstance(counts, str) and counts.isascii():
         return counts.encode()  # checked when the mask is read

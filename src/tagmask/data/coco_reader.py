@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,10 +14,11 @@ from tagmask.data.class_names import BACKGROUND, normalize_class_name
 from tagmask.data.coco_mask import CocoMask, parse_segmentation
 from tagmask.data.image_files import attach_masks, find_image_files
 from tagmask.data.image_ids import unique_ids
-from tagmask.data.images import MAX_PIXELS, image_size
+from tagmask.data.images import MAX_PIXELS, image_size, is_url
+from tagmask.data.regular_files import read_regular_file
 from tagmask.data.samples import Problem, Sample, TaggedImages
 from tagmask.errors import DataError
-from tagmask.text import pluralize
+from tagmask.text import pluralize, shorten
 
 
 def read_coco(images: Path | str, annotations: Path, *, saliency: Path | None = None) -> TaggedImages:
@@ -24,7 +26,8 @@ def read_coco(images: Path | str, annotations: Path, *, saliency: Path | None = 
 
     The classes are the categories in the order of their ids, which become 1, 2, 3, ... A category "background" is not
     a class. An image without annotations shows only background. Masks are drawn when they are read (`CocoMask`). An
-    image has no mask if one of its annotations has no segmentation.
+    image has no mask if one of its annotations has no segmentation. File names that are URLs or lead out of the
+    folder are errors, so that a file of annotations cannot make tagmask open other files.
 
     Args:
         images: the folder that the file names are relative to, or a URL.
@@ -44,6 +47,8 @@ def read_coco(images: Path | str, annotations: Path, *, saliency: Path | None = 
     for entry in entries:
         try:
             name = files.find(entry.file_name)
+            if is_url(name) or os.path.isabs(name) or ".." in name.split("/"):
+                raise DataError(f"names {shorten(name)!r}, which is not in {images}; write its path in the folder")
             if name in entry_by_name:
                 raise DataError(f"is the same file as {entry_by_name[name].where}, {name}; remove one")
             tags_and_masks[name] = _read_tags_and_mask(entry, files.path(name), class_ids)
@@ -74,11 +79,11 @@ class _Entry:
 
 def _read_instances(path: Path) -> dict[str, list[Any]]:
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_regular_file(path))
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); correct the path.") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON ({error}); export the annotations again.") from error
+        raise DataError(f"{path} is not JSON ({shorten(str(error))}); export the annotations again.") from error
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise DataError(f"{path} has no list {key!r}; use a COCO instances file (instances_*.json).")
@@ -96,7 +101,9 @@ def _read_categories(categories: Sequence[Any], path: Path) -> tuple[tuple[str, 
         raise DataError(f"{path} has a category without a number 'id' or a text 'name'; correct it.") from error
     repeated = [name for name, count in Counter(names.values()).items() if count > 1]
     if repeated or len(names) < len(categories):
-        raise DataError(f"{path} has two categories with the name or id {[*repeated, *names][0]!r}; rename one.")
+        raise DataError(
+            f"{path} has two categories with the name or id {shorten(str([*repeated, *names][0]))!r}; rename one."
+        )
     category_ids = [key for key in sorted(names) if names[key].casefold() != BACKGROUND]
     if not category_ids:
         raise DataError(f"{path} has no category; export the annotations with their categories.")
@@ -118,11 +125,13 @@ def _group_by_image(content: Mapping[str, list[Any]], path: Path) -> tuple[list[
             problems.append(Problem(where, "has no 'id' or no text 'file_name'", "correct or remove it"))
             continue
         if key in entries:
-            problems.append(Problem(f"{path}, image {key!r}", "has the id of another image", "give it a unique id"))
+            problems.append(
+                Problem(f"{path}, image {shorten(repr(key))}", "has the id of another image", "give it a unique id")
+            )
             continue
         size = item.get("height"), item.get("width")
         is_valid = all(isinstance(side, int) and side > 0 for side in size)
-        entries[key] = _Entry(f"{path}, image {key!r}", name, size if is_valid else None)
+        entries[key] = _Entry(f"{path}, image {shorten(repr(key))}", name, size if is_valid else None)
     num_unmatched = 0
     for annotation in content["annotations"]:
         try:
@@ -145,14 +154,15 @@ def _read_tags_and_mask(
         raise DataError(f"has {size[1]}×{size[0]} pixels, more than {MAX_PIXELS // 10**6} million; make it smaller")
     tags, objects = set(), []
     for annotation in entry.annotations:
-        number = annotation.get("id")
+        number = shorten(repr(annotation.get("id")))
         category = annotation.get("category_id")
         if not isinstance(category, int) or category not in class_ids:
-            raise DataError(f"has annotation {number!r} with the unknown category {category!r}; correct it")
+            unknown = shorten(repr(category))
+            raise DataError(f"has annotation {number} with the unknown category {unknown}; correct it")
         tags.add(class_ids[category])
         try:
             objects.append(parse_segmentation(annotation, class_ids[category], size))
         except DataError as error:
-            raise DataError(f"annotation {number!r} {error}") from error
+            raise DataError(f"annotation {number} {error}") from error
     segmented = tuple(item for item in objects if item)
     return tuple(sorted(tags - {0})), CocoMask(size, segmented) if len(segmented) == len(objects) else None

@@ -5,13 +5,20 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tagmask.data.class_names import BACKGROUND, class_ids, find_class_list, normalize_class_name, read_class_list
+from tagmask.data.class_names import (
+    BACKGROUND,
+    MAX_HINTS,
+    class_ids,
+    find_class_list,
+    normalize_class_name,
+    read_class_list,
+)
 from tagmask.data.dataset_roots import SPLIT_NAMES, refuse_dataset_root
-from tagmask.data.image_files import ImageFiles, attach_masks, is_hidden
+from tagmask.data.image_files import ImageFiles, attach_masks, holds_results, is_hidden
 from tagmask.data.image_ids import file_suffix, unique_ids
 from tagmask.data.samples import Problem, Sample, TaggedImages
 from tagmask.errors import DataError
-from tagmask.text import join_first_names, pluralize
+from tagmask.text import join_first_names, pluralize, shorten
 
 _NO_IMAGES = frozenset({
     ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html", ".pdf", ".zip", ".db", ".ini",
@@ -54,7 +61,7 @@ def read_folders(
     prefix = f"{split.strip('/')}/" if split else ""
     names = [name for name in files.names if name.startswith(prefix)]
     if split and not names:
-        raise DataError(f"{root} has no folder {split!r} with images; correct the split, or leave it out.")
+        raise DataError(f"{root} has no folder {shorten(split)!r} with images; correct the split, or leave it out.")
     depth = prefix.count("/")
     tag_by_name = {
         name: normalize_class_name(name.split("/")[depth]) for name in files.names if name.count("/") > depth
@@ -73,7 +80,10 @@ def read_folders(
             problems.append(Problem(path, "is not in a class folder", "move it into one"))
             continue
         try:
-            samples.append(Sample(image_id, path, class_ids([tag] if tag.casefold() != BACKGROUND else [], classes)))
+            names_of_tags = [tag] if tag.casefold() != BACKGROUND else []
+            samples.append(
+                Sample(image_id, path, class_ids(names_of_tags, classes, with_hint=len(problems) < MAX_HINTS))
+            )
         except DataError as error:
             problems.append(Problem.from_error(path, error))
     mask_folders = [masks] if masks else []
@@ -125,7 +135,11 @@ def _warn_empty_folders(root: Path, names: list[str], prefix: str, leave_out: tu
     empty = sorted(
         path
         for path in root.iterdir()
-        if path.is_dir() and path.name not in used and not is_hidden(path.name) and os.path.abspath(path) not in skipped
+        if path.is_dir()
+        and path.name not in used
+        and not is_hidden(path.name)
+        and os.path.abspath(path) not in skipped
+        and not holds_results(path)
     )
     return [Problem(str(path), "holds no image", "fill or remove the folder", "warning") for path in empty]
 

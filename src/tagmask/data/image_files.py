@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -10,13 +11,14 @@ from pathlib import Path
 
 from tagmask.data.image_ids import file_suffix, normalize_unicode, strip_image_suffix
 from tagmask.data.images import SUFFIXES, is_url
+from tagmask.data.regular_files import read_regular_file
 from tagmask.data.samples import PngMask, Problem, Sample
 from tagmask.errors import DataError
 from tagmask.text import shorten
 
 
 class ImageFiles:
-    """The image files in a folder and its subfolders, without hidden files and folders.
+    """The image files in a folder and its subfolders, without hidden files and folders and without results of tagmask.
 
     Args:
         root: the folder.
@@ -163,6 +165,8 @@ def _walk(folder: str, prefix: str, skipped: Collection[str], parents: tuple[tup
         entries = list(os.scandir(folder))
     except OSError as error:
         raise DataError(f"{folder} cannot be listed ({error.strerror}); make it readable.") from error
+    if prefix and holds_results(folder):
+        return
     for entry in entries:
         if is_hidden(entry.name):
             continue
@@ -171,6 +175,18 @@ def _walk(folder: str, prefix: str, skipped: Collection[str], parents: tuple[tup
             yield from _walk(subfolder, f"{prefix}{entry.name}/", skipped, (*parents, inode))
         else:
             yield prefix + entry.name
+
+
+def holds_results(folder: str | Path) -> bool:
+    """Return whether `tagmask run`, `predict` or `export` wrote a folder, whose masks must not be read as images."""
+    is_run = os.path.isfile(os.path.join(folder, "run.json"))
+    if not is_run and not os.path.isdir(os.path.join(folder, "masks")):
+        return False
+    name, content = ("run.json", b'"tagmask"') if is_run else ("legend.txt", b"0 0 0 0 background")
+    try:
+        return content in read_regular_file(os.path.join(folder, name), max_bytes=10**8)
+    except (OSError, DataError):
+        return False
 
 
 def is_hidden(name: str) -> bool:
@@ -226,13 +242,26 @@ def attach_masks(
 
 
 def _find_pngs(samples: Sequence[Sample], folders: Sequence[Path]) -> tuple[dict[str, str], list[Problem]]:
-    """Return the PNG of each id in the first folder that has it, and a warning if no sample has one."""
+    """Return the PNG of each id in the first folder that has it, and a warning if no sample has one.
+
+    If no path fits, files are found by their bare names, where these are unique: the subfolders may differ.
+    """
     paths = {image_id: path for folder in reversed(folders) for image_id, path in _pngs_by_id(folder).items()}
     if not folders or not samples or any(sample.id in paths for sample in samples):
         return paths, []
+    by_name, ids_by_name = _by_unique_name(paths), _by_unique_name({sample.id: sample.id for sample in samples})
+    if by_name.keys() & ids_by_name.keys():
+        return {image_id: by_name[name] for name, image_id in ids_by_name.items() if name in by_name}, []
     names = ", ".join(str(folder) for folder in folders)
     fix = f"name the files after the images, for example {samples[0].id}.png"
     return paths, [Problem(names, "has no PNG that belongs to any of the images", fix, "warning")]
+
+
+def _by_unique_name(values: Mapping[str, str]) -> dict[str, str]:
+    """Return the value of each last part of a key ("a/b" → "b") that only one key has."""
+    count = Counter(key.rpartition("/")[2] for key in values)
+    names = {key: key.rpartition("/")[2] for key in values}
+    return {names[key]: value for key, value in values.items() if count[names[key]] == 1}
 
 
 def _pngs_by_id(folder: Path) -> dict[str, str]:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from tagmask.data.regular_files import read_regular_file
 from tagmask.errors import DataError
 from tagmask.large_images import Window, reduced_size
+from tagmask.text import shorten
 
 MAX_PIXELS = 100_000_000  # a larger image alone would need tens of gigabytes in the networks
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+HEIC_SUFFIXES = (".heic", ".heif")  # read with an optional package
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", *HEIC_SUFFIXES}
+)
 
 _STRIP_PIXELS = 1 << 22  # pixels that are copied at a time
+_ORIENTATION_KEYS = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}  # in the info of Pillow
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 _ASPECT_TOLERANCE = 0.02  # relative difference allowed between the aspect ratios of a map and its image
 
@@ -92,8 +101,8 @@ def image_size(path: str | Path) -> tuple[int, int]:
         DataError: as in `read_image`.
     """
     with _open_image(path, load=False) as image:
-        if image.format == "TIFF":  # Pillow itself rotates a TIFF when it loads it
-            image.load()
+        if image.format == "TIFF" or image.info.keys() & _ORIENTATION_KEYS:
+            image.load()  # as read_image does: it rotates a TIFF, and may find that the EXIF data is damaged
         width, height = image.size
         return (width, height) if _exif_orientation(image) in _TURNED else (height, width)
 
@@ -140,6 +149,9 @@ def check_aspect_ratio(path: str | Path, size: tuple[int, int], image_size: tupl
 def _open_image(path: str | Path, load: bool = True) -> Iterator[Image.Image]:
     """Open an image file; every exception in the `with` block becomes a DataError."""
     content = read_bytes(path)
+    _register_heic(path)
+    if content.startswith((b"II", b"MM")):
+        _silence_libtiff()
     try:
         image = Image.open(io.BytesIO(content))
         width, height = image.size
@@ -160,7 +172,31 @@ def _open_image(path: str | Path, load: bool = True) -> Iterator[Image.Image]:
     except UnidentifiedImageError as error:
         raise DataError(f"{path} is not an image that can be read; replace or remove it.") from error
     except Exception as error:  # Pillow raises exceptions of many kinds for damaged files
-        raise DataError(f"{path} is damaged ({error}); replace or remove it.") from error
+        raise DataError(f"{path} is damaged ({shorten(str(error))}); replace or remove it.") from error
+
+
+def _register_heic(path: str | Path) -> None:
+    """Make Pillow read HEIC files, if `path` is one. Raises DataError if the optional package is missing."""
+    if not str(path).lower().endswith(HEIC_SUFFIXES):
+        return
+    if find_spec("pillow_heif") is None:
+        raise DataError(
+            f"{path} is a HEIC image; install pillow-heif with pip install \"tagmask[heic]\", or convert it to JPEG."
+        )
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+
+
+@cache
+def _silence_libtiff() -> None:
+    """Stop libtiff from printing lines about damaged files; Pillow raises an exception for each damage that matters."""
+    with suppress(OSError, AttributeError):  # where libtiff is not a shared library
+        library = ctypes.CDLL(Image.core.__file__)  # its symbols include those of the libraries that it needs
+        for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+            handler = getattr(library, name)
+            handler.argtypes, handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+            handler(None)
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -176,12 +212,14 @@ def read_bytes(path: str | Path) -> bytes:
             with fsspec.open(str(path), "rb") as file:
                 content = file.read()
         else:  # fsspec would take 0.5 ms more for each file, and interpret names with "::" or "~"
-            content = Path(path).read_bytes()
+            content = read_regular_file(path)
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist; correct the name or remove its line.") from error
+    except DataError:
+        raise
     except Exception as error:  # remote file systems raise exceptions of their own
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path} cannot be read ({reason}); make it readable or remove it.") from error
+        raise DataError(f"{path} cannot be read ({shorten(str(reason))}); make it readable or remove it.") from error
     if not content:
         raise DataError(f"{path} is empty (0 bytes); replace or remove it.")
     return content

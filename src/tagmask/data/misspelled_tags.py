@@ -10,7 +10,9 @@ from dataclasses import dataclass
 _MIN_RATIO = 10  # a misspelling is at least this many times rarer than the correct name,
 _MIN_COUNT = 3  # or it occurs once, and the correct name in at least this many images
 _MIN_SIMILARITY = 0.8  # difflib's ratio: one letter in five differs, or two letters are swapped
+_MAX_NAMES = 300  # that are compared with as many others: all names of a set that a run accepts (254 classes)
 _MIN_LENGTH = 4  # letters; shorter names such as "cat" and "cow" are similar to many others
+_MAX_LENGTH = 100
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,16 @@ def find_misspelled_tags(counts: Mapping[str, int]) -> tuple[MisspelledTag, ...]
     """
     names = sorted((name for name in counts if counts[name]), key=lambda name: (-counts[name], name))
     misspelled = []
+    num_compared = 0
     first_name_of_form: dict[str, str] = {}
     for name in names:
         suggestion = first_name_of_form.setdefault(_normal_form(name), name)
-        if suggestion == name and len(name) >= _MIN_LENGTH:
+        if suggestion == name and _MIN_LENGTH <= len(name) <= _MAX_LENGTH:
             min_count = _MIN_COUNT if counts[name] == 1 else _MIN_RATIO * counts[name]
-            frequent = [other for other in names if counts[other] >= min_count]
+            frequent = [other for other in names[:_MAX_NAMES] if counts[other] >= min_count]
+            num_compared += bool(frequent)
+            if num_compared > _MAX_NAMES:
+                break
             suggestion = next(iter(difflib.get_close_matches(name, frequent, n=1, cutoff=_MIN_SIMILARITY)), name)
         if suggestion != name:
             misspelled.append(MisspelledTag(name, counts[name], suggestion, counts[suggestion]))

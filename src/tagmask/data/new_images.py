@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tagmask.data.class_names import class_ids
+from tagmask.data.class_names import MAX_HINTS, class_ids
 from tagmask.data.image_files import ImageFiles
 from tagmask.data.image_ids import normalize_unicode, strip_image_suffix, unique_ids
 from tagmask.data.images import is_url
@@ -106,7 +106,7 @@ def _add_tags(images: TaggedImages, table_path: Path) -> TaggedImages:
     tags: dict[str, tuple[int, ...]] = {}
     for image_id, row in rows.items():
         try:
-            tags[image_id] = class_ids(row.tags, images.classes)
+            tags[image_id] = class_ids(row.tags, images.classes, with_hint=len(problems) < MAX_HINTS)
         except DataError as error:
             problems.append(Problem.from_error(table.location(row), error))
     samples = tuple(replace(sample, tags=tags.get(sample.id)) for sample in images.samples)

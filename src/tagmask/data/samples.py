@@ -16,7 +16,7 @@ from tagmask.data.images import read_image, read_image_window, read_mask_image, 
 from tagmask.errors import DataError
 from tagmask.label_map import IGNORE_INDEX
 from tagmask.large_images import Window, reduced_size
-from tagmask.text import did_you_mean
+from tagmask.text import did_you_mean, shorten
 
 
 class Mask(Protocol):
@@ -186,7 +186,7 @@ class TaggedImages:
         names = tuple(dict.fromkeys(class_names))
         for name in names:
             if name not in self.classes:
-                raise DataError(f"{name!r} is not one of the classes{did_you_mean(name, self.classes)}")
+                raise DataError(f"{shorten(name)!r} is not one of the classes{did_you_mean(name, self.classes)}")
         return self.with_classes(names)
 
     def with_classes(self, class_names: Sequence[str]) -> TaggedImages:

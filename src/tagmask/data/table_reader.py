@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from tagmask.data.class_names import class_ids, find_class_list, read_class_list
+from tagmask.data.class_names import MAX_HINTS, class_ids, find_class_list, read_class_list
 from tagmask.data.image_files import ImageFiles, RemoteImages, attach_masks, find_image_files
 from tagmask.data.image_ids import unique_ids
 from tagmask.data.images import is_url
@@ -62,7 +62,8 @@ def read_table(
             problems.append(row.problem)
             continue
         try:
-            samples.append(Sample(image_id, files.path(image), class_ids(row.tags, classes)))
+            tags = class_ids(row.tags, classes, with_hint=len(problems) < MAX_HINTS)
+            samples.append(Sample(image_id, files.path(image), tags))
         except DataError as error:
             problems.append(Problem.from_error(tag_table.location(row), error))
     samples, warnings = attach_masks(samples, [masks] if masks else [], [saliency] if saliency else [])
@@ -191,7 +192,7 @@ def _refuse_unknown_one_hot_columns(table: TagTable, classes: tuple[str, ...]) -
     unknown = next((name for name in table.names if table.one_hot and name not in classes), None)
     if unknown is not None:
         hint = did_you_mean(unknown, classes)
-        raise DataError(f"{table.path}, line 1 has an unknown column {unknown!r}{hint}; rename or remove it.")
+        raise DataError(f"{table.path}, line 1 has an unknown column {shorten(unknown)!r}{hint}; rename or remove it.")
 
 
 def _warn_unlisted_images(names: list[str], table: TagTable, find: ImageFinder) -> list[Problem]:

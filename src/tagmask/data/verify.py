@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tagmask.artifacts import digest
+from tagmask.data.coco_mask import CocoMask
 from tagmask.data.images import check_aspect_ratio, is_url, read_bytes, read_grey, read_image
 from tagmask.data.samples import PngMask, Problem, Sample, TaggedImages
 from tagmask.data.verified_files import VerifiedSample, read_verified, verification_key, write_verified
@@ -157,6 +158,8 @@ def _inspect(sample: Sample, num_classes: int) -> Inspection:
         height, width = size = read_image(where).shape[:2]
         if sample.mask:
             where = str(sample.mask.path) if isinstance(sample.mask, PngMask) else f"the mask of {sample.image}"
+            if isinstance(sample.mask, CocoMask):
+                _check_mask_size(sample.mask.size, size)  # before it is drawn, which takes time with the size
             mask_classes = _find_mask_classes(sample.mask.read(), size, num_classes)
         if sample.saliency:
             where = str(sample.saliency)
@@ -167,12 +170,16 @@ def _inspect(sample: Sample, num_classes: int) -> Inspection:
         return Inspection(problem=Problem.from_error(where, error))
 
 
-def _find_mask_classes(labels: np.ndarray, image_size: tuple[int, int], num_classes: int) -> tuple[int, ...]:
-    """Return the class ids in a label map, ascending. Raises DataError if the label map does not fit its image."""
-    if labels.shape != image_size:
-        (h, w), (height, width) = labels.shape, image_size
+def _check_mask_size(mask_size: tuple[int, int], image_size: tuple[int, int]) -> None:
+    if mask_size != image_size:
+        (h, w), (height, width) = mask_size, image_size
         hint = " (the EXIF data may rotate the image)" if (w, h) == image_size else ""
         raise DataError(f"has {w}×{h} pixels and its image {width}×{height}; give both the same size{hint}")
+
+
+def _find_mask_classes(labels: np.ndarray, image_size: tuple[int, int], num_classes: int) -> tuple[int, ...]:
+    """Return the class ids in a label map, ascending. Raises DataError if the label map does not fit its image."""
+    _check_mask_size((labels.shape[0], labels.shape[1]), image_size)
     ids = np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()
     classes = tuple(label for label in ids if label not in (0, IGNORE_INDEX))
     if classes and classes[-1] > num_classes:

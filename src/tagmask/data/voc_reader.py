@@ -14,6 +14,7 @@ import numpy as np
 from tagmask.data.class_names import class_ids, find_class_list, normalize_class_name, read_class_list
 from tagmask.data.image_files import ImageFiles, attach_masks
 from tagmask.data.image_ids import strip_image_suffix, unique_ids
+from tagmask.data.regular_files import check_regular_file
 from tagmask.data.samples import Mask, PngMask, Problem, Sample, TaggedImages
 from tagmask.data.table_reader import ImageFinder, match_rows_to_images
 from tagmask.data.tag_rows import Row, TagTable
@@ -21,7 +22,7 @@ from tagmask.data.tag_table import read_tag_table
 from tagmask.data.text_files import read_text
 from tagmask.errors import DataError
 from tagmask.label_map import IGNORE_INDEX
-from tagmask.text import did_you_mean, join_first_names, pluralize
+from tagmask.text import did_you_mean, join_first_names, pluralize, shorten
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -125,7 +126,9 @@ def _find_split_file(root: Path, split: str) -> Path:
         if path.is_file():
             return path
     splits = sorted({path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.txt")})
-    raise DataError(f"there is no split list {split!r} under {root / 'ImageSets'}{did_you_mean(split, splits)}.")
+    raise DataError(
+        f"there is no split list {shorten(split)!r} under {root / 'ImageSets'}{did_you_mean(split, splits)}."
+    )
 
 
 def _parse_split_line(line: str, where: str, files: ImageFiles) -> tuple[str, str | None]:
@@ -138,7 +141,9 @@ def _parse_split_line(line: str, where: str, files: ImageFiles) -> tuple[str, st
     if len(columns) != 2:
         return find(line), None
     if columns[1] in ("-1", "0", "1"):
-        raise DataError(f"{where} is from a list for one class, like {line!r}; use a list that names only images.")
+        raise DataError(
+            f"{where} is from a list for one class, like {shorten(line)!r}; use a list that names only images."
+        )
     try:
         return find(line), None
     except DataError:
@@ -252,6 +257,7 @@ def _tags_from_mask(mask: Mask | None, num_classes: int) -> tuple[int, ...] | Pr
 def _tags_from_xml(folder: Path, name: str, classes: Sequence[str]) -> tuple[int, ...] | Problem | None:
     path = folder / f"{strip_image_suffix(name)}.xml"
     try:
+        check_regular_file(path)
         objects = ElementTree.parse(path).getroot().iterfind("object")
         return class_ids((normalize_class_name(item.findtext("name", "")) for item in objects), classes)
     except FileNotFoundError:
@@ -259,4 +265,4 @@ def _tags_from_xml(folder: Path, name: str, classes: Sequence[str]) -> tuple[int
     except DataError as error:
         return Problem.from_error(str(path), error)
     except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
-        return Problem(str(path), f"is not valid XML ({error})", "correct it")
+        return Problem(str(path), f"is not valid XML ({shorten(str(error))})", "correct it")
