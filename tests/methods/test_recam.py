@@ -124,6 +124,17 @@ def test_keep_sign_uses_the_positive_weights_of_the_first_classifier() -> None:
     assert torch.equal(classifier.weight, g["classifier"])
 
 
+def test_map_weights() -> None:
+    g = golden()
+    expected = {
+        "product": g["second_classifier"] * g["classifier"], "first": g["classifier"], "second": g["second_classifier"],
+    }  # fmt: skip
+    for name, weights in expected.items():
+        torch.testing.assert_close(
+            golden_network(g).combined_classifier(ReCam(map_weights=name).map_weights).map_weight, weights
+        )
+
+
 def test_the_loss_is_the_sum_weighted_by_lambda() -> None:
     g = golden()
     training = ReCamTraining(golden_network(g), [], ReCam(sce_weight=0.1))

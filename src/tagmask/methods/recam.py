@@ -6,7 +6,7 @@ Section 4.1, with the values of its public code.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,8 @@ from tagmask.models.classifier import Classifier
 from tagmask.stage import ArtifactKind, StageContext
 from tagmask.training import ParameterGroups, Training, fit, train_once
 
+MapWeights = Literal["product", "first", "second"]
+
 
 class ReCam(ClassifierSettings):
     """Train a classifier further, together with a second one on its class features, and make maps with both."""
@@ -30,6 +32,11 @@ class ReCam(ClassifierSettings):
 
     sce_weight: float = Field(
         1.0, ge=0, description="weight λ of the softmax cross-entropy; the paper uses 0.1 on COCO"
+    )
+    map_weights: MapWeights = Field(
+        "product",
+        description="the weights of the maps: product (V ∘ W), first (the retrained W, as the public code on COCO) or "
+        "second (V)",
     )
     keep_sign: bool = Field(
         False,
@@ -60,7 +67,7 @@ class ReCam(ClassifierSettings):
         data = TrainingSet(context.images, transform, context.seed)
         fit(module, data, context, epochs=self.epochs, batch_size=self.batch_size)
         if context.compute.is_main_process:
-            network.combined_classifier(self.keep_sign).save(context.folder.path)
+            network.combined_classifier(self.map_weights, keep_sign=self.keep_sign).save(context.folder.path)
 
 
 class ReCamNetwork(nn.Module):
@@ -82,10 +89,11 @@ class ReCamNetwork(nn.Module):
         class_features, _ = compute_class_features(features, self.classifier.weight)
         return self.classifier.logits(features), class_features @ self.second_weight.T
 
-    def combined_classifier(self, keep_sign: bool = False) -> Classifier:
-        """Return the classifier with V ∘ W, or V ∘ ReLU(W), as the weights of its response maps."""
-        first_weight = self.classifier.weight
-        self.classifier.map_weight = self.second_weight * (first_weight.relu() if keep_sign else first_weight)
+    def combined_classifier(self, map_weights: MapWeights = "product", *, keep_sign: bool = False) -> Classifier:
+        """Return the classifier with V ∘ W (or V ∘ ReLU(W) to keep the sign), W or V as the weights of its maps."""
+        first, second = self.classifier.weight, self.second_weight
+        product = second * (first.relu() if keep_sign else first)
+        self.classifier.map_weight = {"product": product, "first": first, "second": second}[map_weights]
         return self.classifier
 
 

@@ -116,7 +116,7 @@ class Backbone(FreezableNorms):
         Args:
             until_stride: the setting `frozen_stride`. All layers are frozen up to the end of the last feature level
                 whose stride is at most this number. For a ResNet, 0 freezes no layer, 2 the stem, 4 also the first
-                stage, and 8 also the second stage (as in the code of IRN and ReCAM).
+                stage, and 8 also the second stage (as in IRN's code; ReCAM's freezes the stem).
             freeze_norm: whether all batch norms of the backbone keep their running statistics.
         """
         self.freeze_norm = freeze_norm
