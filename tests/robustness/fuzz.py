@@ -25,6 +25,7 @@ os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}  # before PyT
 import torch
 
 from tagmask.errors import MAX_MESSAGE_LENGTH, TagmaskError
+from tests.robustness.correction_targets import make_correction_targets
 from tests.robustness.mutations import mutate
 from tests.robustness.targets import Target, make_targets
 
@@ -68,7 +69,7 @@ def campaign(folder: Path, num_inputs: int, seed: int, seconds: float = math.inf
 
     signal.signal(signal.SIGPROF, stop)
     warnings.simplefilter("ignore")
-    targets, rng = make_targets(folder), random.Random(seed)
+    targets, rng = [*make_targets(folder), *make_correction_targets(folder / "corrections")], random.Random(seed)
     for target in targets:
         for valid in target.seeds:
             if (failure := run_input(target, valid)) is not None:

@@ -20,6 +20,7 @@ from tagmask.data.samples import PngMask, Sample, TaggedImages
 from tagmask.data.source import DataSource
 from tagmask.data.verified_files import read_verified, write_verified
 from tagmask.evaluate import Evaluation, MapScores
+from tagmask.judge import Recommendation
 from tagmask.label_map import read_label_map, write_label_map
 from tagmask.maps import ResponseMaps
 from tagmask.measure import ActivationStats
@@ -239,6 +240,8 @@ def _run_targets(folder: Path) -> Iterator[Target]:
     )
     write_json(stage.threshold_path, {"threshold": 0.4, "per_image": False})
     write_json(stage.history_path, [{"epoch": i, "loss": 0.5, "lr": 0.1, "seconds": 1.5} for i in (1, 2)])
+    recommended = Recommendation(stage="cam", reason="its masks are the only ones", keys={"cam": "abc"})
+    write_json(run.recommendation_path, recommended.model_dump(mode="json"))
     write_verified(run.verification_cache_path, {"abc": (24, 30, None), "def": (24, 30, 123)})
     remember_files(run, {"cam": ("maps",)}, images)
     opened = tagmask.Run(folder, DataSource(root="photos"))
@@ -258,6 +261,7 @@ def _run_targets(folder: Path) -> Iterator[Target]:
         run.evaluation_path: (read_evaluation, 3),
         run.verification_cache_path: (read_verified, 1),
         run.file_cache_path: (lambda path: files_are_as_remembered(run, ["cam"], images), 1),
+        run.recommendation_path: (lambda path: Recommendation.read_if_any(run), 1),
         stage.record_path: (check_stage, 2),
         stage.threshold_path: (lambda path: stage.read_threshold_if_any(), 1),
         stage.history_path: (lambda path: read_history(stage), 1),

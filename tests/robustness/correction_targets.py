@@ -1,0 +1,66 @@
+"""Exports of annotation tools, and the log of corrected masks, as targets of the fuzzer."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tagmask.corrections.archive import Archive
+from tagmask.corrections.formats import load_reader
+from tagmask.corrections.known_images import KnownImages
+from tagmask.data.samples import Sample
+from tagmask.label_map import write_label_map
+from tagmask.outputs.writer import write_masks_as
+from tagmask.review_folder import ReviewFolder
+from tests.robustness.targets import CLASSES, SIZE, Target
+
+FORMATS = {"cvat": "xml", "label-studio": "json", "coco": "json"}
+
+
+def make_correction_targets(folder: Path) -> Iterator[Target]:
+    """Write valid files below a folder and yield a target for each kind."""
+    folder.mkdir(parents=True, exist_ok=True)
+    labels = np.zeros(SIZE, np.uint8)
+    labels[3:9, 4:20], labels[12:20, 4:9] = 1, 3
+    samples = []
+    for i in range(2):
+        Image.new("RGB", (SIZE[1], SIZE[0])).save(folder / f"{i}.png")
+        write_label_map(folder / "masks" / f"{i}.png", labels)
+        samples.append(Sample(str(i), str(folder / f"{i}.png"), (1, 3), size=SIZE))
+
+    def mask_path(image_id: str) -> Path:
+        return folder / "masks" / f"{image_id}.png"
+
+    known = KnownImages(samples, CLASSES, mask_path)
+    for name, kind in FORMATS.items():
+        exported = write_masks_as(samples, mask_path, CLASSES, folder / "exports", name)
+        seeds = [file.read_bytes() for file in exported.rglob(f"*.{kind}")]
+        yield Target(f"corrections {name}", kind, seeds, _reader(folder / f"{name}.{kind}", name, known), 2)
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(f"export.{kind}", seeds[0])
+        read_zip = _reader(folder / f"{name}.zip", name, known)
+        yield Target(f"corrections {name} zip", "binary", [buffer.getvalue()], read_zip, 0.5)
+
+    review = ReviewFolder(folder / "review")
+    review.record("0", "corrected", labels, source="by hand")
+    review.record("1", "accepted", labels, source="by hand")
+
+    def read_log(content: bytes) -> None:
+        review.log_path.write_bytes(content)
+        review.read_states()
+
+    yield Target("review log", "json", [review.log_path.read_bytes()], read_log)
+
+
+def _reader(path: Path, name: str, known: KnownImages) -> Callable[[bytes], object]:
+    def read(content: bytes) -> object:
+        path.write_bytes(content)
+        return list(load_reader(name)(Archive(path), known))
+
+    return read
