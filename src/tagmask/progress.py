@@ -85,7 +85,7 @@ class Reporter:
 
 def run_in_workers(
     description: str, delayed_calls: Iterable[Any], num_calls: int, num_workers: int, progress: Progress
-) -> None:
+) -> list[Any]:
     """Run joblib `delayed` calls in worker processes and report the progress.
 
     Args:
@@ -95,14 +95,20 @@ def run_in_workers(
         num_workers: the number of processes; 0 and 1 run the calls in this process.
         progress: reports each finished call.
 
+    Returns:
+        The results, in the order of the calls.
+
     Raises:
         RunError: the operating system killed a worker.
     """
     from joblib import Parallel
 
+    results = []
     with progress(description, num_calls) as advance:
         try:
-            for _ in Parallel(n_jobs=max(1, num_workers), return_as="generator_unordered")(delayed_calls):
+            for result in Parallel(n_jobs=max(1, num_workers), return_as="generator")(delayed_calls):
+                results.append(result)
                 advance(1)
         except BrokenProcessPool as error:
             raise RunError(f"{description}: {WORKER_KILLED}") from error
+    return results

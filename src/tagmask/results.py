@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from tagmask.import_masks import ImportedMasks
+    from tagmask.measure.image_score import ImageScore
     from tagmask.predict import Predictor
 
 THRESHOLDS_FILE = "thresholds.html"
@@ -218,6 +219,29 @@ class Run:
         images, held_out = self.read_and_verify_images(reporter)
         with lock_folder(self.folder, self.compute):
             return update_report(self.recipe, self._files, images, held_out, self.compute, reporter, measure_all=True)
+
+    def scores(self, *, stage: str | None = None, quiet: bool = False) -> list[ImageScore]:
+        """Score the masks of the training images without ground truth, and write `scores.csv`.
+
+        Args:
+            stage: the stage whose masks are scored; None: `recommended_stage`.
+            quiet: print nothing.
+
+        Returns:
+            The scores by descending doubt: the first images are those to look at first.
+
+        Raises:
+            RunError: no stage makes masks, or a stage is not finished.
+
+        Example:
+            >>> for score in tagmask.load("run").scores(quiet=True)[:20]:
+            ...     print(score.image, score.doubt)  # doctest: +SKIP
+        """
+        from tagmask.image_scores import sort_scores, update_image_scores
+
+        reporter, stage = make_reporter(quiet), stage or self.recommended_stage
+        images, _ = self.read_and_verify_images(reporter)
+        return sort_scores(update_image_scores(self.recipe, self._files, images, self.compute, reporter, stage=stage))
 
     def write_threshold_report(
         self, data: DataSource | None = None, *, out: str | Path | None = None, quiet: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -141,3 +142,31 @@ def test_thresholds_needs_maps_and_ground_truth(
     result = command("thresholds", finished, "--masks", "m")
     assert result.status == 2
     assert "--masks describes the images of --data: add --data FOLDER" in result.error_text
+
+
+def test_scores_prints_the_images_to_look_at_first(
+    command: RunCommand, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    result = command("scores", finished, "--workers", "0", "--limit", "3")
+    assert result.status == 0, result.err
+    assert "Images to look at first" in result.out
+    assert sum(line.startswith("│") for line in result.out.splitlines()) == 3
+    assert "mIoU" in result.out  # there is ground truth
+    assert f"all 8 images  {finished / 'scores.csv'}" in result.out
+    rows = command("scores", finished, "--json").json
+    assert [row["doubt"] for row in rows] == sorted((row["doubt"] for row in rows), reverse=True)
+    assert len(rows) == 8
+    lines = command("scores", finished, "--csv", "--sort", "miou", "--limit", "2").out.splitlines()
+    assert lines[0].startswith("image,doubt,")
+    miou = [float(line.rpartition(",")[2]) for line in lines[1:]]
+    assert miou == sorted(row["miou"] for row in map(_rounded, rows))[:2]
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "miou": round(row["miou"], 4)}
+
+
+def test_scores_explains_unknown_columns_and_stages(fails: RunFailing, finished: Path) -> None:
+    assert "no column 'doubts' to sort by: did you mean 'doubt'?" in fails("scores", finished, "--sort", "doubts")
+    assert "has no masks of 'cam' to score" in fails("scores", finished, "--stage", "cam")

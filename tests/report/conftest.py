@@ -12,7 +12,7 @@ import pytest
 from tagmask.evaluate import MapScores
 from tagmask.measure import ActivationStats, SegmentationReport, ThresholdReport
 from tagmask.measure.metrics import SegmentationMetric, ThresholdCurveMetric
-from tagmask.report.content import Example, Report, StageSummary
+from tagmask.report.content import Example, NextStep, Picture, Report, StageSummary
 
 TARGET = np.repeat([[0, 1, 2]], 9, 0).repeat(3, 1).astype(np.uint8)  # [9, 9]: three columns of each label
 
@@ -43,7 +43,8 @@ def make_report() -> Callable[..., Report]:
         picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
         mask = np.zeros((20, 30, 3), np.uint8)
         mask[5:9, 4:20] = 128, 0, 0
-        num_classes = len(classes)
+        num_classes, tags = len(classes), (1, 2)[: len(classes)]
+        final = Picture(mask, file="m/a/2.png")
         report = Report(
             title="photos",
             description="CAM, then a CRF",
@@ -60,10 +61,12 @@ def make_report() -> Callable[..., Report]:
             thresholds={"cam (train)": 0.25},
             scores={"masks (train)": scores(num_classes, 2), "segment (val)": scores(num_classes, 1)},
             columns={"image": "", "map": "maps of cam", "final": "masks of segment", "ground truth": "correct"},
-            examples=[Example("a/1", "a note", {"ground truth": mask, "image": picture})],
-            worst=[Example("a/2", "mIoU 3.0 %", {"image": picture, "final": mask})],
+            examples=[Example("a/1", "a note", {"ground truth": [Picture(mask)], "image": [Picture(picture)]}, tags)],
+            worst=[Example("a/2", "mIoU 3.0 %", {"image": [Picture(picture)], "final": [final]}, tags[-1:])],
             notes=["Seed 7."],
-            outputs={"Masks": "run/masks"},
+            outputs={"Masks": "masks/of all"},
+            training_set="train",
+            next_steps=[NextStep("Do this:", "tagmask do --this")],
         )
         return replace(report, **changes)
 

@@ -8,95 +8,38 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.report.fake_run import SIZE, FakeRun, labels_up_to, maps_up_to, write_stage_record
 
-from tagmask.artifacts import write_json
-from tagmask.compute import Compute
 from tagmask.data.images import read_image
 from tagmask.data.samples import Problem, TaggedImages
-from tagmask.evaluate import Evaluation, evaluate_run, held_out_folder
+from tagmask.data.tag_warnings import tag_warnings
+from tagmask.evaluate import held_out_folder
+from tagmask.judge import Recommendation
 from tagmask.label_map import write_label_map
 from tagmask.maps import ResponseMaps
-from tagmask.outputs.overlays import overlay
-from tagmask.progress import Reporter
-from tagmask.recipe import Recipe
-from tagmask.report.collect import collect_report, collect_threshold_report
-from tagmask.report.content import Example, Report
+from tagmask.measure.image_score import ImageScore
+from tagmask.report.collect import collect_report, collect_threshold_report, worst_examples
+from tagmask.report.content import Example
+from tagmask.report.drawing import draw_mask, resize_picture
+from tagmask.report.examples import ExampleStages, draw_maps, relative_path
 from tagmask.report.page import render
 from tagmask.report.sections import map_rows
-from tagmask.run_folder import RunFolder, StageFolder
-
-SIZE = (40, 48)
 
 
-def maps_up_to(column: int, tags: tuple[int, ...]) -> ResponseMaps:
-    """Return maps whose first class has activation 0.75 left of a column (of the 10×12 cells); all else is 0."""
-    maps = np.zeros((len(tags), 10, 12), np.float32)
-    maps[:1, :, :column] = 0.75
-    return ResponseMaps(np.array(tags, int), maps, SIZE)
-
-
-def labels_up_to(column: int, tags: tuple[int, ...]) -> np.ndarray:
-    labels = np.zeros(SIZE, np.uint8)
-    labels[:, :column] = tags[0] if tags else 0
-    return labels
-
-
-def write_stage_record(stage: StageFolder, num_images: int = 8) -> None:
-    record = {"status": "done", "key": {}, "versions": {"torch": "2.6"}, "seconds": 4.0, "num_images": num_images}
-    write_json(stage.record_path, record)
-
-
-class FakeRun:
-    """A finished run.
-
-    Args:
-        folder: where to write it.
-        images: the training images.
-        methods: the method of each stage.
-        maps: for each stage that makes maps, the column up to which they are foreground.
-        masks: for each stage that makes masks, the column up to which they are foreground.
-        thresholds: for each stage that cuts maps, its threshold.json.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        images: TaggedImages,
-        methods: dict[str, str],
-        maps: dict[str, int],
-        masks: dict[str, int],
-        thresholds: dict[str, dict[str, object]],
-    ) -> None:
-        self.folder, self.images = RunFolder(folder), images
-        self.recipe = Recipe.model_validate({"stages": {name: {"method": method} for name, method in methods.items()}})
-        for name in methods:
-            stage = self.folder.stage(name)
-            write_stage_record(stage)
-            for sample in images.samples:
-                tags = sample.tags or ()
-                if name in maps:
-                    maps_up_to(maps[name], tags).save(stage.maps_path(sample.id))
-                if name in masks:
-                    write_label_map(stage.mask_path(sample.id), labels_up_to(masks[name], tags))
-            if name in thresholds:
-                write_json(stage.threshold_path, thresholds[name])
-
-    def evaluation(self) -> Evaluation:
-        return evaluate_run(self.recipe, self.folder, self.images, None, Compute(), Reporter(None))
-
-    def report(self, held_out: TaggedImages | None = None) -> Report:
-        return collect_report(self.recipe, self.folder, self.images, held_out, self.evaluation())
-
-    def check_pictures(self, example: Example, **foreground: int) -> None:
-        """Check that the column "map" shows maps that are foreground up to this column, the others such masks."""
-        sample = next(sample for sample in self.images.samples if sample.id == example.id)
-        image, tags = read_image(sample.image), sample.tags or ()
-        for column, end in foreground.items():
-            if column == "map":
-                expected = np.array(maps_up_to(end, tags).figure(image))
-            else:
-                expected = overlay(image, labels_up_to(end, tags))
-            np.testing.assert_array_equal(example.pictures[column.replace("_", " ")], expected, err_msg=column)
+def check_pictures(run: FakeRun, example: Example, **foreground: int) -> None:
+    """Check that the column "map" shows maps that are foreground up to this column, the others such masks."""
+    sample = next(sample for sample in run.images.samples if sample.id == example.id)
+    image, tags = read_image(sample.image), sample.tags or ()
+    for column, end in foreground.items():
+        shown = example.pictures[column.replace("_", " ")]
+        if column == "map":
+            maps = maps_up_to(end, tags)
+            assert [picture.class_id for picture in shown] == list(tags)
+            for k, picture in enumerate(shown):
+                own = ResponseMaps(maps.classes[k : k + 1], maps.maps[k : k + 1], SIZE)
+                np.testing.assert_array_equal(picture.pixels, resize_picture(np.array(own.figure(image))))
+        else:
+            np.testing.assert_array_equal(shown[0].pixels, draw_mask(image, labels_up_to(end, tags)), err_msg=column)
 
 
 FIRST = {"cam": "cam", "pseudo_masks": "pseudo_masks", "segment": "segment"}
@@ -111,14 +54,14 @@ def test_maps_without_masks_are_not_shown_beside_other_masks(tmp_path: Path, toy
     report = run.report()
     assert len(report.examples) == 7  # the images with tags
     for example in [*report.examples, *report.worst]:
-        run.check_pictures(example, map=4, cut_map=16, refined=11, final=13)
+        check_pictures(run, example, map=4, cut_map=16, refined=11, final=13)
     assert report.thresholds == {"cam (toy)": 0.4}
     assert report.columns == {
         "image": "",
         "map": "response maps of cam; red is the strongest activation",
         "cut map": "maps of cam, cut at the threshold 0.40",
         "refined": "masks of pseudo_masks",
-        "final": "masks of segment, the result",
+        "final": "masks of segment",
         "ground truth": "the correct mask, given for comparison",
     }
 
@@ -127,7 +70,7 @@ def test_masks_of_masks_show_the_maps_of_the_first_masks(tmp_path: Path, toy_ima
     """The network was trained on the masks of cam's maps, although infercam made other maps before."""
     methods = {"cam": "cam", "pseudo_masks": "pseudo_masks", "later": "infercam", "segment": "segment"}
     run = FakeRun(tmp_path, toy_images, methods, {"cam": 4, "later": 8}, MASKS, CUT)
-    run.check_pictures(run.report().examples[0], map=4, cut_map=16, refined=11, final=13)
+    check_pictures(run, run.report().examples[0], map=4, cut_map=16, refined=11, final=13)
 
 
 def test_random_walk_maps_are_shown(tmp_path: Path, toy_images: TaggedImages) -> None:
@@ -135,7 +78,7 @@ def test_random_walk_maps_are_shown(tmp_path: Path, toy_images: TaggedImages) ->
     methods = {"cam": "cam", "irn": "irn", "pseudo_masks": "pseudo_masks", "segment": "segment"}
     run = FakeRun(tmp_path, toy_images, methods, {"cam": 4, "irn": 8}, MASKS, CUT)
     report = run.report()
-    run.check_pictures(report.examples[0], map=8, cut_map=32, refined=11, final=13)
+    check_pictures(run, report.examples[0], map=8, cut_map=32, refined=11, final=13)
     assert report.thresholds == {"irn (toy)": 0.4}
     assert {stage.name: stage.inputs for stage in report.stages} == {
         "cam": {},
@@ -150,12 +93,12 @@ def test_later_masks_of_other_maps(tmp_path: Path, toy_images: TaggedImages) -> 
     thresholds: dict[str, dict[str, object]] = {**CUT, "again": {"threshold": 0.2}}
     run = FakeRun(tmp_path, toy_images, methods, {"cam": 4, "later": 8}, {**MASKS, "again": 17}, thresholds)
     report = run.report()
-    run.check_pictures(report.examples[0], map=8, cut_map=33, refined=13, final=17)
+    check_pictures(run, report.examples[0], map=8, cut_map=33, refined=13, final=17)
     assert report.thresholds == {"cam (toy)": 0.4, "later (toy)": 0.2}
 
 
 def test_threshold_per_image_is_not_shown_as_one_threshold(tmp_path: Path, toy_images: TaggedImages) -> None:
-    record = {"threshold": 0.4, "per_image": True}
+    record: dict[str, object] = {"threshold": 0.4, "per_image": True}
     run = FakeRun(tmp_path, toy_images, FIRST, {"cam": 4}, MASKS, {"pseudo_masks": record})
     report = run.report()
     [row] = map_rows(report.maps, report.thresholds)
@@ -164,7 +107,7 @@ def test_threshold_per_image_is_not_shown_as_one_threshold(tmp_path: Path, toy_i
     assert math.isnan(row.threshold)
     assert math.isnan(row.miou)
     assert not math.isnan(report.maps["cam (toy)"].auto_threshold)
-    run.check_pictures(report.examples[0], map=4, refined=11, final=13)
+    check_pictures(run, report.examples[0], map=4, refined=11, final=13)
     assert "cut map" not in report.columns
     assert "cut map" not in report.examples[0].pictures
 
@@ -174,13 +117,13 @@ def test_seed_of_an_earlier_stage_than_the_threshold_per_image(tmp_path: Path, t
     thresholds: dict[str, dict[str, object]] = {**CUT, "own": {"threshold": 0.2, "per_image": True}}
     run = FakeRun(tmp_path, toy_images, methods, {"cam": 4}, {**MASKS, "own": 17}, thresholds)
     assert run.report().thresholds == {"cam (toy)": pytest.approx(0.4)}
-    run.check_pictures(run.report().examples[0], map=4, cut_map=16, refined=13, final=17)
+    check_pictures(run, run.report().examples[0], map=4, cut_map=16, refined=13, final=17)
 
 
 def test_run_of_maps_alone(tmp_path: Path, toy_images: TaggedImages) -> None:
     run = FakeRun(tmp_path, toy_images, {"cam": "cam", "later": "infercam"}, {"cam": 4, "later": 8}, {}, {})
     report = run.report()
-    run.check_pictures(report.examples[0], map=8)
+    check_pictures(run, report.examples[0], map=8)
     assert set(report.examples[0].pictures) == {"image", "map", "ground truth"}
     assert report.worst == []
     assert report.thresholds == {}
@@ -201,7 +144,7 @@ def test_held_out_images(tmp_path: Path, toy_images: TaggedImages) -> None:
     examples = [example for example in report.examples if "held-out" in example.note]
     assert [example.id for example in examples] == ["0", "2", "3", "5"]
     for example in examples:
-        run.check_pictures(example, final=5)
+        check_pictures(run, example, final=5)
         assert set(example.pictures) == {"image", "final", "ground truth"}
     stage = report.stages[-1]
     assert (stage.name, stage.inputs, stage.num_images) == ("held-out images", {"segmenter": "segment"}, 6)
@@ -213,13 +156,16 @@ def test_notes(tmp_path: Path, toy_images: TaggedImages) -> None:
     images = replace(toy_images, samples=samples, problems=(problem,))
     report = FakeRun(tmp_path, images, FIRST, {"cam": 4}, MASKS, CUT).report()
     assert report.notes == [
-        "Seed 0. Versions: torch 2.6.",
+        f"Run folder {tmp_path}. Seed 0. Versions: torch 2.6.",
         "The training images have no ground truth, so the quality of their masks is unknown.",
         "No held-out images were given, so the quality of the network on new images is unknown.",
         "1 bad image was left out: cat.jpg: is empty; remove it.",
     ]
-    assert report.worst == []
+    assert [example.note[:5] for example in report.worst] == ["doubt"] * 6
     assert "ground truth" not in report.examples[0].pictures
+    page = render(report)
+    assert "Images to look at first" in page
+    assert "Worst images" not in page
 
 
 def test_report_of_a_run_that_has_not_finished(tmp_path: Path, toy_images: TaggedImages) -> None:
@@ -231,8 +177,63 @@ def test_report_of_a_run_that_has_not_finished(tmp_path: Path, toy_images: Tagge
 
 def test_threshold_report(tmp_path: Path, toy_images: TaggedImages) -> None:
     run = FakeRun(tmp_path, toy_images, FIRST, {"cam": 4}, MASKS, CUT)
-    report = collect_threshold_report(run.recipe, run.folder, run.evaluation())
+    report = collect_threshold_report(run.recipe, run.folder, toy_images, run.evaluation())
     assert report.title == f"{tmp_path.name}: thresholds"
     assert set(report.maps) == {"cam (toy)"}
     assert len(report.examples) == len(report.scores) == len(report.stages) == 0
-    assert 'id="threshold"' in render(report)
+    html = render(report)
+    assert 'id="threshold"' in html
+    assert "tagmask learned from 8 images and their tags" in html
+
+
+def test_the_worst_images_are_searched_among_all(tmp_path: Path, toy_images: TaggedImages) -> None:
+    sample = toy_images.samples[0]
+    samples = [replace(sample, id=f"{n:04}") for n in range(2100)]
+    scores = [
+        ImageScore(s.id, n / 2100, 0.5, 0.5, 0.0, 0.0, 0.5, (), 1, 0, 1 - n / 2100) for n, s in enumerate(samples)
+    ]
+    images = replace(toy_images, samples=tuple(samples[-10:]))
+    run = FakeRun(tmp_path, images, FIRST, {"cam": 4}, MASKS, CUT)
+    images = replace(toy_images, samples=tuple(samples))
+    stages = ExampleStages.of_run(run.recipe, run.folder)
+    worst = worst_examples(stages, images, scores)
+    assert [example.id for example in worst] == ["2099", "2098", "2097", "2096", "2095", "2094"]
+    assert worst[0].note == "mIoU 0.0 %"
+    unmeasured = [score._replace(miou=math.nan) for score in scores]
+    assert [e.id for e in worst_examples(stages, images, unmeasured)] == [e.id for e in worst]
+
+
+def test_links_are_relative_to_the_run_folder(tmp_path: Path, toy_images: TaggedImages) -> None:
+    run = FakeRun(tmp_path / "run", toy_images, FIRST, {"cam": 4}, MASKS, CUT)
+    report = run.report()
+    pictures = report.examples[0].pictures
+    assert pictures["final"][0].file == "segment/masks/0.png"
+    assert pictures["map"][0].file == "cam/maps/0.safetensors"
+    for column in ("image", "ground truth", "refined"):
+        assert (run.folder.path / pictures[column][0].file).is_file()
+    for path in report.outputs.values():
+        assert not Path(path).is_absolute()
+    assert report.outputs["Masks of segment"] == "segment/masks"
+    assert relative_path("s3://bucket/a.jpg", tmp_path) == ""
+
+
+def test_many_tags_show_the_strongest_maps() -> None:
+    maps = np.linspace(1, 0.1, 9, dtype=np.float32)[[3, 0, 8, 1, 7, 2, 6, 4, 5], None, None] * np.ones((9, 10, 12))
+    pictures = draw_maps(np.zeros((*SIZE, 3), np.uint8), ResponseMaps(np.arange(1, 10), maps, SIZE), "file")
+    assert [picture.class_id for picture in pictures] == [1, 2, 4, 6, 8, 9]
+
+
+def test_data_warnings(tmp_path: Path, toy_images: TaggedImages) -> None:
+    report = FakeRun(tmp_path, toy_images, FIRST, {"cam": 4}, MASKS, CUT).report()
+    assert report.warnings == tag_warnings(toy_images)
+    assert report.warnings  # of a set of eight images
+
+
+def test_recommended_stage(tmp_path: Path, toy_images: TaggedImages) -> None:
+    run = FakeRun(tmp_path, toy_images, FIRST, {"cam": 4}, MASKS, CUT)
+    recommendation = Recommendation(stage="pseudo_masks", reason="the network is bad", keys={"pseudo_masks": ""})
+    report = collect_report(run.recipe, run.folder, toy_images, None, run.evaluation(), (), recommendation)
+    assert report.recommended == "pseudo_masks"
+    assert report.recommendation == "Recommended masks: those of the stage pseudo_masks (the network is bad)."
+    assert report.columns["refined"] == "masks of pseudo_masks, recommended"
+    assert "mIoU of pseudo_masks (toy)" in render(report)

@@ -21,8 +21,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _command in (
-    run.run, run.demo, data.check, run.recipes, run.add_stage, finished_run.thresholds, finished_run.predict,
-    exchange.export, exchange.import_, finished_run.evaluate, finished_run.report, data.saliency, data.scenes,
+    run.run, run.demo, data.check, run.recipes, run.add_stage, finished_run.thresholds, finished_run.scores,
+    finished_run.predict, exchange.export, exchange.import_, finished_run.evaluate, finished_run.report, data.saliency,
+    data.scenes,
 ):  # fmt: skip
     app.command(_command.__name__.rstrip("_").replace("_", "-"))(with_option_groups(_command))
 

@@ -1,4 +1,4 @@
-"""Commands on a finished run: thresholds, predict, evaluate, report."""
+"""Commands on a finished run: thresholds, scores, predict, evaluate, report."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from tagmask.cli.options import (
     DATA_PANEL,
+    OUTPUT_PANEL,
     AsJson,
     ClassOptions,
     ComputeOptions,
@@ -56,6 +57,45 @@ def thresholds(
     elif not output.quiet:
         print_curves(evaluation)
         print(f"curves  {out or run_folder / THRESHOLDS_FILE}")
+
+
+def scores(
+    run_folder: RunFolderArgument,
+    *,
+    sort: Annotated[str, typer.Option(help="The column to sort by, the images to look at first on top.")] = "doubt",
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="The number of images to print.", show_default="20; all with --csv, --json"),
+    ] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="The stage whose masks are scored.", show_default="the recommended one")
+    ] = None,
+    workers: Workers = None,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Print the table as CSV.", rich_help_panel=OUTPUT_PANEL)
+    ] = False,
+    output: OutputOptions,
+) -> None:
+    """Score the mask of each training image without ground truth: which images to look at first.
+
+    The table is also written to scores.csv in the run folder.
+    """
+    import tagmask
+    from tagmask.cli.tables import print_image_scores
+    from tagmask.compute import is_main_process
+    from tagmask.image_scores import SCORES_FILE, format_csv, sort_scores
+
+    opened = tagmask.load(run_folder, device="cpu", workers=workers)
+    rows = sort_scores(opened.scores(stage=stage, quiet=output.no_progress or as_csv), sort)
+    if not is_main_process():
+        return
+    if output.as_json:
+        print_json([score.to_json(opened.classes) for score in rows[:limit]])
+    elif as_csv:
+        print(format_csv(rows[:limit], opened.classes), end="")
+    elif not output.quiet:
+        print_image_scores(rows[: limit or 20], opened.classes)
+        print(f"all {len(rows)} images  {run_folder / SCORES_FILE}")
 
 
 def predict(

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tagmask.dryrun import DryRun
     from tagmask.evaluate import Evaluation, MapScores
     from tagmask.measure import SegmentationReport
+    from tagmask.measure.image_score import ImageScore
     from tagmask.results import Run
 
 MAX_ROWS = 40  # of a table; --json prints all
@@ -103,6 +104,24 @@ def print_scores(scores: SegmentationReport, classes: Sequence[str]) -> None:
     console.print(
         f"pixel accuracy {format_percent(scores.pixel_accuracy)}, "
         f"boundary F-score {format_percent(scores.boundary_f)}, ignored pixels {format_percent(scores.ignored)}"
+    )
+
+
+def print_image_scores(scores: Sequence[ImageScore], classes: Sequence[str]) -> None:
+    """Print the scores of images, one per line; the column of mIoU only if there is ground truth."""
+    has_ground_truth = any(not math.isnan(score.miou) for score in scores)
+    columns = ["image", "doubt", "disagreement", "color\ncontrast", "class\noverlap", "missing tags"]
+    table = Table(*columns, *(["mIoU"] if has_ground_truth else []), title="Images to look at first")
+    for score in scores:
+        parts = map(format_two_decimals, (score.doubt, score.disagreement, score.color_contrast, score.class_overlap))
+        missing = ", ".join(classes[class_id - 1] for class_id in score.missing_tags)
+        miou = [format_percent(score.miou)] if has_ground_truth else []
+        table.add_row(escape(score.image), *parts, escape(missing), *miou)
+    console = Console()
+    console.print(table)
+    console.print(
+        "doubt: mean of disagreement (of the network and the pseudo-masks), 1 − color contrast (of foreground and "
+        "background) and class overlap (in the response maps). --csv prints more columns."
     )
 
 

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-import numpy as np
-
-from tagmask.data.images import read_image
-from tagmask.data.samples import Sample, TaggedImages
-from tagmask.evaluate import Evaluation, held_out_folder, read_ground_truth
+from tagmask.data.samples import TaggedImages
+from tagmask.data.tag_warnings import tag_warnings
+from tagmask.evaluate import Evaluation, held_out_folder
 from tagmask.formatting import format_percent
-from tagmask.label_map import read_label_map
-from tagmask.maps import ResponseMaps
-from tagmask.measure import confusion_matrix, iou, mean_iou
-from tagmask.outputs.overlays import overlay
+from tagmask.image_scores import SCORES_FILE, sort_scores
+from tagmask.judge import Recommendation
+from tagmask.measure.image_score import ImageScore
 from tagmask.recipe import Recipe
 from tagmask.report.content import Example, Report, StageSummary
+from tagmask.report.examples import (
+    NUM_EXAMPLES,
+    NUM_WORST,
+    ExampleStages,
+    evenly_spaced,
+    held_out_examples,
+)
+from tagmask.report.next_steps import next_steps
 from tagmask.run_folder import RunFolder, StageFolder
 from tagmask.stage import ArtifactKind
 from tagmask.training import read_history
 
-NUM_EXAMPLES, NUM_WORST, NUM_HELD_OUT = 10, 6, 4
-MAX_SCORED = 2000  # images among which the worst ones are searched
-
 
 def collect_report(
-    recipe: Recipe, folder: RunFolder, images: TaggedImages, held_out: TaggedImages | None, evaluation: Evaluation
+    recipe: Recipe,
+    folder: RunFolder,
+    images: TaggedImages,
+    held_out: TaggedImages | None,
+    evaluation: Evaluation,
+    scores: Sequence[ImageScore] = (),
+    recommendation: Recommendation | None = None,
 ) -> Report:
     """Collect the report of a run: counts, times, curves, scores and example pictures.
 
@@ -37,17 +45,19 @@ def collect_report(
         images: the training images.
         held_out: images that were not trained on, or None.
         evaluation: the measured figures.
+        scores: the scores of the training images; empty if the run makes no masks.
+        recommendation: the stage whose masks are recommended; None: not known.
     """
-    stages = _ExampleStages.of_run(recipe, folder)
+    stages = ExampleStages.of_run(recipe, folder)
     tagged = [sample for sample in images.samples if sample.tags]
-    examples = [_example(sample, stages) for sample in _evenly_spaced(tagged, NUM_EXAMPLES)]
+    examples = [stages.example(sample) for sample in evenly_spaced(tagged, NUM_EXAMPLES)]
     counts = {"training images": len(images), "classes": len(images.classes)}
     if held_out is not None:
         counts["held-out images"] = len(held_out)
-        examples += _held_out_examples(held_out_folder(folder, held_out), held_out)
+        examples += held_out_examples(stages, folder, held_out)
     counts["images without a tag"] = sum(not sample.tags for sample in images.samples)
     num_tagged = Counter(tag for sample in images.samples for tag in sample.tags or ())
-    histories = {name: read_history(folder.stage(name)) for name in recipe.stages}
+    histories = {name: history for name in recipe.stages if (history := read_history(folder.stage(name)))}
     return Report(
         title=folder.path.resolve().name,
         description=recipe.description,
@@ -56,136 +66,59 @@ def collect_report(
         counts=counts,
         images_per_class={name: num_tagged[class_id] for class_id, name in enumerate(images.classes, 1)},
         stages=_summarize_stages(recipe, folder, held_out),
-        histories={name: history for name, history in histories.items() if history},
+        histories=histories,
         maps=evaluation.maps,
         thresholds=evaluation.thresholds,
         scores=evaluation.scores,
-        columns=stages.captions(),
+        columns=stages.captions(recommendation.stage if recommendation else None),
         examples=examples,
-        worst=_worst_examples(stages, images),
+        worst=worst_examples(stages, images, scores),
         notes=_notes(recipe, folder, images, held_out),
-        outputs=_outputs(recipe, folder),
+        warnings=tag_warnings(images),
+        outputs=_outputs(recipe, folder, scores),
+        training_set=images.name,
+        recommended=recommendation.stage if recommendation else "",
+        recommendation=_describe_recommendation(recommendation),
+        next_steps=next_steps(recipe, folder.path, evaluation, scores, histories, set_name=images.name),
     )
 
 
-def collect_threshold_report(recipe: Recipe, folder: RunFolder, evaluation: Evaluation) -> Report:
+def collect_threshold_report(recipe: Recipe, folder: RunFolder, images: TaggedImages, evaluation: Evaluation) -> Report:
     """Collect a report of nothing but the run's response maps at every threshold.
 
     Args:
         recipe: the stages.
         folder: the run folder.
+        images: the images that were measured.
         evaluation: the figures of the response maps.
     """
     return Report(
         title=f"{folder.path.resolve().name}: thresholds",
         description=recipe.description,
         classes=evaluation.classes,
+        counts={"training images": len(images)},
         maps=evaluation.maps,
         thresholds=evaluation.thresholds,
         notes=[f"Seed {recipe.seed}. The threshold used is Otsu's threshold of the maps of each stage."],
     )
 
 
-@dataclass(frozen=True)
-class _ExampleStages:
-    """The stages whose results the examples show; None where the run has no such stage.
-
-    Attributes:
-        maps: the response maps that became the final masks.
-        cut_stage: the response maps that were last cut at one threshold for all images.
-        cut_threshold: this threshold.
-        refined: the last masks before the final ones.
-        final: the final masks.
-    """
-
-    maps: StageFolder | None = None
-    cut_stage: StageFolder | None = None
-    cut_threshold: float = 0.0
-    refined: StageFolder | None = None
-    final: StageFolder | None = None
-
-    @classmethod
-    def of_run(cls, recipe: Recipe, folder: RunFolder) -> _ExampleStages:
-        maskers = recipe.stages_making("masks")
-        maps = recipe.maps_behind(maskers[-1]) if maskers else recipe.latest("maps")
-        cut_stage, cut_threshold = None, 0.0
-        for name in maskers:
-            cut, record = recipe.maps_behind(name), folder.stage(name).read_threshold_if_any()
-            if cut and record and not record.per_image:
-                cut_stage, cut_threshold = folder.stage(cut), record.threshold
-        return cls(
-            maps=folder.stage(maps) if maps else None,
-            cut_stage=cut_stage,
-            cut_threshold=cut_threshold,
-            refined=folder.stage(maskers[-2]) if len(maskers) > 1 else None,
-            final=folder.stage(maskers[-1]) if maskers else None,
-        )
-
-    def captions(self) -> dict[str, str]:
-        """Return the caption of each column."""
-        captions = {"image": ""}
-        if self.maps:
-            captions["map"] = f"response maps of {self.maps.name}; red is the strongest activation"
-        if self.cut_stage:
-            captions["cut map"] = f"maps of {self.cut_stage.name}, cut at the threshold {self.cut_threshold:.2f}"
-        if self.refined:
-            captions["refined"] = f"masks of {self.refined.name}"
-        if self.final:
-            captions["final"] = f"masks of {self.final.name}, the result"
-        return {**captions, "ground truth": "the correct mask, given for comparison"}
-
-
-def _example(sample: Sample, stages: _ExampleStages, note: str = "") -> Example:
-    image = read_image(sample.image)
-    pictures, label_maps = {}, {}
-    if stages.maps:
-        pictures["map"] = np.array(ResponseMaps.load(stages.maps.maps_path(sample.id)).figure(image))
-    if stages.cut_stage:
-        maps = ResponseMaps.load(stages.cut_stage.maps_path(sample.id))
-        label_maps["cut map"] = maps.label_map(stages.cut_threshold)
-    if stages.refined:
-        label_maps["refined"] = read_label_map(stages.refined.mask_path(sample.id))
-    if stages.final:
-        label_maps["final"] = read_label_map(stages.final.mask_path(sample.id))
-    return Example(sample.id, note, {"image": image, **pictures, **_overlays(sample, image, label_maps)})
-
-
-def _held_out_examples(folder: StageFolder, held_out: TaggedImages) -> list[Example]:
-    """Return examples of the masks that the final network predicted; none if there is no network."""
-    if not folder.is_done:
-        return []
+def worst_examples(stages: ExampleStages, images: TaggedImages, scores: Sequence[ImageScore]) -> list[Example]:
+    """Return the images with the lowest mIoU; without ground truth, those with the largest doubt."""
+    samples = {sample.id: sample for sample in images.samples if sample.tags}
+    scores = [score for score in scores if score.image in samples]
+    measured = [score for score in scores if not math.isnan(score.miou)]
     examples = []
-    for sample in _evenly_spaced(held_out.samples, NUM_HELD_OUT):
-        image = read_image(sample.image)
-        masks = _overlays(sample, image, {"final": read_label_map(folder.mask_path(sample.id))})
-        examples.append(Example(sample.id, "held-out image, segmented without its tags", {"image": image, **masks}))
+    for score in sort_scores(measured or scores, "miou" if measured else "doubt")[:NUM_WORST]:
+        note = f"mIoU {format_percent(score.miou)}" if measured else f"doubt {score.doubt:.2f}"
+        examples.append(stages.example(samples[score.image], note))
     return examples
 
 
-def _overlays(sample: Sample, image: np.ndarray, label_maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Draw label maps, and the ground truth if there is one, over their image."""
-    if sample.mask is not None:
-        label_maps = {**label_maps, "ground truth": sample.mask.read()}
-    return {column: overlay(image, labels) for column, labels in label_maps.items()}
-
-
-def _worst_examples(stages: _ExampleStages, images: TaggedImages) -> list[Example]:
-    if stages.final is None:
-        return []
-    labeled = [sample for sample in images.samples if sample.mask is not None and sample.tags][:MAX_SCORED]
-    scored = []
-    for sample in labeled:
-        preds = read_label_map(stages.final.mask_path(sample.id))
-        target = read_ground_truth(sample, (preds.shape[0], preds.shape[1]))
-        scored.append((float(mean_iou(iou(confusion_matrix(preds, target, len(images.classes) + 1)))), sample))
-    scored.sort(key=lambda pair: pair[0])
-    return [_example(sample, stages, f"mIoU {format_percent(miou)}") for miou, sample in scored[:NUM_WORST]]
-
-
-def _evenly_spaced(samples: Sequence[Sample], n: int) -> list[Sample]:
-    """Return at most n samples, evenly spaced over the whole sequence."""
-    indices = np.linspace(0, len(samples) - 1, min(n, len(samples))).round().astype(int)
-    return [samples[i] for i in indices]
+def _describe_recommendation(recommendation: Recommendation | None) -> str:
+    if recommendation is None:
+        return ""
+    return f"Recommended masks: those of the stage {recommendation.stage} ({recommendation.reason})."
 
 
 def _summarize_stages(recipe: Recipe, folder: RunFolder, held_out: TaggedImages | None) -> list[StageSummary]:
@@ -207,21 +140,21 @@ def _summarize(folder: StageFolder, name: str, method: str, inputs: Mapping[Arti
     return StageSummary(name, method, inputs, record.seconds, record.num_images, record.status)
 
 
-def _outputs(recipe: Recipe, folder: RunFolder) -> dict[str, str]:
-    outputs = {}
-    if masks := recipe.latest("masks"):
-        outputs["Masks of the training images"] = str(folder.stage(masks).path / "masks")
+def _outputs(recipe: Recipe, folder: RunFolder, scores: Sequence[ImageScore]) -> dict[str, str]:
+    """Return what the run made → its path relative to the run folder."""
+    outputs = {f"Masks of {name}": f"{name}/masks" for name in reversed(recipe.stages_making("masks"))}
     if segmenter := recipe.latest("segmenter"):
-        outputs["Segmentation network"] = str(folder.stage(segmenter).path)
-    if makers := recipe.stages_making("maps"):
-        outputs["Response maps"] = ", ".join(str(folder.stage(name).path / "maps") for name in makers)
-    return outputs
+        outputs["Segmentation network"] = segmenter
+    outputs |= {f"Response maps of {name}": f"{name}/maps" for name in recipe.stages_making("maps")}
+    if scores:
+        outputs["Scores of each image"] = SCORES_FILE
+    return {**outputs, "All figures": folder.evaluation_path.name, "Recipe": folder.recipe_path.name}
 
 
 def _notes(recipe: Recipe, folder: RunFolder, images: TaggedImages, held_out: TaggedImages | None) -> list[str]:
     record = folder.stage(next(iter(recipe.stages))).read_record_if_any()
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items()) if record else ""
-    notes = [f"Seed {recipe.seed}." + f" Versions: {versions}." * bool(versions)]
+    notes = [f"Run folder {folder.path.resolve()}. Seed {recipe.seed}." + f" Versions: {versions}." * bool(versions)]
     if not any(sample.mask for sample in images.samples):
         notes.append("The training images have no ground truth, so the quality of their masks is unknown.")
     if held_out is None:

@@ -14,19 +14,49 @@ from tagmask.stage import ArtifactKind
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A picture of an image: the image itself, a response map or a mask drawn over it.
+
+    Attributes:
+        pixels: [H, W, 3] uint8, RGB.
+        class_id: the class whose response map it is; None: it is of no single class.
+        file: the path of the file that it shows, relative to the page; empty if there is none.
+    """
+
+    pixels: np.ndarray
+    class_id: int | None = None
+    file: str = ""
+
+
+@dataclass(frozen=True)
 class Example:
     """An image of the report, with its maps and masks.
 
     Attributes:
         id: the id of the image.
         note: a text beside the id; it can be empty.
-        pictures: column title → picture, [H, W, 3] uint8 RGB. The titles are keys of `Report.columns`; the cell of a
-            column without a picture says "none".
+        pictures: column title → pictures. The titles are keys of `Report.columns`; the cell of a column without a
+            picture says "none".
+        tags: the class ids of the image; None: not known.
     """
 
     id: str
     note: str
-    pictures: Mapping[str, np.ndarray]
+    pictures: Mapping[str, Sequence[Picture]]
+    tags: Sequence[int] | None = ()
+
+
+@dataclass(frozen=True)
+class NextStep:
+    """Something to do after the run.
+
+    Attributes:
+        text: one or two sentences.
+        command: a command line that does it; it can be empty.
+    """
+
+    text: str
+    command: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,12 +95,17 @@ class Report:
         histories: stage name → one entry per epoch, as `training.fit` writes them.
         maps: the figures of response maps, by "stage (images)".
         thresholds: for those of `maps` that were cut, the threshold; NaN if each image has its own.
-        scores: the scores of masks, by "stage (images)". The last one is the result of the run.
+        scores: the scores of masks, by "stage (images)".
         columns: the columns of the examples, in order: title → caption.
         examples: images from all over the data set.
-        worst: the images with the lowest mIoU.
+        worst: the images with the lowest mIoU; without ground truth, those with the largest doubt.
         notes: sentences on versions, bad images and missing ground truth.
-        outputs: what the run made → its path.
+        outputs: what the run made → its path relative to the page.
+        warnings: sentences on tags from which nothing can be learned.
+        training_set: the name of the training images in `maps`, `thresholds` and `scores`.
+        recommended: the stage whose masks are recommended; empty: that of the last masks.
+        recommendation: one sentence that says which masks are recommended, and why; it can be empty.
+        next_steps: what to do next.
     """
 
     title: str
@@ -89,3 +124,8 @@ class Report:
     worst: Sequence[Example] = ()
     notes: Sequence[str] = ()
     outputs: Mapping[str, str] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
+    training_set: str = ""
+    recommended: str = ""
+    recommendation: str = ""
+    next_steps: Sequence[NextStep] = ()

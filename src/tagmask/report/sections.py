@@ -1,25 +1,21 @@
-"""Turn the content of a report into the sentences, table rows and charts of each section of the page."""
+"""The sections of the report on the result: sentences, scores, response maps and stages."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 from markupsafe import Markup
 
 from tagmask.evaluate import MapScores
 from tagmask.formatting import format_count, format_duration, format_percent
-from tagmask.label_map import IGNORE_INDEX, voc_palette
 from tagmask.measure import SegmentationReport
 from tagmask.report.charts import Axis, Series, line_chart
 from tagmask.report.content import Report, StageSummary
 
-MAX_ROWS = 30  # of a table of classes; further rows are folded away
-_NOT_A_LOSS = {"epoch", "lr", "seconds", "data_wait"}  # keys of a training history
 _INPUT_NAMES = {"segmenter": "network"}  # artifact kinds in the words of the report
-_PALETTE = voc_palette()
 _COMPARED = "Compared with the ground truth (the correct masks),"
 _EXPLAIN_MIOU = (
     "mIoU (mean intersection over union) is the overlap of masks and ground truth divided by their union, averaged "
@@ -30,13 +26,16 @@ _EXPLAIN_MIOU = (
 def summary_sentences(report: Report) -> list[str]:
     """Return the first paragraphs of the page, which describe the run and its result."""
     sentences = [_describe_task(report)]
-    if report.scores:
-        name, scores = list(report.scores.items())[-1]
+    entries = headline_entries(report)
+    for entry in entries:
+        scores = report.scores[entry]
+        explanation = _EXPLAIN_MIOU if entry == entries[0] else ""
         sentences.append(
-            f"{_COMPARED} the masks of {name} reach {format_percent(scores.miou)} mIoU, and "
-            f"{format_percent(scores.pixel_accuracy)} of their pixels are correct. {_EXPLAIN_MIOU}"
+            f"{_COMPARED} the masks of {entry} reach {format_percent(scores.miou)} mIoU, and "
+            f"{format_percent(scores.pixel_accuracy)} of their pixels are correct. {explanation}".rstrip()
         )
-        known = [(value, k) for k, value in enumerate(scores.iou[1:].tolist()) if math.isfinite(value)]
+    if entries:
+        known = [(v, k) for k, v in enumerate(report.scores[entries[0]].iou[1:].tolist()) if math.isfinite(v)]
         if len(known) > 1:
             (best, best_id), (worst, worst_id) = max(known), min(known)
             sentences.append(
@@ -54,6 +53,21 @@ def summary_sentences(report: Report) -> list[str]:
     return sentences
 
 
+def headline_entries(report: Report) -> list[str]:
+    """Return the entries of `Report.scores` that are the result: the recommended masks, then the held-out images.
+
+    Without a recommendation, the masks of the last stage are the result.
+    """
+    of_training = training_entries(report)
+    recommended = [entry for entry in of_training if entry == f"{report.recommended} ({report.training_set})"]
+    return [*(recommended or of_training[-1:]), *(entry for entry in report.scores if entry not in of_training)]
+
+
+def training_entries(report: Report) -> list[str]:
+    """Return the entries of `Report.scores` that measure masks of the training images."""
+    return [entry for entry in report.scores if entry.endswith(f" ({report.training_set})")]
+
+
 def _describe_task(report: Report) -> str:
     count = report.counts.get("training images")
     images = "images" if count is None else f"{format_count(count)} images"
@@ -69,10 +83,8 @@ def _describe_task(report: Report) -> str:
 
 def tiles(report: Report) -> list[tuple[str, str]]:
     """Return the figures at the top of the page as (value, label) pairs."""
-    figures = [(format_count(count), label) for label, count in list(report.counts.items())[:3]]
-    if report.scores:
-        name, scores = list(report.scores.items())[-1]
-        figures.insert(0, (format_percent(scores.miou), f"mIoU of {name}"))
+    figures = [(format_percent(report.scores[name].miou), f"mIoU of {name}") for name in headline_entries(report)]
+    figures += [(format_count(count), label) for label, count in list(report.counts.items())[:3]]
     if report.stages:
         figures.append((format_duration(sum(stage.seconds for stage in report.stages)), "total time"))
     return figures
@@ -170,89 +182,6 @@ def threshold_chart(report: Report) -> Markup:
     return line_chart(lines, x, y, label=f"mIoU as a function of the threshold. {best}")
 
 
-class ClassRow(NamedTuple):
-    """A class, and its IoU in each entry of `Report.scores`: 0..1 or NaN."""
-
-    color: str
-    name: str
-    iou: list[float]
-
-
-def class_rows(report: Report) -> list[ClassRow]:
-    """Return the classes and the background by ascending IoU in the last scores; without those that occur nowhere."""
-    if not report.scores:
-        return []
-    table = np.stack([scores.iou for scores in report.scores.values()], axis=1)
-    rows = [ClassRow(_css_color(k), name, table[k].tolist()) for k, name in enumerate(("background", *report.classes))]
-    measured = [row for row in rows if not all(map(math.isnan, row.iou))]
-    return sorted(measured, key=lambda row: (math.isnan(row.iou[-1]), row.iou[-1]))
-
-
-class TrainingChart(NamedTuple):
-    """The training curves of a stage.
-
-    Attributes:
-        stage: the name of the stage.
-        losses: the names of the curves.
-        chart: the losses of each epoch.
-        caption: the number of epochs, the time and the last losses.
-    """
-
-    stage: str
-    losses: list[str]
-    chart: Markup
-    caption: str
-
-
-def training_charts(report: Report) -> list[TrainingChart]:
-    """Return the training curves of each stage that trained a network."""
-    charts = []
-    for stage, history in report.histories.items():
-        names = [name for name in dict.fromkeys(key for entry in history for key in entry) if name not in _NOT_A_LOSS]
-        epochs = [entry["epoch"] for entry in history]
-        lines = [Series(name, epochs, [_as_float(entry.get(name)) for entry in history]) for name in names]
-        last = ", ".join(f"{line.name} {line.y[-1]:.3g}" for line in lines if line.y)
-        chart = line_chart(
-            lines,
-            Axis("epoch", integers=True),
-            Axis("loss", "{:.3g}".format),
-            label=f"Training of {stage}. Last epoch: {last}",
-        )
-        if chart:
-            charts.append(TrainingChart(stage, names, chart, _training_caption(history, last)))
-    return charts
-
-
-def _training_caption(history: Sequence[Mapping[str, Any]], last: str) -> str:
-    seconds = sum(_as_float(entry.get("seconds", 0)) for entry in history)
-    caption = f"{len(history)} epoch{'s' * (len(history) != 1)} in {format_duration(seconds)}"
-    waits = [_as_float(entry["data_wait"]) for entry in history if "data_wait" in entry]
-    if waits:
-        caption += f", {100 * np.mean(waits):.0f} % of it waiting for data"
-    return f"{caption}. Last epoch: {last}."
-
-
-def _as_float(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
-
-
-class TagRow(NamedTuple):
-    """A class, the number of its images, and this number divided by that of the most frequent class."""
-
-    color: str
-    name: str
-    num_images: int
-    fraction: float
-
-
-def tag_rows(report: Report) -> list[TagRow]:
-    """Return the classes by descending number of images."""
-    class_ids = {name: class_id for class_id, name in enumerate(report.classes, 1)}
-    most = max(report.images_per_class.values(), default=0) or 1
-    rows = [TagRow(_css_color(class_ids[name]), name, n, n / most) for name, n in report.images_per_class.items()]
-    return sorted(rows, key=lambda row: -row.num_images)
-
-
 class StageRow(NamedTuple):
     """A stage, what it reads, its time divided by that of the slowest stage, and its time per image as text."""
 
@@ -274,13 +203,3 @@ def stage_rows(report: Report) -> list[StageRow]:
         )
         for stage in report.stages
     ]
-
-
-def color_legend(classes: Sequence[str]) -> list[tuple[str, str]]:
-    """Return (CSS color, name) of each label that a label map can hold."""
-    labels = [(0, "background"), *enumerate(classes, 1), (IGNORE_INDEX, "ignored")]
-    return [(_css_color(label), name) for label, name in labels]
-
-
-def _css_color(label: int) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*_PALETTE[3 * label :][:3])
