@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from tagmask.label_map import read_label_map
 from tests.cli.runner import RunCommand, RunFailing
