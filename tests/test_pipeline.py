@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -191,76 +187,6 @@ def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("undisturbed") / "run"
     toy_run(data, out)
     return out
-
-
-def epochs(n: int, stage: str) -> Callable[[Path], bool]:
-    def reached(run: Path) -> bool:
-        file = run / stage / "history.json"
-        return file.exists() and len(json.loads(file.read_text())) >= n
-
-    return reached
-
-
-def files(n: int, folder: str) -> Callable[[Path], bool]:
-    return lambda run: len(list((run / folder).glob("[!.]*"))) >= n
-
-
-def exists(file: str) -> Callable[[Path], bool]:
-    return lambda run: (run / file).exists()
-
-
-# In the order in which a run reaches them. The kill comes at the moment or a little later.
-MOMENTS = {
-    "the run folder": exists("run.json"),
-    "the stage's record": exists("cam/stage.json"),
-    "an epoch": epochs(1, "cam"),
-    "its checkpoint": exists("cam/training/last.ckpt"),
-    "the last epoch": epochs(2, "cam"),
-    "what the network is": exists("cam/config.json"),
-    "the weights": exists("cam/classifier.safetensors"),
-    "the first maps": files(1, "cam/maps"),
-    "half of the maps": files(4, "cam/maps"),
-    "the threshold": exists("pseudo_masks/threshold.json"),
-    "the first masks": files(2, "pseudo_masks/masks"),
-    "half of the masks": files(5, "pseudo_masks/masks"),
-    "the network's first epoch": epochs(1, "segment"),
-    "the network's checkpoint": exists("segment/training/last.ckpt"),
-    "the network's weights": exists("segment/segmenter.safetensors"),
-    "the network's masks": files(3, "segment/masks"),
-    "the figures": exists("evaluation.json"),
-}
-
-
-def start(data: Path, out: Path) -> multiprocessing.process.BaseProcess:
-    """Start the toy run in a process that is forked from one with all imports but without threads."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tagmask.api", "tagmask.methods.segment", "tests.runs"])
-    process = context.Process(target=toy_run, args=(data, out))
-    process.start()
-    return process
-
-
-@pytest.mark.slow
-def test_a_run_that_is_killed_again_and_again_makes_the_same_files(
-    data: Path, undisturbed: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "run"
-    kills = 0
-    for name, reached in MOMENTS.items():
-        process = start(data, out)
-        deadline = time.monotonic() + 60
-        while not reached(out) and process.is_alive():
-            assert time.monotonic() < deadline, name
-            time.sleep(0.0005)
-        kills += process.is_alive()
-        process.kill()
-        process.join()
-    assert kills >= len(MOMENTS) - 2  # one or two runs may have ended before the kill
-    process = start(data, out)
-    process.join()
-    assert process.exitcode == 0
-    assert contents(out) == contents(undisturbed)
-    assert (out / "report.html").exists()
 
 
 def test_the_same_command_twice_makes_the_same_files(data: Path, undisturbed: Path, tmp_path: Path) -> None:

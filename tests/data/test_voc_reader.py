@@ -137,9 +137,7 @@ def test_voc_2007_lists_in_main(voc: Path) -> None:
     assert tags_of(read_voc(voc, split="trainval")) == {"1": ["cat", "person"]}
     wrong = read_voc(voc, split="cat_trainval")
     assert len(wrong) == 0
-    assert (
-        "is from a list for one class, like '1 1'; use a list that names only images" in problem_texts(wrong, voc)[0]
-    )
+    assert "is from a list for one class, like '1 1'; use a list that names only images" in problem_texts(wrong, voc)[0]
     with pytest.raises(DataError, match=r"no split list 'tran' under .*ImageSets: did you mean 'train'"):
         read_voc(voc, split="tran")
 
