@@ -85,8 +85,12 @@ def import_masks(
     for mask in read(archive, images):
         if mask.image_id is None:
             unknown.append(mask.name)
-        elif names.setdefault(mask.image_id, mask.name) != mask.name:
-            raise DataError(f"{path} has two masks of {mask.image_id!r}: {names[mask.image_id]} and {mask.name}.")
+        elif mask.image_id in names:
+            raise DataError(
+                f"{path} has two masks of {mask.image_id!r} ({names[mask.image_id]}, {mask.name}); remove one of them."
+            )
+        else:
+            names[mask.image_id] = mask.name
     if not names:
         others = f", but of {join_first_names(unknown, 3)}" if unknown else ""
         raise DataError(f"{path} has no mask of an image of this run{others}; choose the run that it belongs to.")

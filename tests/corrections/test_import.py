@@ -164,7 +164,7 @@ def test_labels_and_sizes_that_do_not_fit(export: Export, import_: Import, revie
         ('height="18"', 'height="36"', "'a' has 25×36 pixels, but the image has 25×18"),
         ('rle="', 'rle="9999999999, ', "do not fill its box"),
         ('left="', 'left="9', "a mask leaves its image"),
-        ("<mask", "<box/><mask", "has a box, which is no mask"),
+        ("<mask", "<box/><mask", r"annotations\.xml in .*: a\.jpg: a box is no mask"),
         ('label="cat"', "", "is not CVAT's XML for images"),
         ("</annotations>", "", "is not CVAT's XML for images"),
         ("<annotations>", '<!DOCTYPE a [<!ENTITY b "c">]><annotations>', "it declares entities"),
@@ -172,6 +172,9 @@ def test_labels_and_sizes_that_do_not_fit(export: Export, import_: Import, revie
         path.write_text(text.replace(old, new, 1), encoding="utf-8")
         with pytest.raises(DataError, match=message):
             import_(path, "cvat")
+    path.write_text(text.replace("</annotations>", text[text.index("<image id") :]), encoding="utf-8")
+    with pytest.raises(DataError, match=r"has two masks of 'a' \(a\.jpg, a\.jpg\)"):
+        import_(path, "cvat")
     assert review.read_states() == {}, "nothing is imported if one mask is wrong"
 
 
@@ -206,7 +209,7 @@ def test_png_files_that_are_no_masks_of_the_run(tmp_path: Path, import_: Import)
 def test_two_masks_of_an_image(tmp_path: Path, import_: Import, label_maps: LabelMaps) -> None:
     for folder in ("x", "y"):
         write_label_map(tmp_path / "d" / folder / "a.png", label_maps["a"])
-    with pytest.raises(DataError, match=r"has two masks of 'a': x/a\.png and y/a\.png"):
+    with pytest.raises(DataError, match=r"has two masks of 'a' \(x/a\.png, y/a\.png\); remove one"):
         import_(tmp_path / "d", "png")
 
 

@@ -63,7 +63,7 @@ class Archive:
         """Read one of the files.
 
         Raises:
-            DataError: it is damaged, encrypted, too large, or compressed so much that it must be an attack.
+            DataError: (its message does not name the file, see `location_in_errors`) it is damaged, encrypted, too large, or compressed so much that it must be an attack.
         """
         try:
             if self._zip is None:
@@ -73,19 +73,19 @@ class Archive:
                 info = self._zip.getinfo(name)
                 size, packed = info.file_size, info.compress_size
             if size > MAX_BYTES:
-                raise DataError(f"{name} in {self.path} has more than {MAX_BYTES >> 20} MB; divide the export.")
+                raise DataError(f"it has more than {MAX_BYTES >> 20} MB; divide the export.")
             if packed is not None and size > _MIN_CHECKED_BYTES and size > MAX_RATIO * packed:
-                raise DataError(f"{name} in {self.path} is compressed {size // max(packed, 1)} times; unpack it first.")
+                raise DataError(f"it is compressed {size // max(packed, 1)} times; unpack it first.")
             return path.read_bytes() if self._zip is None else self._zip.read(name)  # at most `size` bytes
         except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-            raise DataError(f"{name} in {self.path} cannot be read ({error}); export it again.") from error
+            raise DataError(f"it cannot be read ({error}); export it again.") from error
 
     def read_json(self, name: str) -> Any:
         """Read one of the files as JSON. Raises DataError if it is not JSON."""
         try:
             return json.loads(self.read(name))
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{name} in {self.path} is not JSON ({error}); export it again.") from error
+            raise DataError(f"it is not JSON ({error}); export it again.") from error
 
 
 def _walk(folder: Path) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tagmask.corrections.archive import Archive
-from tagmask.corrections.known_images import CorrectedMask, KnownImages
+from tagmask.corrections.known_images import CorrectedMask, KnownImages, location_in_errors
 from tagmask.data.coco_mask import CocoMask, CocoObject, parse_segmentation
 from tagmask.errors import DataError
 
@@ -25,9 +25,8 @@ def read(files: Archive, images: KnownImages) -> Iterator[CorrectedMask]:
         raise DataError(f"{files.path} has no JSON file; export it as COCO 1.0.")
     for name in names:
         try:
-            yield from _read_file(files.read_json(name), images)
-        except DataError as error:
-            raise DataError(f"{name} in {files.path}: {str(error).removesuffix('.')}.") from error
+            with location_in_errors(f"{name} in {files.path}"):
+                yield from _read_file(files.read_json(name), images)
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             message = f"{name} in {files.path} is not a COCO instances file ({error!r}); export it as COCO 1.0."
             raise DataError(message) from error
@@ -45,12 +44,13 @@ def _read_file(content: Mapping[str, Any], images: KnownImages) -> Iterator[Corr
             yield CorrectedMask(name, None, None)
             continue
         size = images.size(image_id)
-        images.check_size(image_id, (image["height"], image["width"]))
         objects: list[CocoObject] = []
-        for annotation in annotations.get(image["id"], []):
-            label = images.label_id(label_names[annotation["category_id"]])
-            shape = parse_segmentation({**annotation, "iscrowd": 0}, label, size)
-            objects += [shape] if shape else []
+        with location_in_errors(name):
+            images.check_size(image_id, (image["height"], image["width"]))
+            for annotation in annotations.get(image["id"], []):
+                label = images.label_id(label_names[annotation["category_id"]])
+                shape = parse_segmentation({**annotation, "iscrowd": 0}, label, size)
+                objects += [shape] if shape else []
+            labels = CocoMask(size, tuple(objects)).read()
         has_polygons = any(isinstance(item.shape, tuple) for item in objects)
-        labels = CocoMask(size, tuple(objects)).read()
         yield CorrectedMask(name, image_id, labels, keeps_ignored=False, has_polygons=has_polygons)

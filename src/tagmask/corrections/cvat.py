@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from tagmask.corrections.archive import Archive
-from tagmask.corrections.known_images import CorrectedMask, KnownImages, Region
+from tagmask.corrections.known_images import CorrectedMask, KnownImages, Region, location_in_errors
 from tagmask.data.coco_mask import CocoMask, parse_segmentation
 from tagmask.errors import DataError
 
@@ -29,10 +29,11 @@ def read(files: Archive, images: KnownImages) -> Iterator[CorrectedMask]:
         raise DataError(f"{files.path} has no XML file; export it as CVAT for images 1.1.")
     for name in names:
         try:
-            for element in _image_elements(files.read(name)):
-                yield _read_image(element, images)
-        except DataError as error:
-            raise DataError(f"{name} in {files.path}: {str(error).removesuffix('.')}.") from error
+            with location_in_errors(f"{name} in {files.path}"):
+                for element in _image_elements(files.read(name)):
+                    with location_in_errors(element.attrib["name"]):
+                        mask = _read_image(element, images)
+                    yield mask
         except (ElementTree.ParseError, KeyError, ValueError, OverflowError, LookupError) as error:
             message = f"{name} in {files.path} is not CVAT's XML for images ({error!r}); export it again."
             raise DataError(message) from error
@@ -58,7 +59,7 @@ def _read_image(element: ElementTree.Element, images: KnownImages) -> CorrectedM
     shapes = sorted(element, key=lambda shape: int(shape.get("z_order", 0)))
     for shape in shapes:
         if shape.tag in _SHAPES_WITHOUT_AREA:
-            raise DataError(f"{name} has a {shape.tag}, which is no mask; draw masks or polygons")
+            raise DataError(f"a {shape.tag} is no mask; draw masks or polygons")
     regions = [
         Region(shape.attrib["label"], (_decode_mask if shape.tag == "mask" else _draw_polygon)(shape.attrib, size))
         for shape in shapes

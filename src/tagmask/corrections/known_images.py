@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -127,6 +128,15 @@ class KnownImages:
                 f"the corrected mask of {image_id!r} has {size[1]}×{size[0]} pixels, but the image has "
                 f"{width}×{height}; correct the masks of the images of this run."
             )
+
+
+@contextmanager
+def location_in_errors(location: str) -> Iterator[None]:
+    """Put a location before the message of each DataError in the `with` block."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{location}: {str(error).removesuffix('.')}.") from error
 
 
 def _endings(name: str) -> list[str]:

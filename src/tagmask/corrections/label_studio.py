@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from tagmask.corrections.archive import Archive
-from tagmask.corrections.known_images import CorrectedMask, KnownImages, Region
+from tagmask.corrections.known_images import CorrectedMask, KnownImages, Region, location_in_errors
 from tagmask.errors import DataError
 from tagmask.outputs.brush_rle import decode_brush_mask
 
@@ -29,12 +29,11 @@ def read(files: Archive, images: KnownImages) -> Iterator[CorrectedMask]:
         raise DataError(f"{files.path} has no JSON file; export it from Label Studio as JSON.")
     for name in names:
         try:
-            for task in files.read_json(name):
-                annotations = [a for a in task.get("annotations", []) if not a.get("was_cancelled")]
-                if annotations:
-                    yield _read_task(task["data"], max(annotations, key=_time_of_change), images)
-        except DataError as error:
-            raise DataError(f"{name} in {files.path}: {str(error).removesuffix('.')}.") from error
+            with location_in_errors(f"{name} in {files.path}"):
+                for task in files.read_json(name):
+                    annotations = [a for a in task.get("annotations", []) if not a.get("was_cancelled")]
+                    if annotations:
+                        yield _read_task(task["data"], max(annotations, key=_time_of_change), images)
         except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
             message = f"{name} in {files.path} is not Label Studio's JSON ({error!r}); export it as JSON, not JSON-MIN."
             raise DataError(message) from error
@@ -51,13 +50,14 @@ def _read_task(data: Mapping[str, Any], annotation: Mapping[str, Any], images: K
         return CorrectedMask(name, None, None)
     size = images.size(image_id)
     regions = []
-    for result in annotation["result"]:
-        if result["type"] not in ("brushlabels", "BrushLabels") or result["value"].get("format") != "rle":
-            raise DataError(f"{name} has a region of type {result['type']!r}, which is no mask; use brush labels")
-        images.check_size(image_id, (result["original_height"], result["original_width"]))
-        [label] = result["value"]["brushlabels"]
-        regions.append(Region(label, decode_brush_mask(result["value"]["rle"], size)))
-    return CorrectedMask(name, image_id, images.paint(image_id, regions))
+    with location_in_errors(name):
+        for result in annotation["result"]:
+            if result["type"] not in ("brushlabels", "BrushLabels") or result["value"].get("format") != "rle":
+                raise DataError(f"a region of type {result['type']!r} is no mask; use brush labels")
+            images.check_size(image_id, (result["original_height"], result["original_width"]))
+            [label] = result["value"]["brushlabels"]
+            regions.append(Region(label, decode_brush_mask(result["value"]["rle"], size)))
+        return CorrectedMask(name, image_id, images.paint(image_id, regions))
 
 
 def _find_by_url(url: str, images: KnownImages) -> str | None:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from tagmask.corrections.archive import Archive
-from tagmask.corrections.known_images import CorrectedMask, KnownImages
+from tagmask.corrections.known_images import CorrectedMask, KnownImages, location_in_errors
 from tagmask.errors import DataError
 from tagmask.label_map import IGNORE_INDEX
 
@@ -26,15 +26,16 @@ def read(files: Archive, images: KnownImages) -> Iterator[CorrectedMask]:
             yield CorrectedMask(name, None, None)
             continue
         try:
-            with Image.open(io.BytesIO(files.read(name))) as image:
+            with location_in_errors(f"{name} in {files.path}"), Image.open(io.BytesIO(files.read(name))) as image:
                 images.check_size(image_id, image.size[::-1])  # before the pixels are decoded
                 if image.mode not in ("P", "L"):
                     raise DataError(f"it has the color mode {image.mode}; save it as an indexed or 8-bit gray PNG")
                 labels = np.array(image)
-        except DataError as error:
-            raise DataError(f"{name} in {files.path}: {str(error).removesuffix('.')}.") from error
+        except DataError:
+            raise
         except Exception as error:  # Pillow raises exceptions of many kinds for damaged files
-            raise DataError(f"{name} in {files.path} cannot be read as an image ({error}); export it again.") from error
+            message = f"{name} in {files.path}: it cannot be read as an image ({error}); export it again."
+            raise DataError(message) from error
         unknown = np.unique(labels[(labels > len(images.classes)) & (labels != IGNORE_INDEX)])
         if len(unknown):
             raise DataError(
