@@ -1,4 +1,4 @@
-"""Scenes with ignored pixels, written in every format."""
+"""Scenes with ignored pixels, written in every format; settings of hypothesis."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from tagmask.data.samples import Sample
@@ -18,6 +19,7 @@ from tagmask.outputs.writer import write_masks_as
 
 IDS = ("a", "sub/b", "sub/ünï & <c>", "empty")
 Export = Callable[..., Path]
+at_any_speed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a machine with other work
 
 
 @pytest.fixture(scope="session")

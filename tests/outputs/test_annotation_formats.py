@@ -22,7 +22,7 @@ from tagmask.outputs.brush_rle import decode_brush_mask, encode_brush_mask
 from tagmask.outputs.cvat import encode_runs
 from tagmask.outputs.mask_item import MaskItem
 from tagmask.outputs.settings import ExportSettings
-from tests.outputs.conftest import Export
+from tests.outputs.conftest import Export, at_any_speed
 
 MASKS = arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12)))
 LabelMaps = dict[str, np.ndarray]
@@ -96,6 +96,7 @@ def test_label_studio_in_its_own_package(export: Export, label_maps: LabelMaps) 
         np.testing.assert_array_equal(read, labels)
 
 
+@at_any_speed
 @given(MASKS)
 def test_brush_masks_are_decoded_as_by_label_studio(mask: np.ndarray) -> None:
     brush = pytest.importorskip("label_studio_sdk.converter.brush", reason="install tagmask[readers]")
@@ -103,6 +104,7 @@ def test_brush_masks_are_decoded_as_by_label_studio(mask: np.ndarray) -> None:
     np.testing.assert_array_equal(np.reshape(brush.decode_rle(code), (*mask.shape, 4))[..., 3] > 0, mask)
 
 
+@at_any_speed
 @given(MASKS)
 def test_brush_masks_of_label_studio_are_decoded(mask: np.ndarray) -> None:
     brush = pytest.importorskip("label_studio_sdk.converter.brush", reason="install tagmask[readers]")
@@ -134,6 +136,7 @@ def test_damaged_brush_masks(damage: str) -> None:
         decode_brush_mask(damaged.get(damage, code), (5, 6) if damage == "size" else (5, 5))
 
 
+@at_any_speed
 @given(MASKS)
 def test_runs_of_cvat_alternate_between_zeros_and_ones(mask: np.ndarray) -> None:
     runs = encode_runs(mask)

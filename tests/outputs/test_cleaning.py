@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from tagmask.label_map import IGNORE_INDEX
 from tagmask.outputs.cleaning import fill_holes, remove_small_regions
+from tests.outputs.conftest import at_any_speed
 
 LABEL_MAPS = arrays(
     np.uint8, st.tuples(st.integers(1, 14), st.integers(1, 14)), elements=st.sampled_from([0, 1, 2, IGNORE_INDEX])
@@ -23,6 +24,7 @@ def region_areas(labels: np.ndarray) -> list[int]:
     return areas
 
 
+@at_any_speed
 @given(LABEL_MAPS, st.integers(0, 12))
 def test_no_small_region_remains_and_large_ones_keep_their_pixels(labels: np.ndarray, min_area: int) -> None:
     before = labels.copy()
@@ -77,6 +79,7 @@ def test_fill_holes_by_hand() -> None:
     np.testing.assert_array_equal(fill_holes(labels), filled)  # the other holes touch two classes
 
 
+@at_any_speed
 @given(LABEL_MAPS)
 def test_filling_holes_is_binary_fill_holes_where_there_is_one_class(labels: np.ndarray) -> None:
     labels = np.where(labels == 2, 0, labels)

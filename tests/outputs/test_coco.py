@@ -24,6 +24,7 @@ from tagmask.outputs import coco_polygons
 from tagmask.outputs.coco_instances import instance_annotation, write_instances
 from tagmask.outputs.mask_item import MaskItem
 from tagmask.outputs.settings import ExportSettings
+from tests.outputs.conftest import at_any_speed
 
 LABEL_MAPS = arrays(
     np.uint8, st.tuples(st.integers(1, 14), st.integers(1, 14)), elements=st.sampled_from([0, 1, 2, IGNORE_INDEX])
@@ -73,6 +74,7 @@ def in_memory(content: dict) -> COCO:
 
 
 @pytest.mark.parametrize("as_polygons", [False, True])
+@at_any_speed
 @given(label_maps=st.lists(LABEL_MAPS, max_size=3))
 def test_any_label_map_reads_back_unchanged(as_polygons: bool, label_maps: list[np.ndarray]) -> None:
     items = [item(f"{i}.jpg", labels) for i, labels in enumerate(label_maps)]

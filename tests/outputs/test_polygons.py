@@ -14,12 +14,14 @@ from skimage.draw import polygon2mask
 from tagmask.data.scenes import make_scene
 from tagmask.label_map import IGNORE_INDEX
 from tagmask.outputs.polygons import corner_coordinates, cut_at_holes, find_regions
+from tests.outputs.conftest import at_any_speed
 
 LABEL_MAPS = arrays(
     np.uint8, st.tuples(st.integers(1, 16), st.integers(1, 16)), elements=st.sampled_from([0, 1, 2, IGNORE_INDEX])
 )
 
 
+@at_any_speed
 @given(LABEL_MAPS)
 def test_exact_polygons_are_the_connected_regions(labels: np.ndarray) -> None:
     regions = find_regions(labels)
@@ -32,6 +34,7 @@ def test_exact_polygons_are_the_connected_regions(labels: np.ndarray) -> None:
         assert shapely.contains_xy(shapely.union_all(polygons), columns + 0.5, rows + 0.5).all()
 
 
+@at_any_speed
 @given(LABEL_MAPS, st.sampled_from([0.0, 0.8, 1.5, 4.0]))
 def test_pieces_have_no_holes_and_add_up_to_the_polygon(labels: np.ndarray, tolerance: float) -> None:
     for _, polygon in find_regions(labels, tolerance):
@@ -47,6 +50,7 @@ def test_pieces_have_no_holes_and_add_up_to_the_polygon(labels: np.ndarray, tole
                 assert ((steps > 0).sum(1) == 1).all(), "every side runs along pixel edges"
 
 
+@at_any_speed
 @given(LABEL_MAPS, st.sampled_from([0.8, 1.5, 4.0]))
 def test_simplified_polygons_are_valid_and_do_not_overlap(labels: np.ndarray, tolerance: float) -> None:
     exact, simplified = find_regions(labels), find_regions(labels, tolerance)
@@ -56,6 +60,7 @@ def test_simplified_polygons_are_valid_and_do_not_overlap(labels: np.ndarray, to
     assert sum(polygon.area for polygon in polygons) == pytest.approx(shapely.union_all(polygons).area)
 
 
+@at_any_speed
 @given(st.integers(0, 500), st.sampled_from([1.0, 2.0, 4.0]))
 def test_no_gap_appears_between_neighboring_classes(seed: int, tolerance: float) -> None:
     """Two classes that fill the image: their simplified polygons share one outline, however jagged it was."""

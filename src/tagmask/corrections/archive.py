@@ -60,10 +60,10 @@ class Archive:
         return [name for name in visible if name.lower().endswith(suffix)]
 
     def read(self, name: str) -> bytes:
-        """Read one of the files.
+        """Read one of the files. Errors do not name it: see `location_in_errors`.
 
         Raises:
-            DataError: (its message does not name the file, see `location_in_errors`) it is damaged, encrypted, too large, or compressed so much that it must be an attack.
+            DataError: it is damaged, encrypted, too large, or compressed so much that it must be an attack.
         """
         try:
             if self._zip is None:
