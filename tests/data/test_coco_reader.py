@@ -291,3 +291,15 @@ def test_messages_do_not_repeat_long_values(tmp_path: Path) -> None:
     assert all(len(str(problem)) < 500 + len(str(tmp_path)) for problem in images.problems)
     images = read(tmp_path, [], [{"id": long, "file_name": long}])
     assert all(len(str(problem)) < 500 + len(str(tmp_path)) for problem in images.problems)
+
+
+def test_a_truth_value_is_not_a_size(tmp_path: Path) -> None:
+    listed = [{"id": 7, "file_name": "b.jpg", "height": H, "width": True}]
+    [sample] = read(tmp_path, [annotation(1, 90, box(1, 1, 5, 5))], listed).samples
+    assert sample.mask is not None
+    assert sample.mask.read().shape == (H, W)
+
+
+def test_a_category_whose_name_is_a_list(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="a category without a number 'id' or a text 'name'"):
+        read(tmp_path, [], categories=[{"id": 1, "name": ["cat"]}])

@@ -130,7 +130,7 @@ def _group_by_image(content: Mapping[str, list[Any]], path: Path) -> tuple[list[
             )
             continue
         size = item.get("height"), item.get("width")
-        is_valid = all(isinstance(side, int) and side > 0 for side in size)
+        is_valid = all(type(side) is int and side > 0 for side in size)
         entries[key] = _Entry(f"{path}, image {shorten(repr(key))}", name, size if is_valid else None)
     num_unmatched = 0
     for annotation in content["annotations"]:
