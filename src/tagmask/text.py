@@ -13,6 +13,8 @@ def shorten(text: str, max_length: int = 80) -> str:
         >>> shorten("a\\n b" + "c" * 100, 10)
         'a bcccc...'
     """
+    if len(text) <= max_length and text.isprintable() and " ".join(text.split()) == text:
+        return text
     line = " ".join("".join(c if c.isprintable() else " " for c in text[: 10 * max_length]).split())
     return line if len(line) <= max_length else line[: max_length - 3] + "..."
 

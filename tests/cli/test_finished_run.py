@@ -47,6 +47,22 @@ def test_predict_distinguishes_images_of_the_same_name(
     assert all(Path(file).exists() for file in result.json["masks"].values())
 
 
+def test_predict_ignores_its_own_masks_and_says_what_it_left_out(
+    command: RunCommand, finished: Path, data: Path, tmp_path: Path
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    shutil.copy(data / "0.png", photos)
+    line = ["predict", finished, photos, "--device=cpu", "--json"]
+    for out in ("first", "second", "first"):
+        assert set(command(*line, "--out", photos / out).json["masks"]) == {"0"}
+    (photos / "bad.png").write_bytes(b"no image")
+    result = command(*line[:-1], "--out", photos / "first", "--skip-bad")
+    assert result.status == 0
+    assert "left out: " in result.err
+    assert "bad.png: is not an image that can be read" in result.err
+
+
 def test_predict_explains_unknown_formats(fails: RunFailing, finished: Path, data: Path, tmp_path: Path) -> None:
     line = ["predict", finished, data / "0.png", "--out", tmp_path / "out", "--device=cpu", "--also"]
     assert "format 'cocoo' is not known: did you mean 'coco'?" in fails(*line, "cocoo")
@@ -106,6 +122,18 @@ def test_evaluate(command: RunCommand, finished: Path, data: Path) -> None:
     assert [entry["class"] for entry in scores["iou"]] == ["background", "blue", "green", "red"]
     assert command("evaluate", data / "masks", *options, "--json").json["miou"] == 1
     assert "mIoU 100.0 %" in command("evaluate", data / "masks", *options).out
+
+
+def test_evaluate_with_masks_in_other_subfolders(
+    command: RunCommand, fails: RunFailing, data: Path, tmp_path: Path
+) -> None:
+    truth = shutil.copytree(data / "masks", tmp_path / "truth" / "squares")
+    result = command("evaluate", data / "masks", "--data", data, "--masks", truth.parent, "--json")
+    assert result.json["miou"] == 1
+    for path in truth.iterdir():
+        path.rename(path.with_name(f"mask of {path.name}"))
+    sentence = fails("evaluate", data / "masks", "--data", data, "--masks", truth.parent)
+    assert f"no image of {data.name} has a ground-truth mask: name PNG files in {truth.parent} like 0.png." in sentence
 
 
 def test_evaluate_names_the_classes_that_the_network_does_not_know(

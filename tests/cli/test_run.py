@@ -70,6 +70,18 @@ def test_held_out_images_with_their_own_tags_and_masks(command: RunCommand, data
     assert without_tags == with_tags
 
 
+def test_a_run_in_the_folder_of_its_images_with_a_limit(command: RunCommand, data: Path, tmp_path: Path) -> None:
+    """The second command finds the masks of the first one among the images, and must not read them."""
+    photos = shutil.copytree(data, tmp_path / "photos")
+    line = ["run", photos, "--masks", "masks", "--limit", "4", "--out", photos / "run", *TOY, "--json"]
+    first = command(*line)
+    assert first.status == 0, first.err
+    assert len(list((photos / "run" / "segment" / "masks").glob("*.png"))) == 4
+    assert json.loads((photos / "run" / "run.json").read_text())["sources"]["images"]["limit"] == 4
+    again = command(*line[:-1])
+    assert "is already finished" in again.err
+
+
 def test_demo_runs_its_recipe_on_generated_images(
     command: RunCommand, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,6 +80,14 @@ def test_figures(tmp_path: Path) -> None:
     assert content["tag_warnings"] == list(report.tag_warnings)
 
 
+def test_the_largest_image_is_named(tmp_path: Path) -> None:
+    samples = (make_sample(tmp_path, "a", (1,), 30, 20), make_sample(tmp_path, "b", (1,), 2000, 1000))
+    report = check(TaggedImages(("cat",), samples))
+    assert report.largest == ("b", 2.0)
+    assert report.num_large == 1
+    assert check(TaggedImages(("cat",), ())).largest is None
+
+
 def test_images_without_any_tag_are_not_ready_to_run(tmp_path: Path) -> None:
     for classes, tags in ((("cat",), ()), ((), ()), (("cat",), None)):
         report = check(TaggedImages(classes, (make_sample(tmp_path, "a", tags),), name="pets"))

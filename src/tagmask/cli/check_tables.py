@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tagmask import large_images
 from tagmask.cli.tables import MAX_ROWS
 from tagmask.data.check import CheckReport
 from tagmask.formatting import format_count
@@ -55,6 +56,9 @@ def _facts(report: CheckReport) -> Iterator[tuple[str, str]]:
     if report.largest:
         image_id, megapixels = report.largest
         yield "largest image", f"{escape(image_id)} ({megapixels:.1f} megapixels)"
+    if report.num_large:
+        limit = f"{large_images.MAX_PIXELS / 1e6:.1f}"
+        yield f"above {limit} megapixels", f"{format_count(report.num_large)} (are reduced, or cut into tiles)"
 
 
 def _most_frequent_companion(report: CheckReport, index: int) -> str:

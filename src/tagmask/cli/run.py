@@ -32,7 +32,7 @@ def run(
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Check everything and estimate the time, disk space and memory; write nothing."),
+        typer.Option("--dry-run", help="Check everything and estimate the time, disk space and memory; write nothing. With --quiet, only check."),
     ] = False,
     compute: ComputeOptions,
     output: OutputOptions,

@@ -13,6 +13,7 @@ from tagmask.data.misspelled_tags import MisspelledTag, find_misspelled_tags
 from tagmask.data.samples import Problem, Sample, TaggedImages
 from tagmask.data.tag_warnings import count_co_occurrence, tag_warnings
 from tagmask.data.verify import Inspection, inspect_samples
+from tagmask.large_images import is_large
 from tagmask.progress import Progress
 from tagmask.text import pluralize, shorten
 
@@ -57,6 +58,7 @@ class CheckReport:
         co_occurrence: [K][K], the number of images that show both classes. The diagonal is `images_per_class`.
         heights, widths: the smallest, median and largest side in pixels; None if there are no images.
         largest: the image with the most pixels: its id, and its megapixels; None if there are no images.
+        num_large: the number of images that are reduced or cut into tiles (`tagmask.large_images`).
         misspelled_tags: tags that may be misspelled.
         tags_without_pixels: (image id, class name) of each tag whose class is not in the mask.
         pixels_without_tags: (image id, class name) of each class in a mask without a tag.
@@ -78,6 +80,7 @@ class CheckReport:
     heights: tuple[int, int, int] | None
     widths: tuple[int, int, int] | None
     largest: tuple[str, float] | None
+    num_large: int
     misspelled_tags: tuple[MisspelledTag, ...]
     tags_without_pixels: Occurrences
     pixels_without_tags: Occurrences
@@ -138,6 +141,7 @@ def check_images(images: TaggedImages, *, workers: int, progress: Progress) -> C
         heights=_min_median_max(sizes[:, 0]) if usable else None,
         widths=_min_median_max(sizes[:, 1]) if usable else None,
         largest=_find_largest(usable),
+        num_large=sum(is_large(inspection.size) for _, inspection in usable if inspection.size),
         misspelled_tags=find_misspelled_tags(images_per_class),
         tags_without_pixels=Occurrences.from_items(tags_without_pixels),
         pixels_without_tags=Occurrences.from_items(pixels_without_tags),

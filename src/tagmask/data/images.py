@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import io
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -181,7 +182,7 @@ def _register_heic(path: str | Path) -> None:
         return
     if find_spec("pillow_heif") is None:
         raise DataError(
-            f"{path} is a HEIC image; install pillow-heif with pip install \"tagmask[heic]\", or convert it to JPEG."
+            f'{path} is a HEIC image; install pillow-heif with pip install "tagmask[heic]", or convert it to JPEG.'
         )
     import pillow_heif
 
@@ -190,7 +191,8 @@ def _register_heic(path: str | Path) -> None:
 
 @cache
 def _silence_libtiff() -> None:
-    """Stop libtiff from printing lines about damaged files; Pillow raises an exception for each damage that matters."""
+    """Stop libtiff and Pillow from printing lines about damaged TIFFs; damage that matters is an exception, too."""
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
     with suppress(OSError, AttributeError):  # where libtiff is not a shared library
         library = ctypes.CDLL(Image.core.__file__)  # its symbols include those of the libraries that it needs
         for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
