@@ -32,7 +32,7 @@ def run(
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Check everything and estimate the time, disk space and memory; write nothing. With --quiet, only check."),
+        typer.Option("--dry-run", help="Check everything and estimate the time, disk space and memory; write nothing."),
     ] = False,
     compute: ComputeOptions,
     output: OutputOptions,
