@@ -287,7 +287,8 @@ class Run:
             stage: the stage whose masks are written; None: `recommended_stage`.
             partial: write the masks that exist, even if the stage has not made all of them.
             quiet: print nothing.
-            settings: `min_area`, `simplify`, `fill_holes`, `images` and `subset`, see `ExportSettings`.
+            settings: `min_area` and `simplify` (in pixels), `fill_holes`, `images` ("copy", "link" or "none") and
+                `subset`, which are the options of `tagmask export`.
 
         Returns:
             The folder that was written: `out`/`format`. It appears when it is complete.
