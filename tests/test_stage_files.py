@@ -5,11 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import tagmask
+from tagmask.artifacts import read_json, write_json
+from tagmask.label_map import write_label_map
+from tagmask.maps import ResponseMaps
 from tests.runs import contents, toy_run, write_toy
 
 
@@ -63,6 +70,24 @@ def test_the_same_command_makes_missing_and_damaged_files_again(
 ) -> None:
     run = shutil.copytree(undisturbed, tmp_path / "run")
     damage(run / name)
+    held_out = tagmask.DataSource(root=str(data), masks="masks")
+    toy_run(data, run, held_out=held_out)
+    assert contents(run) == contents(undisturbed)
+
+
+def test_files_with_wrong_contents_are_made_again(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """All at once: files in the right format that do not fit the run."""
+    run = shutil.copytree(undisturbed, tmp_path / "run")
+    maps = ResponseMaps.load(run / "cam/maps/3.safetensors")
+    replace(maps, maps=maps.maps * np.float16(np.nan)).save(run / "cam/maps/3.safetensors")
+    ResponseMaps(maps.classes, maps.maps[:, :2, :2], (8, 8)).save(run / "cam/maps/4.safetensors")
+    ResponseMaps(np.array([200]), maps.maps[:1], maps.size).save(run / "cam/maps/0.safetensors")
+    write_label_map(run / "pseudo_masks/masks/3.png", np.full((40, 48), 200))
+    write_label_map(run / "pseudo_masks/masks/4.png", np.zeros((8, 8)))
+    write_json(run / "pseudo_masks/threshold.json", {"threshold": 5})
+    config = read_json(run / "segment/config.json")
+    write_json(run / "segment/config.json", {**config, "test": {"scales": [], "crf": None}})
+    save_file({"weight": torch.zeros(2)}, run / "cam/classifier.safetensors")
     held_out = tagmask.DataSource(root=str(data), masks="masks")
     toy_run(data, run, held_out=held_out)
     assert contents(run) == contents(undisturbed)

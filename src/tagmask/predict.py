@@ -10,15 +10,14 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from tagmask.artifacts import RUN_AGAIN, read_model, write_json
+from tagmask.artifacts import REMOVE, RUN_AGAIN, read_model, write_json
 from tagmask.compute import Compute
 from tagmask.data.samples import TaggedImages
 from tagmask.errors import DataError, RunError
-from tagmask.methods._settings import Scales
 from tagmask.methods.segment import segment_in_tiles, write_missing_masks
 from tagmask.models.inference import prepare_for_inference_inplace
 from tagmask.models.saved_network import CONFIG_FILE
-from tagmask.models.segmenter import Segmenter
+from tagmask.models.segmenter import Segmenter, SegmenterConfig
 from tagmask.outputs.png import write_legend
 from tagmask.progress import Reporter
 from tagmask.refine.settings import CrfSettings
@@ -29,21 +28,6 @@ from tagmask.text import did_you_mean, shorten
 IMAGES_FILE = "images.json"  # beside predicted masks: the image of each mask, and the tags that were known
 MAX_RECORD_BYTES = 2**30  # of a million images
 BATCH_SIZE = 8
-
-
-class _InferenceSettings(BaseModel):
-    """How a stage applied its network; "test" in config.json."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    scales: Scales
-    crf: CrfSettings | None
-
-
-class _InferenceConfig(BaseModel):
-    """The part of a segmenter's config.json that says how it is applied; further entries are ignored."""
-
-    test: _InferenceSettings
 
 
 class _PredictedImage(BaseModel):
@@ -82,7 +66,9 @@ class Predictor:
     def load(cls, folder: Path, compute: Compute) -> Predictor:
         """Load the network of a stage folder. Raises RunError if there is none."""
         network = prepare_for_inference_inplace(Segmenter.load(folder), compute)
-        inference = read_model(folder / CONFIG_FILE, _InferenceConfig, remedy=RUN_AGAIN).test
+        inference = read_model(folder / CONFIG_FILE, SegmenterConfig, remedy=RUN_AGAIN).test
+        if inference is None:
+            raise RunError(f"{folder / CONFIG_FILE} does not say how the network is applied: {REMOVE}.")
         return cls(network, inference.scales, inference.crf, compute)
 
     @property

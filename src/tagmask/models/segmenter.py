@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import segmentation_models_pytorch as smp
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 from torch import Tensor, nn
 
 from tagmask.errors import RecipeError
@@ -23,6 +23,7 @@ from tagmask.models.backbone import (
 )
 from tagmask.models.classifier import Classifier, backbone_name_and_options
 from tagmask.models.saved_network import ClassesConfig, SavedNetwork
+from tagmask.refine.settings import CrfSettings
 from tagmask.text import did_you_mean, shorten
 
 SMP_ARCHITECTURES = ("DeepLabV3Plus", "DeepLabV3", "Unet", "UnetPlusPlus", "FPN", "PSPNet", "PAN", "UPerNet",
@@ -67,10 +68,20 @@ class ArchitectureConfig(BaseModel):
     options: dict[str, Any]
 
 
+class InferenceConfig(BaseModel):
+    """How the stage that trained a segmenter applied it: the entry "test" of its config.json."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    scales: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+    crf: CrfSettings | None
+
+
 class SegmenterConfig(ClassesConfig):
     """The entries of a segmenter's config.json."""
 
     network: ArchitectureConfig
+    test: InferenceConfig | None = None
 
 
 class Segmenter(FreezableNorms, SavedNetwork):
