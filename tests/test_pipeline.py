@@ -129,6 +129,17 @@ def test_redo_makes_changed_stages_and_their_dependents_again(tmp_path: Path) ->
     assert run_toy(tmp_path, recipe(one={"text": "1"}, two={"text": "2"})) == "12"
 
 
+def test_redo_replaces_the_link_to_a_stage_folder_and_not_what_it_points_to(tmp_path: Path) -> None:
+    run_toy(tmp_path / "run", recipe())
+    stage, elsewhere = tmp_path / "run" / "one", tmp_path / "elsewhere"
+    stage.rename(elsewhere)
+    stage.symlink_to(elsewhere)
+    assert run_toy(tmp_path / "run", recipe()) == "firstfirst"
+    assert run_toy(tmp_path / "run", recipe(one={"text": "1"}), redo=True) == "1first"
+    assert not stage.is_symlink()
+    assert (elsewhere / "made").read_text() == "first"
+
+
 def test_a_stage_folder_without_its_record_is_made_again(tmp_path: Path) -> None:
     """After a kill, or because the user wants the stage again."""
     run_toy(tmp_path, recipe())
