@@ -14,7 +14,7 @@ import tagmask.judge
 from tagmask.artifacts import write_json
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.errors import RunError
-from tagmask.judge import Recommendation, evenly_spaced, recommend_stage
+from tagmask.judge import Recommendation, compare_masks, evenly_spaced, recommend_stage
 from tagmask.label_map import IGNORE_INDEX, read_label_map, write_label_map
 from tagmask.recipe import Recipe, load_recipe, recipe_with_stage
 from tagmask.run_folder import RunFolder, StageRecord
@@ -46,8 +46,12 @@ def only_ignored(number: int) -> np.ndarray:
     return np.full((60, 80), IGNORE_INDEX, np.uint8)
 
 
+def over_the_whole_image(number: int) -> np.ndarray:
+    return np.full((60, 80), 1 + number % 3, np.uint8)
+
+
 def with_halo(number: int) -> np.ndarray:
-    return (binary_dilation(teacher(number) > 0, iterations=12) * (1 + number % 3)).astype(np.uint8)
+    return (binary_dilation(teacher(number) > 0, iterations=2) * (1 + number % 3)).astype(np.uint8)
 
 
 def slightly_moved(number: int) -> np.ndarray:
@@ -72,10 +76,10 @@ def recommend(tmp_path: Path, network: Masks, recipe: Recipe | None = None) -> R
 @pytest.mark.parametrize(
     ("network", "reason"),
     [
-        (without_third_class, "the network of segment misses most objects of cow"),
-        (only_background, "misses most objects of cat, dog, cow"),
-        (only_ignored, "misses most objects of cat, dog, cow"),
-        (with_halo, "agrees with its pseudo-masks in only"),
+        (without_third_class, "the network of segment has not learned cow, and agrees with pseudo_masks there in 0 %"),
+        (only_background, "has not learned cat, dog, cow, and agrees with pseudo_masks there in at most 0 %"),
+        (only_ignored, "has not learned cat, dog, cow"),
+        (over_the_whole_image, "has not learned cat, dog, cow"),
     ],
 )
 def test_pseudo_masks_are_better_than_a_degenerate_network(tmp_path: Path, network: Masks, reason: str) -> None:
@@ -86,13 +90,13 @@ def test_pseudo_masks_are_better_than_a_degenerate_network(tmp_path: Path, netwo
     assert "train it longer, e.g. --redo --set segment.epochs=20" in recommendation.reason
 
 
-@pytest.mark.parametrize("network", [teacher, slightly_moved])
+@pytest.mark.parametrize("network", [teacher, slightly_moved, with_halo])
 def test_a_network_that_agrees_with_its_pseudo_masks_is_better(tmp_path: Path, network: Masks) -> None:
     recommendation = recommend(tmp_path, network)
     assert recommendation.stage == "segment"
     assert not recommendation.undertrained
     assert recommendation.agreement is not None
-    assert recommendation.agreement > 0.9
+    assert recommendation.agreement > 0.8
 
 
 def test_the_agreement_is_the_mean_iou_with_the_pseudo_masks(tmp_path: Path) -> None:
@@ -106,9 +110,11 @@ def test_ignored_pixels_of_the_pseudo_masks_do_not_count(tmp_path: Path) -> None
     write_stage(
         folder,
         "pseudo_masks",
-        lambda number: np.where(with_halo(number) != teacher(number), IGNORE_INDEX, teacher(number)).astype(np.uint8),
+        lambda number: np.where(over_the_whole_image(number) != teacher(number), IGNORE_INDEX, teacher(number)).astype(
+            np.uint8
+        ),
     )
-    write_stage(folder, "segment", with_halo)
+    write_stage(folder, "segment", over_the_whole_image)
     recommendation = recommend_stage(load_recipe("scratch"), folder, IMAGES)
     assert recommendation is not None
     assert recommendation.stage == "segment"
@@ -123,7 +129,7 @@ def test_a_chain_of_networks_is_followed_to_the_first_good_masks(tmp_path: Path)
     assert first_is_good.stage == "segment"
     assert first_is_good.undertrained  # the last network
     assert "--set second.steps=200" in first_is_good.reason
-    assert recommend(tmp_path, with_halo, recipe).stage == "pseudo_masks"
+    assert recommend(tmp_path, over_the_whole_image, recipe).stage == "pseudo_masks"
 
 
 def test_without_a_network_the_last_masks_are_recommended(tmp_path: Path) -> None:
@@ -141,7 +147,7 @@ def test_a_recipe_without_masks_has_no_recommendation(tmp_path: Path) -> None:
 
 
 def test_nothing_is_compared_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recommendation = recommend(tmp_path, with_halo)
+    recommendation = recommend(tmp_path, without_third_class)
     folder = RunFolder(tmp_path)
     write_json(folder.recommendation_path, recommendation.model_dump(mode="json"))
     with monkeypatch.context() as patch:
@@ -202,3 +208,28 @@ def test_a_recommendation_of_other_masks_is_not_followed(run: tagmask.Run) -> No
     assert run.recommended_stage == "segment"
     run.update_report(quiet=True)
     assert run.recommendation == recommendation
+
+
+def test_a_few_lost_classes_of_many_do_not_matter(tmp_path: Path) -> None:
+    """One class of 3 is too many, one of 30 is not; a class of two images is not judged."""
+
+    def masks(folder: str, num_classes: int, images_per_class: int, lost: int) -> list[Sample]:
+        samples = []
+        for number in range(num_classes * images_per_class):
+            labels = np.full((4, 5), 1 + number % num_classes, np.uint8)
+            labels[0] = 0
+            write_label_map(tmp_path / folder / "teacher" / f"{number}.png", labels)
+            write_label_map(tmp_path / folder / "network" / f"{number}.png", np.where(labels == lost, 0, labels))
+            samples.append(Sample(f"{number}", f"{number}.jpg", ()))
+        return samples
+
+    for folder, num_classes, images_per_class, is_worse in (("a", 3, 3, True), ("b", 30, 3, False), ("c", 3, 2, False)):
+        samples = masks(folder, num_classes, images_per_class, lost=2)
+        network, teacher = (
+            lambda image_id, name=name, folder=folder: tmp_path / folder / name / f"{image_id}.png"
+            for name in ("network", "teacher")
+        )
+        names = [f"class {k}" for k in range(1, num_classes + 1)]
+        comparison = compare_masks(samples, network, teacher, names)
+        assert comparison.is_worse == is_worse
+        assert comparison.lost == ({"class 2": 0.0} if images_per_class >= 3 else {})

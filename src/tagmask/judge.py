@@ -1,15 +1,15 @@
 """Recommend the stage whose masks of the training images are best, without ground truth.
 
-A segmentation network learns from pseudo-masks. A trained network evens out their errors, and its masks are better. An
-undertrained one misses objects or blurs their outlines, and its masks are worse. The two are told apart by comparing
-the network's masks with the pseudo-masks that it learned from. The measurements behind the rule are in
-docs/results/network.md.
+A segmentation network learns from pseudo-masks. A trained network evens out their errors, and its masks are better. A
+network that was trained too little has not learned all classes, and its masks are worse. The two are told apart by
+comparing the network's masks with those that it learned from, class by class: docs/results/network.md has the
+measurements behind this rule.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -24,15 +24,16 @@ from tagmask.errors import RunError
 from tagmask.label_map import read_label_map
 from tagmask.measure import confusion_matrix, iou, mean_iou
 from tagmask.run_folder import RunFolder
+from tagmask.text import join_first_names
 
 if TYPE_CHECKING:
     from tagmask.recipe import Recipe
     from tagmask.stage import Method
 
 MAX_IMAGES = 500  # of the training set, evenly spaced; more do not change the agreement by a point
-MIN_AGREEMENT = 0.65  # mIoU of a network's masks with its pseudo-masks below which the pseudo-masks are better
-MIN_FOUND = 0.5  # share of the images with an object of a class in which the network must find it
-MIN_SHARE = 0.01  # of an image; smaller pieces of a class are not counted as objects
+MIN_AGREEMENT = 0.2  # IoU of a class in the network's masks with its pseudo-masks; below it, the class is lost
+MAX_LOST = 0.05  # share of the classes that a network can lose and still have the better masks
+MIN_IMAGES = 3  # a class that fewer pseudo-masks contain is not judged
 
 
 class Recommendation(BaseModel):
@@ -73,21 +74,19 @@ class Comparison:
     """How a network's masks compare with those that it learned from.
 
     Attributes:
-        agreement: mIoU, in 0..1, with the masks that it learned from as the target.
-        missed: names of the classes that the network misses in most of the images that have them.
+        agreement: mIoU, in 0..1, with the masks that it learned from as the target; NaN if all pixels are ignored.
+        lost: name → agreement (IoU, in 0..1) of the classes that the network has not learned.
+        num_classes: the number of classes that were judged.
     """
 
     agreement: float
-    missed: tuple[str, ...] = ()
+    lost: Mapping[str, float]
+    num_classes: int
 
     @property
-    def fault(self) -> str | None:
-        """What is wrong with the network, after "the network ..."; None if its masks are probably the better ones."""
-        if self.missed:
-            return f"misses most objects of {', '.join(self.missed[:3])}"
-        if self.agreement < MIN_AGREEMENT:
-            return f"agrees with its pseudo-masks in only {_percent(self.agreement)}"
-        return None
+    def is_worse(self) -> bool:
+        """Whether the network's masks are probably worse than those that it learned from."""
+        return len(self.lost) > MAX_LOST * self.num_classes
 
 
 def recommend_stage(
@@ -124,21 +123,21 @@ def recommend_stage(
             samples, folder.stage(stage).mask_path, folder.stage(teacher).mask_path, images.classes
         )
         pairs.append((teacher, comparison))
-        if comparison.fault is None:
+        if not comparison.is_worse:
             break
         stage = teacher
     if not pairs:
         return Recommendation(stage=stage, reason="the last masks of the run", keys=keys)
     teacher, comparison = pairs[0]
-    if comparison.fault is None:
-        reason = f"the network agrees in {_percent(comparison.agreement)} with {teacher}, whose masks it learned from"
+    if comparison.is_worse:
+        reason = f"{_describe_lost(network, teacher, comparison.lost)}; {_advice(network, recipe.stages[network])}"
     else:
-        reason = f"the network of {network} {comparison.fault}; {_advice(network, recipe.stages[network])}"
+        reason = f"its network agrees with {teacher}, from which it learned, in {_percent(comparison.agreement)}"
     return Recommendation(
         stage=stage,
         reason=reason,
         agreement=None if math.isnan(comparison.agreement) else comparison.agreement,
-        undertrained=comparison.fault is not None,
+        undertrained=comparison.is_worse,
         keys=keys,
     )
 
@@ -161,25 +160,24 @@ def compare_masks(
         RunError: a mask is missing or damaged, or two masks of an image do not fit.
     """
     num_labels = len(classes) + 1
-    total = np.zeros((num_labels, num_labels + 1), np.int64)
-    num_images, num_found = np.zeros(num_labels), np.zeros(num_labels)
+    total, num_images = np.zeros((num_labels, num_labels + 1), np.int64), np.zeros(num_labels, int)
     for sample in samples:
+        preds, target = read_label_map(network_path(sample.id)), read_label_map(teacher_path(sample.id))
         try:
-            confusion = confusion_matrix(
-                read_label_map(network_path(sample.id)), read_label_map(teacher_path(sample.id)), num_labels
-            )
+            confusion = confusion_matrix(preds, target, num_labels)
         except ValueError as error:
             raise RunError(
-                f"{network_path(sample.id)} cannot be compared: {error}; remove its stage, and run again."
+                f"{network_path(sample.id)} cannot be compared with {teacher_path(sample.id)} ({error}): run the "
+                "stages that made them again."
             ) from error
         total += confusion
-        has_class = confusion.sum(axis=1) >= MIN_SHARE * confusion.sum()
-        num_images += has_class
-        num_found += has_class & (confusion.diagonal() > 0)
-    with np.errstate(invalid="ignore"):
-        found = num_found / num_images
-    missed = tuple(name for name, share in zip(classes, found[1:], strict=True) if share < MIN_FOUND)
-    return Comparison(float(mean_iou(iou(total))), missed)
+        num_images += confusion.sum(axis=1) > 0
+    agreement, judged = iou(total), num_images >= MIN_IMAGES
+    judged[0] = False
+    lost = {
+        classes[label - 1]: float(agreement[label]) for label in np.flatnonzero(judged & (agreement < MIN_AGREEMENT))
+    }
+    return Comparison(float(mean_iou(agreement)), lost, int(judged.sum()))
 
 
 def mask_keys(recipe: Recipe, folder: RunFolder) -> dict[str, str]:
@@ -206,6 +204,13 @@ def _advice(stage: str, method: Method) -> str:
     if not settings.get(name):
         return "train it longer"
     return f"train it longer, e.g. --redo --set {stage}.{name}={2 * settings[name]}"
+
+
+def _describe_lost(network: str, teacher: str, lost: Mapping[str, float]) -> str:
+    """Return a clause about the classes that a network has not learned."""
+    names, highest = join_first_names(list(lost), 3), _percent(max(lost.values()))
+    at_most = "" if len(lost) == 1 else "at most "
+    return f"the network of {network} has not learned {names}, and agrees with {teacher} there in {at_most}{highest}"
 
 
 def _percent(share: float) -> str:

@@ -17,7 +17,15 @@ from tagmask.compute import Compute
 from tagmask.data.samples import TaggedImages
 from tagmask.errors import RecipeError
 from tagmask.label_map import read_label_map, write_label_map
-from tagmask.methods.segment import Segment, SegmentTraining, class_probabilities, most_probable_labels
+from tagmask.methods.segment import (
+    Segment,
+    SegmentTraining,
+    balanced_label_weights,
+    class_probabilities,
+    label_shares,
+    most_probable_labels,
+    pixel_loss,
+)
 from tagmask.models.classifier import Classifier
 from tagmask.models.segmenter import Segmenter
 from tagmask.refine.settings import NETWORK_CRF
@@ -39,6 +47,11 @@ class TestSegment(MethodContract):
 class TestDeepLabWithCrf(MethodContract):
     method = Segment
     settings = {**TOY, "architecture": "deeplabv2", "crf": {"steps": 2}, "scales": [0.75, 1.0]}  # noqa: RUF012
+
+
+class TestClassBalance(MethodContract):
+    method = Segment
+    settings = {**TOY, "class_balance": 0.5}  # noqa: RUF012
 
 
 def make_network(architecture: str = "Unet") -> Segmenter:
@@ -183,3 +196,43 @@ def test_worker_processes_write_the_same_masks(make_context: MakeContext, earlie
     method.run(context)
     method.run(replace(with_workers, compute=Compute(workers=2)))
     assert MethodContract.is_same(context.folder.path, with_workers.folder.path)
+
+
+def test_label_weights_are_those_of_the_cross_entropy_of_torch() -> None:
+    logits, weights = torch.randn(2, 4, 8, 8), torch.tensor([0.2, 1.0, 3.0, 0.5])
+    labels = torch.randint(0, 4, (2, 8, 8), dtype=torch.uint8)
+    labels[0, :5] = 255
+    expected = F.cross_entropy(logits, labels.long(), weights, ignore_index=255)
+    torch.testing.assert_close(pixel_loss(logits, labels, label_weights=weights), expected)
+    torch.testing.assert_close(pixel_loss(logits, labels, label_weights=torch.ones(4)), pixel_loss(logits, labels))
+    assert pixel_loss(logits, torch.full_like(labels, 255), label_weights=weights) == 0
+
+
+def test_balanced_weights_make_a_rare_label_count_more() -> None:
+    shares = np.array([0.9, 0.09, 0.01, 0.0])
+    for exponent in (0.0, 0.5, 1.0):
+        weights = balanced_label_weights(shares, exponent)
+        assert (weights * shares).sum() == pytest.approx(1)
+        assert weights[2] / weights[1] == pytest.approx(9**exponent)
+        assert weights[3] == 0
+    contributions = balanced_label_weights(shares, 1.0) * shares
+    np.testing.assert_allclose(contributions[:3], 1 / 3)
+
+
+def test_the_shares_of_labels_leave_out_ignored_pixels(make_context: MakeContext, tmp_path: Path) -> None:
+    context = make_context(masks=tmp_path / "masks_stage")
+    for sample in context.images.samples:
+        labels = np.zeros((40, 48), np.uint8)
+        labels[:10], labels[10:20] = 2, 255
+        write_label_map(context.inputs["masks"].mask_path(sample.id), labels)
+    np.testing.assert_allclose(label_shares(context, 4), [2 / 3, 0, 1 / 3, 0])
+
+
+def test_class_balance_reaches_the_loss(make_context: MakeContext, earlier_stages: dict[str, Path]) -> None:
+    losses = {}
+    for balance in (0.0, 1.0):
+        inputs = {kind: earlier_stages[kind] for kind in ("masks", "classifier")}
+        context = make_context(f"balance-{balance}", **inputs)
+        Segment(**TOY, class_balance=balance).train(context)
+        losses[balance] = read_history(context.folder)[0]["loss"]
+    assert losses[0.0] != pytest.approx(losses[1.0], rel=0.01)

@@ -96,7 +96,9 @@ class ActivationAwareTraining(SegmentTraining):
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         logits, labels, saliency = self.logits(batch), batch["labels"], batch["saliency"]
-        return activation_aware_loss(logits, labels, saliency, self.saliency_weight, self.mean_over_processes)
+        return activation_aware_loss(
+            logits, labels, saliency, self.saliency_weight, self.mean_over_processes, self.label_weights
+        )
 
 
 def activation_aware_loss(
@@ -105,6 +107,7 @@ def activation_aware_loss(
     saliency_target: Tensor,
     saliency_weight: float = 0.1,
     reduce_mean: Callable[[Tensor], Tensor] = Tensor.float,
+    label_weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Compute L = CE(p, labels) + λ · Σ w BCE(p_fg, S') / Σ w, with the foreground probability p_fg = 1 − p_bg.
 
@@ -114,11 +117,12 @@ def activation_aware_loss(
         saliency_target: [B, H, W] uint8, from `make_saliency_target`: S', or 255 where the weight w is 0.
         saliency_weight: λ.
         reduce_mean: as in `pixel_loss`.
+        label_weights: as in `pixel_loss`.
 
     Returns:
         "loss" and its two terms before λ, "ce" and "saliency"; a term without pixels is 0.
     """
-    ce = pixel_loss(logits, labels, reduce_mean)
+    ce = pixel_loss(logits, labels, reduce_mean, label_weights)
     foreground_logit = logits[:, 1:].logsumexp(1) - logits[:, 0]
     weight = (saliency_target != IGNORE_INDEX).float()
     bce = F.binary_cross_entropy_with_logits(foreground_logit, (saliency_target == 1).float(), weight, reduction="sum")

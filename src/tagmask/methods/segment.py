@@ -63,6 +63,13 @@ class Segment(BackboneSettings, TrainingSettings, InferenceSettings):
     freeze_norm: bool = Field(True, description="keep the running statistics of the encoder's batch norms fixed")
     lr: float = Field(2.5e-4, gt=0, description="learning rate of the encoder")
     head_lr: float = Field(2.5e-3, gt=0, description="learning rate of the new layers; the papers use 10 times lr")
+    class_balance: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="exponent b: a pixel whose label covers the share s of all masks has the weight s^−b in the loss, "
+        "so that rare classes are not lost; 0: all pixels have the same weight",
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
     weight_decay: float = Field(5e-4, ge=0, description="weight decay")
     scales: Scales = Field(
@@ -100,6 +107,9 @@ class Segment(BackboneSettings, TrainingSettings, InferenceSettings):
             (network.head_parameters(), self.head_lr),
         ]
         module = self.make_training(network, parameter_groups)
+        if self.class_balance:
+            shares = label_shares(context, len(context.images.classes) + 1)
+            module.label_weights = torch.from_numpy(balanced_label_weights(shares, self.class_balance)).float()
         steps_per_epoch = max(1, context.images_per_epoch // self.batch_size)
         epochs = math.ceil(self.steps / steps_per_epoch) if self.epochs is None else self.epochs
         try:
@@ -125,19 +135,34 @@ class Segment(BackboneSettings, TrainingSettings, InferenceSettings):
 
 
 class SegmentTraining(Training):
-    """Per-pixel cross-entropy against the pseudo-masks, without ignored pixels."""
+    """Per-pixel cross-entropy against the pseudo-masks, without ignored pixels.
+
+    Attributes:
+        label_weights: [K + 1] float32, the weight of the pixels of each label; None: all have the same.
+    """
 
     network: Segmenter
+    label_weights: Tensor | None
+
+    def __init__(self, network: Segmenter, parameter_groups: ParameterGroups, settings: Segment) -> None:
+        super().__init__(network, parameter_groups, settings)
+        self.register_buffer("label_weights", None, persistent=False)
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"loss": pixel_loss(self.logits(batch), batch["labels"], self.mean_over_processes)}
+        logits, labels = self.logits(batch), batch["labels"]
+        return {"loss": pixel_loss(logits, labels, self.mean_over_processes, self.label_weights)}
 
     def logits(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the logits [B, K + 1, H, W] float32 at the size of the labels."""
         return F.interpolate(self.network(batch["image"]).float(), batch["labels"].shape[1:], mode="bilinear")
 
 
-def pixel_loss(logits: Tensor, labels: Tensor, reduce_mean: Callable[[Tensor], Tensor] = Tensor.float) -> Tensor:
+def pixel_loss(
+    logits: Tensor,
+    labels: Tensor,
+    reduce_mean: Callable[[Tensor], Tensor] = Tensor.float,
+    label_weights: Tensor | None = None,
+) -> Tensor:
     """Compute the cross-entropy, averaged over all pixels that are not ignored; 0 if all are.
 
     Args:
@@ -145,10 +170,42 @@ def pixel_loss(logits: Tensor, labels: Tensor, reduce_mean: Callable[[Tensor], T
         labels: [B, H, W] uint8: 0 background, 1..K classes, 255 ignored.
         reduce_mean: returns the mean of a count over the processes that share a batch
             (`Training.mean_over_processes`).
+        label_weights: [K + 1], the weight of the pixels of each label in the average; None: all have the same.
     """
-    count = reduce_mean((labels != IGNORE_INDEX).sum())
-    count = count.where(count > 0, 1)  # the mean is below 1 if only one of many processes has a labeled pixel
-    return F.cross_entropy(logits, labels.long(), ignore_index=IGNORE_INDEX, reduction="sum") / count
+    valid = labels != IGNORE_INDEX
+    total = reduce_mean(valid.sum() if label_weights is None else label_weights[labels[valid].long()].sum())
+    total = total.where(total > 0, 1)  # the mean is below 1 if only one of many processes has a labeled pixel
+    return F.cross_entropy(logits, labels.long(), label_weights, ignore_index=IGNORE_INDEX, reduction="sum") / total
+
+
+def label_shares(context: StageContext, num_labels: int) -> np.ndarray:
+    """Return the share of each label in the pixels of the pseudo-masks: [num_labels] float64, background first."""
+    counts = np.zeros(num_labels)
+    with context.reporter.progress("counting labels", len(context.images)) as advance:
+        for sample in context.images.samples:
+            labels = read_label_map(context.inputs["masks"].mask_path(sample.id))
+            counts += np.bincount(labels.ravel(), minlength=IGNORE_INDEX + 1)[:num_labels]
+            advance(1)
+    return counts / max(1, counts.sum())
+
+
+def balanced_label_weights(shares: np.ndarray, exponent: float) -> np.ndarray:
+    """Return weights share^-exponent, scaled so that their mean over all pixels is 1.
+
+    Args:
+        shares: [L] the share of each label in all pixels; a label that does not occur gets the weight 0.
+        exponent: from 0 (equal weights) to 1 (every label contributes the same).
+
+    Returns:
+        [L] float64.
+
+    Example:
+        >>> balanced_label_weights(np.array([0.64, 0.36, 0]), 0.5).round(2).tolist()
+        [0.89, 1.19, 0.0]
+    """
+    weights = np.zeros(len(shares))
+    weights[shares > 0] = shares[shares > 0] ** -exponent
+    return weights / max((weights * shares).sum(), np.finfo(float).tiny)
 
 
 @dataclass(frozen=True)
