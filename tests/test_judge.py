@@ -87,7 +87,10 @@ def test_pseudo_masks_are_better_than_a_degenerate_network(tmp_path: Path, netwo
     assert recommendation.stage == "pseudo_masks"
     assert recommendation.undertrained
     assert reason in recommendation.reason
-    assert "train it longer, e.g. --redo --set segment.epochs=20" in recommendation.reason
+    assert recommendation.reason.endswith(
+        "; train it longer and with more weight for rare classes, e.g. --redo --set segment.epochs=20 "
+        "--set segment.class_balance=0.5"
+    )
 
 
 @pytest.mark.parametrize("network", [teacher, slightly_moved, with_halo])
@@ -121,14 +124,24 @@ def test_ignored_pixels_of_the_pseudo_masks_do_not_count(tmp_path: Path) -> None
     assert recommendation.agreement == 1
 
 
+def test_masks_that_ignore_everything_cannot_be_compared(tmp_path: Path) -> None:
+    write_stage(RunFolder(tmp_path), "pseudo_masks", only_ignored)
+    write_stage(RunFolder(tmp_path), "segment", slightly_moved)
+    recommendation = recommend_stage(load_recipe("scratch"), RunFolder(tmp_path), IMAGES)
+    assert recommendation is not None
+    assert (recommendation.stage, recommendation.agreement) == ("segment", None)
+
+
 def test_a_chain_of_networks_is_followed_to_the_first_good_masks(tmp_path: Path) -> None:
     recipe = load_recipe("scratch")
-    recipe = recipe_with_stage(recipe, "segment", ["inputs={masks: segment}", "steps=100"], name="second")
+    recipe = recipe_with_stage(
+        recipe, "segment", ["inputs={masks: segment}", "steps=100", "class_balance=0.5"], name="second"
+    )
     write_stage(RunFolder(tmp_path), "second", only_background)
     first_is_good = recommend(tmp_path, slightly_moved, recipe)
     assert first_is_good.stage == "segment"
     assert first_is_good.undertrained  # the last network
-    assert "--set second.steps=200" in first_is_good.reason
+    assert first_is_good.reason.endswith("; train it longer, e.g. --redo --set second.steps=200")
     assert recommend(tmp_path, over_the_whole_image, recipe).stage == "pseudo_masks"
 
 

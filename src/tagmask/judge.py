@@ -126,7 +126,7 @@ def recommend_stage(
         if not comparison.is_worse:
             break
         stage = teacher
-    if not pairs:
+    if not pairs or math.isnan(pairs[0][1].agreement):
         return Recommendation(stage=stage, reason="the last masks of the run", keys=keys)
     teacher, comparison = pairs[0]
     if comparison.is_worse:
@@ -136,7 +136,7 @@ def recommend_stage(
     return Recommendation(
         stage=stage,
         reason=reason,
-        agreement=None if math.isnan(comparison.agreement) else comparison.agreement,
+        agreement=comparison.agreement,
         undertrained=comparison.is_worse,
         keys=keys,
     )
@@ -175,7 +175,8 @@ def compare_masks(
     agreement, judged = iou(total), num_images >= MIN_IMAGES
     judged[0] = False
     lost = {
-        classes[label - 1]: float(agreement[label]) for label in np.flatnonzero(judged & (agreement < MIN_AGREEMENT))
+        classes[int(label) - 1]: float(agreement[label])
+        for label in np.flatnonzero(judged & (agreement < MIN_AGREEMENT))
     }
     return Comparison(float(mean_iou(agreement)), lost, int(judged.sum()))
 
@@ -198,12 +199,15 @@ def _teacher(method: Method) -> str | None:
 
 
 def _advice(stage: str, method: Method) -> str:
-    """Return how to train a network twice as long."""
+    """Return how to train a network so that it learns all classes."""
     settings = method.model_dump()
-    name = "epochs" if settings.get("epochs") else "steps"
-    if not settings.get(name):
+    duration = next((name for name in ("epochs", "steps") if settings.get(name)), None)
+    if duration is None:
         return "train it longer"
-    return f"train it longer, e.g. --redo --set {stage}.{name}={2 * settings[name]}"
+    example = f"--redo --set {stage}.{duration}={2 * settings[duration]}"
+    if settings.get("class_balance") == 0:
+        return f"train it longer and with more weight for rare classes, e.g. {example} --set {stage}.class_balance=0.5"
+    return f"train it longer, e.g. {example}"
 
 
 def _describe_lost(network: str, teacher: str, lost: Mapping[str, float]) -> str:
