@@ -206,7 +206,7 @@ def test_a_run_follows_the_recommendation(run: tagmask.Run, tmp_path: Path) -> N
         assert run.mask_path("3") == run.folder / stage / "masks" / "3.png"
         np.testing.assert_array_equal(run.load_mask("3"), read_label_map(run.folder / stage / "masks" / "3.png"))
         exported = run.export(tmp_path / stage, quiet=True)
-        np.testing.assert_array_equal(read_label_map(exported / "3.png"), run.load_mask("3"))
+        np.testing.assert_array_equal(read_label_map(exported / "masks" / "3.png"), run.load_mask("3"))
     write_json(run.folder / "recommendation.json", recommendation.model_dump(mode="json"))
 
 
