@@ -114,7 +114,9 @@ def _labels(result: Any) -> Iterator[str]:
     for item in result if isinstance(result, list) else ():
         kind = item.get("type") if isinstance(item, dict) else None
         value = item.get("value") if isinstance(item, dict) else None
-        values = value.get(kind) if isinstance(value, dict) and isinstance(kind, str) else None
+        if not isinstance(value, dict) or not isinstance(kind, str):
+            continue
+        values = value.get(kind)
         if not isinstance(values, list) or not (kind in ("choices", "taxonomy") or kind.endswith("labels")):
             continue
         for label in values:
