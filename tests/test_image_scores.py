@@ -89,7 +89,7 @@ def test_run_without_maps_or_threshold(tmp_path: Path, toy_images: TaggedImages)
     run = FakeRun(tmp_path / "run", toy_images, METHODS, {"cam": 4}, MASKS, {})
     score = scores_of(run)[0]
     assert math.isnan(score.ambiguous)
-    assert score.doubt == pytest.approx((score.disagreement + 1 - score.color_contrast) / 3)
+    assert score.doubt == pytest.approx((score.disagreement + 1 - score.color_contrast + score.border) / 4)
 
 
 def test_threshold_per_image_grows_with_the_number_of_tags(tmp_path: Path, toy_images: TaggedImages) -> None:

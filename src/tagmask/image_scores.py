@@ -44,7 +44,8 @@ class _Cache(BaseModel):
     key: str
     scores: list[
         tuple[
-            str, _Fraction, _Fraction, _Fraction, _Fraction, _Fraction, _Fraction, tuple[int, ...], int, int, _Fraction
+            str, _Fraction, _Fraction, _Fraction, _Fraction, _Fraction, _Fraction, _Fraction, tuple[int, ...], int,
+            int, _Fraction,
         ]
     ]  # fmt: skip
 

@@ -49,7 +49,8 @@ def test_scores_computed_by_hand() -> None:
     assert result.disagreement == pytest.approx(1 - (0 + 1 / 3 + 0) / 3)  # background 0/3, class 1: 1/3, class 2: 0/1
     assert result.color_contrast == 0
     assert result.class_overlap == pytest.approx(1 / 3)  # in the two cells above 0.4
-    assert result.doubt == pytest.approx((result.disagreement + 1 + 1 / 3) / 3)
+    assert result.border == 1
+    assert result.doubt == pytest.approx((result.disagreement + 1 + 1 / 3 + 1) / 4)
     assert result.ambiguous == pytest.approx(2 / 3)  # 0.45 and 0.35 of the cells above 0.3
     assert result.foreground == 1
     assert result.missing_tags == (3,)
@@ -100,7 +101,8 @@ def test_ignored_pixels_are_no_disagreement_and_no_foreground() -> None:
 def test_nothing_to_compare() -> None:
     result = score(mask_of_cells(1, 0))
     assert all(math.isnan(v) for v in (result.disagreement, result.class_overlap, result.ambiguous, result.miou))
-    assert result.doubt == pytest.approx(1 / 3)  # no color contrast
+    assert result.border == 1 / 2  # of the 20 pixels at the border of 4 × 8 pixels
+    assert result.doubt == pytest.approx((1 + 1 / 2) / 4)  # there is no color contrast
     json = result.to_json(["cat"])
     assert json["disagreement"] is None
     assert json["missing_tags"] == []

@@ -190,7 +190,7 @@ def test_the_worst_images_are_searched_among_all(tmp_path: Path, toy_images: Tag
     sample = toy_images.samples[0]
     samples = [replace(sample, id=f"{n:04}") for n in range(2100)]
     scores = [
-        ImageScore(s.id, n / 2100, 0.5, 0.5, 0.0, 0.0, 0.5, (), 1, 0, 1 - n / 2100) for n, s in enumerate(samples)
+        ImageScore(s.id, n / 2100, 0.5, 0.5, 0.0, 0.0, 0.0, 0.5, (), 1, 0, 1 - n / 2100) for n, s in enumerate(samples)
     ]
     images = replace(toy_images, samples=tuple(samples[-10:]))
     run = FakeRun(tmp_path, images, FIRST, {"cam": 4}, MASKS, CUT)

@@ -42,7 +42,7 @@ def maps_best_at(*thresholds: float) -> MapScores:
 def steps_of(
     evaluation: Evaluation, histories: dict[str, Any] | None = None, recipe: Recipe = RECIPE, **scores: float
 ) -> list[NextStep]:
-    images = [ImageScore(name, doubt, 0, 0, 0, 0, 0, (), 0, 0, math.nan) for name, doubt in scores.items()]
+    images = [ImageScore(name, doubt, 0, 0, 0, 0, 0, 0, (), 0, 0, math.nan) for name, doubt in scores.items()]
     return next_steps(recipe, Path("my run"), evaluation, images, histories or {}, set_name="toy")
 
 

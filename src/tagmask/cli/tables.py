@@ -110,10 +110,10 @@ def print_scores(scores: SegmentationReport, classes: Sequence[str]) -> None:
 def print_image_scores(scores: Sequence[ImageScore], classes: Sequence[str]) -> None:
     """Print the scores of images, one per line; the column of mIoU only if there is ground truth."""
     has_ground_truth = any(not math.isnan(score.miou) for score in scores)
-    columns = ["image", "doubt", "disagreement", "color\ncontrast", "class\noverlap", "missing tags"]
+    columns = ["image", "doubt", "disagreement", "color\ncontrast", "class\noverlap", "border", "missing tags"]
     table = Table(*columns, *(["mIoU"] if has_ground_truth else []), title="Images to look at first")
     for score in scores:
-        parts = map(format_two_decimals, (score.doubt, score.disagreement, score.color_contrast, score.class_overlap))
+        parts = map(format_two_decimals, score[1:6])
         missing = ", ".join(classes[class_id - 1] for class_id in score.missing_tags)
         miou = [format_percent(score.miou)] if has_ground_truth else []
         table.add_row(escape(score.image), *parts, escape(missing), *miou)
@@ -121,7 +121,8 @@ def print_image_scores(scores: Sequence[ImageScore], classes: Sequence[str]) -> 
     console.print(table)
     console.print(
         "doubt: mean of disagreement (of the network and the pseudo-masks), 1 − color contrast (of foreground and "
-        "background) and class overlap (in the response maps). --csv prints more columns."
+        "background), class overlap (in the response maps) and border (the fraction of it that is foreground). --csv "
+        "prints more columns."
     )
 
 

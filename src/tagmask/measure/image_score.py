@@ -1,7 +1,8 @@
 """Scores of one image's mask without ground truth, and the doubt, which says what masks to look at first.
 
-Three things make a mask doubtful: the network and the pseudo-masks that it learned from disagree; the foreground has
-the same colors as the rest of the image; the response maps of two classes are strong at the same place.
+Four things make a mask doubtful: the network and the pseudo-masks that it learned from disagree; the foreground has
+the same colors as the rest of the image; the response maps of two classes are strong at the same place; the mask
+reaches the border of the image.
 docs/results/image-scores.md reports how well the doubt finds the worst masks, and what else was tried.
 """
 
@@ -29,8 +30,8 @@ class ImageScore(NamedTuple):
 
     Attributes:
         image: the id of the image.
-        doubt: how likely the mask is wrong, 0..1: the mean of `disagreement`, 1 − `color_contrast` and
-            `class_overlap`, of which those that are NaN count as 0. It is 0 for an image without tags.
+        doubt: how likely the mask is wrong, 0..1: the mean of `disagreement`, 1 − `color_contrast`,
+            `class_overlap` and `border`, of which those that are NaN count as 0. It is 0 for an image without tags.
         disagreement: 1 − mIoU, over the labels that occur, of the masks of the last two stages that made masks from
             each other, 0..1: of the network and the pseudo-masks; without a network, of the pseudo-masks and the maps
             cut at the threshold. NaN if there is only one of them.
@@ -38,6 +39,7 @@ class ImageScore(NamedTuple):
             information, in bits, between the color of a pixel and whether it is foreground.
         class_overlap: where the response maps are above the threshold, the mean of the second strongest activation
             divided by the strongest, 0..1; 0 for an image with one tag. NaN if no stage has cut response maps.
+        border: fraction of the pixels at the border of the image that the mask gives to a class, 0..1.
         ambiguous: of the cells of the response maps that are above the threshold − 0.1, the fraction that is not above
             the threshold + 0.1, 0..1. NaN if no stage has cut response maps.
         foreground: fraction of the pixels that the mask gives to a class, 0..1.
@@ -52,6 +54,7 @@ class ImageScore(NamedTuple):
     disagreement: float
     color_contrast: float
     class_overlap: float
+    border: float
     ambiguous: float
     foreground: float
     missing_tags: tuple[int, ...]
@@ -110,13 +113,15 @@ def score_image(
         disagreement = mask_disagreement(_cut_grid(maps, threshold), _sample_grid(masks[0]), num_labels)
     contrast = color_contrast(image, mask)
     overlap = math.nan if maps is None else class_overlap(maps.maps, threshold)
+    border = border_fraction(mask)
     parts, crumbs = count_parts(mask, tags)
     return ImageScore(
         image=image_id,
-        doubt=float(np.nansum([disagreement, 1 - contrast, overlap])) / 3 if tags else 0.0,
+        doubt=float(np.nansum([disagreement, 1 - contrast, overlap, border])) / 4 if tags else 0.0,
         disagreement=disagreement,
         color_contrast=contrast,
         class_overlap=overlap,
+        border=border,
         ambiguous=math.nan if maps is None else ambiguous_fraction(maps.maps, threshold),
         foreground=float(_is_foreground(mask).mean()),
         missing_tags=tuple(class_id for class_id in tags if not (mask == class_id).any()),
@@ -166,6 +171,18 @@ def class_overlap(maps: np.ndarray, threshold: float) -> float:
     second, strongest = np.sort(maps.astype(np.float32), axis=0)[-2:]
     above = strongest > max(threshold, 0)
     return float((second[above] / strongest[above]).mean()) if above.any() else 0.0
+
+
+def border_fraction(mask: np.ndarray) -> float:
+    """Return the fraction of the pixels at the border of a label map [H, W] that are foreground, 0..1.
+
+    Example:
+        >>> border_fraction(np.array([[0, 0, 0], [0, 3, 3], [0, 0, 0]], np.uint8))
+        0.125
+    """
+    edge = np.ones(mask.shape, bool)
+    edge[1:-1, 1:-1] = False
+    return float(_is_foreground(mask)[edge].mean())
 
 
 def ambiguous_fraction(maps: np.ndarray, threshold: float, margin: float = AMBIGUITY_MARGIN) -> float:
