@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 WARN = """
 import sys, warnings
 from PIL import Image
@@ -42,7 +44,8 @@ print(os.environ["THP_MEM_ALLOC_ENABLE"], os.environ["PYTHONWARNINGS"])
     assert filters.count("Image size") == 1
 
 
-def test_ctrl_c_during_the_imports_gives_no_traceback() -> None:
+@pytest.mark.parametrize(("argument", "hint"), [("", ""), ("--redo", ", with --redo,")])
+def test_ctrl_c_during_the_imports_gives_no_traceback(argument: str, hint: str) -> None:
     interrupt = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
     program = f"""
 import sys
@@ -51,9 +54,10 @@ class Interrupt:
         if name == "typer":
             {interrupt}
 sys.meta_path.insert(0, Interrupt())
+sys.argv.append({argument!r})
 from tagmask.cli import main
 main()
 """
     process = run_python(program)
     assert process.returncode == 130
-    assert process.stderr == "tagmask: stopped; run the same command again to resume.\n"
+    assert process.stderr == f"tagmask: stopped; run the same command again{hint} to resume.\n"

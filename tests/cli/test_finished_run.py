@@ -23,7 +23,7 @@ def test_predict_with_and_without_tags(command: RunCommand, finished: Path, data
     table = tmp_path / "tags.csv"
     table.write_text("image,tags\n0.png,green\n3.png,\n")
     line = ["predict", finished, *images, "--tags", table, "--device=cpu", "--out", tmp_path / "tagged"]
-    result = command(*line, "--json", "--also", "coco", "--also", "overlays")
+    result = command(*line, "--json", "--also", "coco, overlays")
     assert set(result.json["masks"]) == {"0", "3"}
     exported = {"coco": f"{tmp_path}/tagged/coco", "overlays": f"{tmp_path}/tagged/overlays"}
     assert {format: result.json[format] for format in exported} == exported

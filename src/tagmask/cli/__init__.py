@@ -45,7 +45,8 @@ def main() -> None:
     except (SystemExit, KeyboardInterrupt, Exception) as error:
         # Typer turns Ctrl-C into SystemExit. If the signal also ended worker processes, any error may arrive here.
         if stopped.is_set():
-            _exit_with("stopped; run the same command again to resume.", STOPPED_STATUS)
+            redo = ", with --redo," if "--redo" in sys.argv else ""
+            _exit_with(f"stopped; run the same command again{redo} to resume.", STOPPED_STATUS)
         if isinstance(error, RuntimeError) and str(error).startswith(
             "DataLoader worker"
         ):  # PyTorch has no class for it

@@ -112,7 +112,7 @@ def predict(
     ] = None,
     also: Annotated[
         list[str] | None,
-        typer.Option(help="Another format to write, see `tagmask export --help`; can be given several times."),
+        typer.Option(help="Other formats to write, e.g. coco,overlays; `tagmask export --help` lists them."),
     ] = None,
     redo: Annotated[
         bool,
@@ -129,12 +129,13 @@ def predict(
     from tagmask.compute import is_main_process
     from tagmask.outputs.writer import output_path
 
+    formats = [name.strip() for names in also or () for name in names.split(",") if name.strip()]
     masks = tagmask.load(run_folder, **compute.run_arguments()).predict_files(
-        images, out, tags=tags, also=also or (), skip_bad=skip_bad, redo=redo, quiet=output.no_progress
+        images, out, tags=tags, also=formats, skip_bad=skip_bad, redo=redo, quiet=output.no_progress
     )
     if not is_main_process():
         return
-    exported = {format: str(output_path(out, format)) for format in also or ()}
+    exported = {format: str(output_path(out, format)) for format in formats}
     if output.as_json:
         print_json({"masks": {image_id: str(path) for image_id, path in masks.items()}, **exported})
     elif not output.quiet:

@@ -153,7 +153,7 @@ def print_dry_run(estimate: DryRun) -> None:
 def _results_table(evaluation: Evaluation) -> Table:
     table = Table("", "mIoU", "best threshold", "boundary F-score", title="Measured against ground truth")
     for name, maps in evaluation.maps.items():
-        used = _miou_at(maps, evaluation.thresholds.get(name, math.nan))
+        used = _miou_at(maps, evaluation.thresholds.get(name, maps.auto_threshold))  # as in the report
         table.add_row(escape(f"maps of {name}"), used, _miou_at(maps, maps.curve.best_threshold), MISSING)
     for name, scores in evaluation.scores.items():
         row = (escape(f"masks of {name}"), format_percent(scores.miou), MISSING, format_percent(scores.boundary_f))
