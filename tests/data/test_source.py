@@ -105,3 +105,17 @@ def test_masks_may_be_relative_to_the_root(folders: Path) -> None:
     images = DataSource(root=str(folders), masks="masks").read()
     assert [s.mask is not None for s in images.samples] == [True, False]
     assert images.classes == ("cat", "dog")
+
+
+def test_only_paths_become_absolute(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A column or a format may have the name of a folder or file."""
+    monkeypatch.chdir(folders)
+    (folders / "tags.csv").write_text("cat,dog\n")
+    for name in ("images", "masks"):
+        (folders / name).mkdir()
+    source = DataSource(
+        root="cat", format="images", masks="masks", tags="tags.csv", image_column="cat", tags_column="dog", split="dog"
+    )
+    absolute = source.with_absolute_paths()
+    changes = {"root": str(folders / "cat"), "masks": str(folders / "masks"), "tags": str(folders / "tags.csv")}
+    assert absolute == source.model_copy(update=changes)

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tagmask import large_images
-from tagmask.cli.tables import MAX_ROWS
+from tagmask.cli.options import MAX_ROWS
 from tagmask.data.check import CheckReport
 from tagmask.formatting import format_count
 

@@ -25,6 +25,7 @@ DATA_PANEL = "Data"
 RECIPE_PANEL = "Recipe"
 COMPUTE_PANEL = "Computation"
 OUTPUT_PANEL = "Output"
+MAX_ROWS = 40  # of a printed table; --json prints all
 
 ImagesArgument = Annotated[
     str, typer.Argument(help="The folder of the images: with a table of their tags, one folder per class, VOC or COCO.")

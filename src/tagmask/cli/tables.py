@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tagmask.cli.options import MAX_ROWS
 from tagmask.formatting import (
     MISSING,
     format_bytes,
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from tagmask.measure import SegmentationReport
     from tagmask.measure.image_score import ImageScore
     from tagmask.results import Run
-
-MAX_ROWS = 40  # of a table; --json prints all
 
 
 def run_json(run: Run) -> dict[str, Any]:

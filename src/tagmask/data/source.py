@@ -107,12 +107,11 @@ class DataSource(BaseModel):
 
         Only paths that exist in the current directory are changed. The others are relative to `root`.
         """
-        texts = {name: value for name, value in self.model_dump().items() if isinstance(value, str)}
-        files = ("split", "tags", "annotations", "class_list")
-        exists = {
-            name: os.path.isfile(value) if name in files else os.path.isdir(value) for name, value in texts.items()
-        }
-        return self.model_copy(update={name: os.path.abspath(texts[name]) for name in exists if exists[name]})
+        files = {name: getattr(self, name) for name in ("split", "tags", "annotations", "class_list")}
+        folders = {name: getattr(self, name) for name in ("root", "masks", "saliency")}
+        existing = {name: path for name, path in files.items() if path and os.path.isfile(path)}
+        existing |= {name: path for name, path in folders.items() if path and os.path.isdir(path)}
+        return self.model_copy(update={name: os.path.abspath(path) for name, path in existing.items()})
 
     def has_fixed_class_ids(self) -> bool:
         """Return whether the format or a class list defines the class ids in masks, not the tags that occur."""
