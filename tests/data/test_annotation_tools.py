@@ -262,14 +262,20 @@ def test_bad_data_yaml(tmp_path: Path, text: str, expected: str) -> None:
     save_images(tmp_path, "images/1.jpg")
     write(tmp_path / "data.yaml", text)
     with pytest.raises(DataError, match=expected):
-        DataSource(root=str(tmp_path)).read()
+        DataSource(root=str(tmp_path), format="yolo").read()
 
 
 def test_yolo_without_any_label(tmp_path: Path) -> None:
     save_images(tmp_path, "images/1.jpg")
     write(tmp_path / "data.yaml", YAML)
     with pytest.raises(DataError, match=r"no image of .* has a file of labels, for example .*labels/1\.txt"):
-        DataSource(root=str(tmp_path)).read()
+        DataSource(root=str(tmp_path), format="yolo").read()
+
+
+def test_other_yaml_files_do_not_make_a_data_set_of_yolo(tmp_path: Path) -> None:
+    save_images(tmp_path, "cat/1.jpg")
+    write(tmp_path / "data.yaml", "license: mine\n")
+    assert DataSource(root=str(tmp_path)).detect_format() == "folders"
 
 
 def save_workbook(path: Path, *rows: list[Any]) -> Path:

@@ -55,8 +55,8 @@ class DataSource(BaseModel):
         root: the folder of the images. If the tags are in a table, it may be a URL.
         format: "voc", "coco", "yolo", "table", "folders" or "images" (without tags, for held-out images). "auto"
             chooses by the files: COCO if `annotations` is set, VOC if there are the folders JPEGImages and ImageSets,
-            YOLO if there is a data.yaml or if `tags` is one, a table if `tags` is set or there is a tags.csv or an
-            annotations.xml of CVAT, and otherwise one folder per class.
+            YOLO if there are data.yaml and folders `labels` or if `tags` is a YAML file, a table if `tags` is set or
+            there is a tags.csv or an annotations.xml of CVAT, and otherwise one folder per class.
         split: in VOC the name or path of a list, in a table a value of its column `split`, with folders a subfolder of
             `root`, with YOLO a key of data.yaml or a folder of images.
         tags: a tag table, or an export of CVAT or Label Studio (see `read_tag_table`). For VOC also "xml" or "masks",
@@ -136,7 +136,7 @@ class DataSource(BaseModel):
             return "voc"
         if (Path(self.tags).suffix.lower() in (".yaml", ".yml")) if self.tags else find_yolo_names(root):
             return "yolo"
-        if self.tags or self._table_in_root():
+        if self.tags or self._find_in_root(*_TABLE_FILES):
             return "table"
         if is_url(self.root):
             raise DataError(f"{self.root} cannot be listed; name a table of its tags.")
@@ -149,9 +149,9 @@ class DataSource(BaseModel):
         in_root = Path(self.root) / path
         return in_root if in_root.exists() and not Path(path).exists() else Path(path)
 
-    def _table_in_root(self) -> Path | None:
-        """Return the table in the root that is read if none is named."""
-        return next((path for name in _TABLE_FILES if (path := Path(self.root) / name).is_file()), None)
+    def _find_in_root(self, *names: str) -> Path | None:
+        """Return the first of these files that is in the root."""
+        return next((path for name in names if (path := Path(self.root) / name).is_file()), None)
 
     def _read_all_classes(self) -> TaggedImages:
         format = self.detect_format()
@@ -168,14 +168,16 @@ class DataSource(BaseModel):
                 raise DataError(f"{root} is to be read as COCO, but no JSON file is named; name it as the annotations.")
             return read_coco(root, annotations, saliency=saliency)
         if format == "table":
-            table = tags or self._table_in_root() or Path(root) / _TABLE_FILES[0]
+            table = tags or self._find_in_root(*_TABLE_FILES) or Path(root) / _TABLE_FILES[0]
             columns = {"image_column": self.image_column, "tags_column": self.tags_column}
             return read_table(
                 root, read_tag_table(table, **columns), split=self.split, masks=masks, saliency=saliency,
                 class_list=class_list,
             )  # fmt: skip
         if format == "yolo":
-            names_file = class_list or tags or find_yolo_names(Path(root)) or find_class_list(root, None)
+            names_file = (
+                class_list or tags or find_yolo_names(Path(root)) or self._find_in_root("data.yaml", "classes.txt")
+            )
             if names_file is None:
                 raise DataError(f"{root} has no data.yaml and no classes.txt with the class names of YOLO; add one.")
             return read_yolo(Path(root), names_file, split=self.split, masks=masks, saliency=saliency)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from tagmask.data.samples import Sample, TaggedImages
-from tagmask.text import join_first_names, pluralize
+from tagmask.text import join_first_names, pluralize, shorten
 
 MIN_IMAGES = 50  # of a set: with fewer, masks are a first impression only
 MIN_IMAGES_PER_CLASS = 10
@@ -32,10 +32,11 @@ def tag_warnings(images: TaggedImages) -> list[str]:
     if not any(sample.tags for sample in tagged):
         return []  # an error, not a warning
     co_occurrence = count_co_occurrence(tagged, len(images.classes))
-    counts = dict(zip(images.classes, co_occurrence.diagonal().tolist(), strict=True))
+    classes = [shorten(name) for name in images.classes]
+    counts = dict(zip(classes, co_occurrence.diagonal().tolist(), strict=True))
     return [
         *_warn_frequent_classes(counts, len(tagged)),
-        *_warn_inseparable_classes(images.classes, co_occurrence, len(tagged)),
+        *_warn_inseparable_classes(classes, co_occurrence, len(tagged)),
         *_warn_rare_classes(counts),
         *_warn_untagged(tagged),
         *_warn_few_images(len(images)),

@@ -22,12 +22,9 @@ _MAX_LABEL_BYTES = 10**8
 
 def find_yolo_names(root: Path) -> Path | None:
     """Return the file with the class names of a YOLO data set, or None if `root` does not hold one."""
-    for name in _YAML_NAMES:
-        if (root / name).is_file():
-            return root / name
-    labels = root / "labels"
-    has_labels = labels.is_dir() and any(labels.rglob("*.txt"))
-    return root / "classes.txt" if has_labels and (root / "classes.txt").is_file() else None
+    has_labels = any(any(labels.rglob("*.txt")) for labels in (root / "labels", *root.glob("*/labels")))
+    names = (root / name for name in (*_YAML_NAMES, "classes.txt"))
+    return next((path for path in names if path.is_file()), None) if has_labels else None
 
 
 def read_yolo(
