@@ -5,11 +5,18 @@ from __future__ import annotations
 import io
 import os
 import signal
+import subprocess
+import sys
+import textwrap
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from joblib import delayed
 from rich.console import Console
 
+from tagmask.compute import explain_out_of_memory
 from tagmask.errors import RunError
 from tagmask.progress import Reporter, run_in_workers
 
@@ -23,9 +30,80 @@ def test_every_job_is_counted() -> None:
     reporter = Reporter(Console(file=io.StringIO(), width=80))
     run_in_workers("masks", (delayed(_ends)(False) for _ in range(5)), 5, 2, reporter.progress)
     assert reporter.console
-    assert reporter.console.file.getvalue().startswith("  masks: 5/5 images in ")
+    assert reporter.console.file.getvalue().splitlines()[-1].startswith("  masks: 5/5 images in ")
 
 
 def _ends(killed: bool) -> None:
     if killed:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+KILLED_SCRIPT = """
+    import os, sys, time
+    from joblib import delayed
+    from tagmask.compute import Compute
+    from tagmask.data.loading import load_image_batches
+    from tagmask.progress import Reporter, run_in_workers
+    from tests.test_progress import wait_for_ever
+
+    if sys.argv[1] == "joblib":
+        run_in_workers("x", [delayed(wait_for_ever)() for _ in range(2)], 2, 2, Reporter().progress)
+    else:
+        from tests.test_progress import SlowSample
+        next(load_image_batches([[SlowSample()], [SlowSample()]], Compute(workers=2)))
+"""
+
+
+def wait_for_ever() -> None:
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+
+
+class SlowSample:
+    def read_reduced_image(self) -> None:
+        wait_for_ever()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the processes of a session from /proc")
+@pytest.mark.parametrize("kind", ["joblib", "loader"])
+def test_workers_end_when_the_main_process_is_killed(kind: str) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(KILLED_SCRIPT), kind]
+    main = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True, text=True
+    )
+    assert main.stdout
+    workers = {int(main.stdout.readline()) for _ in range(2)}
+    assert workers <= processes_of_session(main.pid)
+    main.kill()
+    main.wait()
+    end = time.monotonic() + 20
+    while (left := processes_of_session(main.pid)) and time.monotonic() < end:
+        time.sleep(0.2)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+
+
+def processes_of_session(session: int) -> set[int]:
+    """Return the processes of a session that are not zombies."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session and fields[0] != "Z":
+                found.add(int(folder.name))
+    return found
+
+
+def test_too_little_memory_is_one_sentence() -> None:
+    import torch  # here, so that the workers of the other tests, which import this module, start quickly
+
+    cpu = torch.device("cpu")
+    message = r"^stage 'cam' does not fit into the memory of cpu: use a larger machine\.$"
+    with (
+        pytest.raises(RunError, match=message),
+        explain_out_of_memory("stage 'cam'", cpu, "use a larger machine"),
+    ):
+        torch.empty(2**60, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="something else"), explain_out_of_memory("a", cpu, "b"):
+        raise RuntimeError("something else")

@@ -18,7 +18,7 @@ from tagmask.data.samples import TaggedImages
 from tagmask.progress import LoopUnit, Reporter
 from tagmask.run_folder import StageFolder
 from tagmask.stage import StageContext
-from tagmask.training import Training, TrainingSettings, fit
+from tagmask.training import Training, TrainingSettings, fit, read_history
 from tests.methods.contract import MakeContext
 
 BATCH = 3
@@ -90,6 +90,34 @@ def test_an_interrupted_training_resumes_with_the_next_samples(
     steps = 8 // BATCH
     assert again == expected(toy_images)[epoch * steps :]
     assert counted == [len(again)]
+
+
+def test_a_number_of_steps_is_exact_with_its_learning_rates_and_after_an_interruption(
+    context: StageContext, toy_images: TaggedImages
+) -> None:
+    def train(folder: str, stop_in: int | None = None, **changes: Any) -> RecordingTraining:
+        torch.manual_seed(0)
+        module = RecordingTraining(stop_in)
+        changed = replace(context, folder=StageFolder(context.folder.path / folder), **changes)
+        fit(module, Keys(toy_images, lambda item: item, 0), changed, epochs=EPOCHS, batch_size=BATCH, steps=7)
+        return module
+
+    counted: list[int] = []
+    whole = train("whole", reporter=CountingReporter(counted))
+    assert whole.keys == expected(toy_images)[:7]
+    assert counted == [7]
+    history = read_history(StageFolder(context.folder.path / "whole"))
+    assert len(history) == 4
+    assert history[-1]["lr"] == 0  # the schedule ends with the last step
+
+    with pytest.raises(InterruptedError):
+        train("resumed", stop_in=2)
+    resumed = train("resumed")
+    assert resumed.keys == expected(toy_images)[4:7]
+    torch.testing.assert_close(resumed.network.state_dict(), whole.network.state_dict(), rtol=0, atol=0)
+    again = train("resumed")  # killed after the last checkpoint
+    assert again.keys == []
+    torch.testing.assert_close(again.network.state_dict(), whole.network.state_dict(), rtol=0, atol=0)
 
 
 class CountingReporter(Reporter):

@@ -6,13 +6,15 @@ PyTorch and Lightning are imported where they are used, so that commands that co
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from tagmask.errors import RecipeError
+from tagmask.errors import RecipeError, RunError
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +25,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 T = TypeVar("T")
 
 COLLECTIVE_TIMEOUT = timedelta(hours=12)  # the other processes wait while rank 0 does what only one process can do
+PARENT_CHECK_SECONDS = 1.0
 CPU_BATCH_PIXELS = 2**17  # a batch should fit into the cache of a CPU (measured by benchmarks/maps.py)
 GPU_BATCH_PIXELS = 2**22
 
@@ -161,9 +164,42 @@ class Compute:
         return [environment] if self.world_size > 1 and environment else []
 
 
+@contextmanager
+def explain_out_of_memory(subject: str, device: torch.device, advice: str) -> Iterator[None]:
+    """Raise a RunError with advice where a computation does not fit into memory.
+
+    Args:
+        subject: what does not fit, the beginning of the sentence.
+        device: where it runs.
+        advice: what to do, the end of the sentence.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # PyTorch has a class of its own only for the memory of a GPU
+        is_gpu = type(error).__name__ == "OutOfMemoryError"
+        if not (is_gpu or isinstance(error, MemoryError) or "can't allocate memory" in str(error)):
+            raise
+        raise RunError(f"{subject} does not fit into the memory of {device}: {advice}.") from error
+
+
 def is_main_process() -> bool:
     """Whether this process has rank 0, or is the only one; known before the process group is initialized."""
     return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0
+
+
+def exit_with_parent(parent: int) -> None:
+    """End this worker process soon after its parent process has ended, even if that was killed.
+
+    Args:
+        parent: the id of the parent process.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_CHECK_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="exit_with_parent", daemon=True).start()
 
 
 def default_workers(processes: int = 1) -> int:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from tagmask.artifacts import digest, write_text
-from tagmask.compute import Compute
+from tagmask.compute import Compute, explain_out_of_memory
 from tagmask.data.samples import TaggedImages
 from tagmask.errors import DataError, RecipeError
 from tagmask.progress import Reporter
@@ -15,6 +15,11 @@ from tagmask.recipe import Recipe, load_recipe
 from tagmask.run_folder import RunFolder, RunSources
 from tagmask.stage import StageContext
 from tagmask.stage_files import discard_damaged_files, remember_files
+
+_MEMORY_ADVICE = (
+    "lower its batch_size, crop_size or inference_batch_size (e.g. --set {stage}.batch_size=4), use fewer workers "
+    "(--workers), or use a larger machine"
+)
 
 
 def run_stages(
@@ -57,7 +62,9 @@ def run_stages(
             continue
         reporter.info(title)
         start = time.time()
-        method.run(StageContext(stage, images, compute, reporter, inputs, recipe.seed, max_steps, epoch_size))
+        context = StageContext(stage, images, compute, reporter, inputs, recipe.seed, max_steps, epoch_size)
+        with explain_out_of_memory(f"stage {name!r}", compute.device, _MEMORY_ADVICE.format(stage=name)):
+            method.run(context)
         stage.mark_done(compute, time.time() - start, len(images))
     if compute.is_main_process:
         remember_files(folder, {name: method.makes for name, method in recipe.stages.items()}, images)

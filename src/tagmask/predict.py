@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from tagmask.artifacts import REMOVE, RUN_AGAIN, read_model, write_json
-from tagmask.compute import Compute
+from tagmask.compute import Compute, explain_out_of_memory
 from tagmask.data.samples import TaggedImages
 from tagmask.errors import DataError, RunError
 from tagmask.methods.segment import segment_in_tiles, write_missing_masks
@@ -28,6 +28,7 @@ from tagmask.text import did_you_mean, shorten
 IMAGES_FILE = "images.json"  # beside predicted masks: the image of each mask, and the tags that were known
 MAX_RECORD_BYTES = 2**30  # of a million images
 BATCH_SIZE = 8
+_MEMORY_ADVICE = "close other programs, use fewer workers (--workers), or use a larger machine"
 
 
 class _PredictedImage(BaseModel):
@@ -97,11 +98,13 @@ class Predictor:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
             raise ValueError(f"image is {image.dtype} {list(image.shape)}, not uint8 [H, W, 3]")
         ids = None if tags is None else [self._class_id(tag) for tag in tags]
-        return segment_in_tiles(self.network, image, ids, self.scales, self.crf, self.compute)
+        with explain_out_of_memory("the segmentation network", self.compute.device, _MEMORY_ADVICE):
+            return segment_in_tiles(self.network, image, ids, self.scales, self.crf, self.compute)
 
     def write_missing_masks(self, context: InferenceContext) -> None:
         """Write the label map of every image of the context that has none yet."""
-        write_missing_masks(self.network, context, scales=self.scales, crf=self.crf, batch_size=BATCH_SIZE)
+        with explain_out_of_memory("the segmentation network", self.compute.device, _MEMORY_ADVICE):
+            write_missing_masks(self.network, context, scales=self.scales, crf=self.crf, batch_size=BATCH_SIZE)
 
     def _class_id(self, tag: str) -> int:
         if tag not in self.classes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -10,6 +11,7 @@ from typing import Any, Literal, Protocol
 
 from rich.console import Console
 
+from tagmask.compute import exit_with_parent
 from tagmask.errors import WORKER_KILLED, RunError
 
 LOG_INTERVAL = 30.0  # seconds between progress lines when the output is not a terminal
@@ -106,7 +108,13 @@ def run_in_workers(
     results = []
     with progress(description, num_calls) as advance:
         try:
-            for result in Parallel(n_jobs=max(1, num_workers), return_as="generator")(delayed_calls):
+            pool = Parallel(
+                n_jobs=max(1, num_workers),
+                return_as="generator",
+                initializer=exit_with_parent,
+                initargs=(os.getpid(),),
+            )
+            for result in pool(delayed_calls):
                 results.append(result)
                 advance(1)
         except BrokenProcessPool as error:

@@ -6,6 +6,7 @@ import io
 import logging
 import shutil
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -81,6 +82,7 @@ class Training(L.LightningModule):
         super().__init__()
         self.network = network
         self._settings = settings
+        self.total_steps = sys.maxsize  # `fit` sets it
         trainable = [([p for p in parameters if p.requires_grad], lr) for parameters, lr in parameter_groups]
         self._parameter_groups: list[dict[str, Any]] = [{"params": p, "lr": lr} for p, lr in trainable if p]
 
@@ -111,14 +113,22 @@ class Training(L.LightningModule):
         else:
             optimizer_class = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
             optimizer = optimizer_class(self._parameter_groups, weight_decay=settings.weight_decay)
-        total = max(1, int(self.trainer.estimated_stepping_batches))
+        total = max(1, min(self.total_steps, int(self.trainer.estimated_stepping_batches)))
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: max(0.0, 1 - step / total) ** settings.poly_power
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def fit(module: Training, data: TrainingSet, context: StageContext, *, epochs: int, batch_size: int) -> None:
+def fit(
+    module: Training,
+    data: TrainingSet,
+    context: StageContext,
+    *,
+    epochs: int,
+    batch_size: int,
+    steps: int | None = None,
+) -> None:
     """Train a network, or resume a training that was interrupted.
 
     `history.json` in the stage folder gets one entry per epoch, and a checkpoint is written after each epoch. An
@@ -130,17 +140,24 @@ def fit(module: Training, data: TrainingSet, context: StageContext, *, epochs: i
         context: of the stage.
         epochs: the number of passes over the images.
         batch_size: the number of images per step, over all processes.
+        steps: the number of steps after which the training ends within the last epoch; None: it is complete.
 
     Raises:
         RunError: the loss is NaN or infinite.
     """
     checkpoint = context.folder.path / "training" / "last.ckpt"
     done = _epochs_done(checkpoint, context)
+    if 0 < epochs <= done:  # killed after the last checkpoint; Lightning would go on in an epoch that steps cut short
+        module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+        module.network.to(context.compute.device)
+        return
     loader = training_loader(data, batch_size, context.compute, done, epoch_size=context.images_per_epoch)
     module.network.to(memory_format=torch.channels_last)
     description = f"training epochs {done + 1} to {epochs}" if done else f"training {epochs} epochs"
+    total = epochs * len(loader) if steps is None else min(steps, epochs * len(loader))
+    module.total_steps = total
     with (
-        context.reporter.progress(description, (epochs - done) * len(loader), "steps") as advance,
+        context.reporter.progress(description, max(0, total - done * len(loader)), "steps") as advance,
         _silence_lightning(),
         _stop_on_signals(),
     ):
@@ -152,8 +169,13 @@ def fit(module: Training, data: TrainingSet, context: StageContext, *, epochs: i
         )
         trainer = L.Trainer(
             max_epochs=epochs,
-            max_steps=-1 if context.max_steps is None else context.max_steps,
-            callbacks=[_EpochSeeds(data.seed), _TrainingCurves(context, advance, len(loader)), save_checkpoints],
+            max_steps=-1 if context.max_steps is None else context.max_steps,  # it would change how Lightning resumes
+            callbacks=[
+                _EpochSeeds(data.seed),
+                _TrainingCurves(context, advance),
+                _StopAfter(total),
+                save_checkpoints,
+            ],
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -208,16 +230,26 @@ class _EpochSeeds(Callback):
         torch.manual_seed((self.seed * 1_000_003 + trainer.current_epoch) * 1009 + trainer.global_rank)
 
 
+class _StopAfter(Callback):
+    """End the training after a number of steps, also within an epoch."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
+        trainer.should_stop = trainer.should_stop or trainer.global_step >= self.steps
+
+
 class _TrainingCurves(Callback):
     """Write the mean losses of each epoch to `history.json`."""
 
-    def __init__(self, context: StageContext, advance: Callable[[int], None], steps: int) -> None:
-        self.context, self.advance, self.steps = context, advance, steps
+    def __init__(self, context: StageContext, advance: Callable[[int], None]) -> None:
+        self.context, self.advance, self.steps = context, advance, 0
         self.sums: dict[str, Tensor] = {}
         self.wait_seconds = 0.0
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.sums, self.wait_seconds = {}, 0.0
+        self.sums, self.steps, self.wait_seconds = {}, 0, 0.0
         self.start = self.idle_since = time.perf_counter()
 
     def on_train_batch_start(
@@ -230,6 +262,7 @@ class _TrainingCurves(Callback):
     ) -> None:
         for name, value in outputs.items():
             self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value.detach()
+        self.steps += 1
         self.advance(1)
         self.idle_since = time.perf_counter()
 

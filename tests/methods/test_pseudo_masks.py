@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,16 +14,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tagmask.artifacts import read_json
+from tagmask.artifacts import read_json, write_json
 from tagmask.compute import Compute
 from tagmask.data.images import read_image
 from tagmask.data.samples import TaggedImages
 from tagmask.errors import RecipeError
 from tagmask.label_map import read_label_map
 from tagmask.maps import ResponseMaps, grid_size
-from tagmask.methods._threshold import Threshold, record_threshold
+from tagmask.methods._threshold import Threshold, doubt_about, record_threshold
 from tagmask.methods.pseudo_masks import PseudoMasks
 from tagmask.models.segmenter import Segmenter
+from tagmask.progress import Reporter
 from tagmask.recipe import load_recipe
 from tagmask.refine.dense_crf import dense_crf, unary_from_labels
 from tagmask.refine.image_threshold import choose_threshold
@@ -345,3 +347,39 @@ def test_images_without_tags_are_background(
 def test_a_wrong_threshold_is_an_error(value: Any) -> None:
     with pytest.raises(ValueError, match="is not a threshold; give auto, per-image or a number from 0 to 1"):
         PseudoMasks(threshold=value)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "losses", "warning"),
+    [
+        (0.0, [0.7, 0.3], "the threshold 0.00 lies at the border of its range"),
+        (0.99, [], "the threshold 0.99 lies at the border"),
+        (0.4, [0.7, 0.69], r"loss of cam has hardly fallen \(from 0.7 to 0.69\): train longer \(e.g. --set cam.epochs"),
+        (0.4, [0.7, 0.3], None),
+        (0.4, [0.7], None),
+    ],
+)
+def test_a_threshold_of_a_network_that_has_hardly_learned_is_doubted(
+    tmp_path: Path, threshold: float, losses: list[float], warning: str | None
+) -> None:
+    maps = StageFolder(tmp_path / "cam")
+    maps.begin({"method": "tagmask.methods.cam"}, Compute())
+    write_json(maps.path / "history.json", [{"epoch": i + 1, "loss": loss} for i, loss in enumerate(losses)])
+    doubt = doubt_about(threshold, maps)
+    assert doubt is None if warning is None else re.search(warning, doubt or "")
+
+
+def test_the_warning_about_a_threshold_is_printed(make_context: MakeContext, tmp_path: Path) -> None:
+    """Maps that are nowhere active, as those of a network that has learned nothing."""
+    context = make_context(maps=tmp_path / "maps")
+    for sample in context.images.samples:
+        size, tags = sample.size or (1, 1), np.array(sample.tags)
+        ResponseMaps(tags, np.zeros((len(tags), *grid_size(size))), size).save(
+            context.inputs["maps"].maps_path(sample.id)
+        )
+    lines: list[str] = []
+    reporter = Reporter()
+    reporter.info = lines.append  # type: ignore[method-assign]
+    record_threshold(replace(context, reporter=reporter), "auto", context.inputs["maps"])
+    assert len(lines) == 2
+    assert lines[1].startswith("  warning: the threshold 0.00 lies at the border of its range")

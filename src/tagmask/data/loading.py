@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from tagmask.compute import Compute
+from tagmask.compute import Compute, exit_with_parent
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.errors import RecipeError
 from tagmask.large_images import is_large, random_window
@@ -158,12 +159,12 @@ def training_loader(
         generator=generator,
         num_workers=compute.workers,
         pin_memory=compute.device.type == "cuda",
-        worker_init_fn=_set_worker_signals,
+        worker_init_fn=partial(_set_up_worker, os.getpid()),
         persistent_workers=compute.workers > 0,  # torch ignores Ctrl-C while it stops and starts workers
     )
 
 
-def _set_worker_signals(worker: int) -> None:
+def _set_up_worker(parent: int, worker: int) -> None:
     """Make a worker exit silently, because the main process receives the same signals and reports them.
 
     A worker ignores Ctrl-C and exits with status 0 on SIGTERM, which the main process sends to a worker that is stuck.
@@ -171,6 +172,7 @@ def _set_worker_signals(worker: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda signum, frame: os._exit(0))
+    exit_with_parent(parent)
 
 
 class _ImageBatches(Dataset[tuple[list[Sample], Tensor]]):
@@ -200,6 +202,6 @@ def load_image_batches(groups: Sequence[Sequence[Sample]], compute: Compute) -> 
         _ImageBatches(groups),
         batch_size=None,
         num_workers=min(compute.workers, len(groups)),
-        worker_init_fn=_set_worker_signals,
+        worker_init_fn=partial(_set_up_worker, os.getpid()),
     )
     return iter(loader)

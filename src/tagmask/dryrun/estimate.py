@@ -6,8 +6,7 @@ import resource
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -132,7 +131,7 @@ def _run_timed(
     disk = {}
     for number, name in enumerate(recipe.stages, 1):
         stages_so_far = recipe.model_copy(update={"stages": dict(list(recipe.stages.items())[:number])})
-        with timer.time_stage(name, subset), _explain_out_of_memory(name, compute):
+        with timer.time_stage(name, subset):
             run_stages(
                 stages_so_far, subset.images, folder, compute=compute, reporter=timer,
                 max_steps=max_steps, epoch_size=subset.num_images,
@@ -141,26 +140,12 @@ def _run_timed(
     with timer.time_stage(REPORT, subset):
         update_report(recipe, folder, subset.images, None, compute, timer)
     disk[REPORT] = folder.report_path.stat().st_size
-    if held_out and (segmenter := recipe.latest("segmenter")):
+    if held_out and recipe.latest("segmenter"):
         no_training_images = subset.images.select(lambda sample: False)
-        with timer.time_stage(HELD_OUT, held_out), _explain_out_of_memory(segmenter, compute):
+        with timer.time_stage(HELD_OUT, held_out):
             evaluate_run(recipe, folder, no_training_images, held_out.images, compute, timer)
         disk[HELD_OUT] = estimate_folder_size(held_out_folder(folder, held_out.images).path, held_out)
     return disk
-
-
-@contextmanager
-def _explain_out_of_memory(stage: str, compute: Compute) -> Iterator[None]:
-    """Raise RunError, with advice, if a stage does not fit into memory."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:  # torch raises OutOfMemoryError only for the memory of a GPU
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise
-        raise RunError(
-            f"stage {stage!r} does not fit into the memory of {compute.device}: lower its batch_size, crop_size or "
-            f"inference_batch_size (e.g. --set {stage}.batch_size=...), or use a larger machine."
-        ) from error
 
 
 def peak_memory(compute: Compute) -> dict[str, int | None]:

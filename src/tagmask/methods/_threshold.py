@@ -11,6 +11,10 @@ from tagmask.maps import ResponseMaps
 from tagmask.measure.metrics import ActivationHistogram
 from tagmask.run_folder import StageFolder, ThresholdRecord
 from tagmask.stage import StageContext
+from tagmask.training import read_history
+
+PLAUSIBLE_THRESHOLDS = (0.03, 0.97)  # a threshold outside says more about the network than about the images
+HARDLY_FALLEN = 0.95  # the loss of the last epoch, as a part of that of the first one
 
 
 def _number_from_0_to_1_or(*words: str) -> BeforeValidator:
@@ -24,6 +28,31 @@ def _number_from_0_to_1_or(*words: str) -> BeforeValidator:
 
 Threshold = Annotated[float | Literal["auto", "per-image"], _number_from_0_to_1_or("auto", "per-image")]
 GlobalThreshold = Annotated[float | Literal["auto"], _number_from_0_to_1_or("auto")]
+
+
+def doubt_about(threshold: float, maps: StageFolder) -> str | None:
+    """Return a warning if a chosen threshold shows that the network behind the maps has hardly learned; else None.
+
+    Args:
+        threshold: Otsu's threshold of the maps, 0..1.
+        maps: the folder of the stage that made the maps, perhaps with the curve of its training.
+    """
+    advice = f"train longer (e.g. --set {maps.path.name}.epochs=...), and look at the response maps in the report."
+    low, high = PLAUSIBLE_THRESHOLDS
+    if not low <= threshold <= high:
+        return (
+            f"the threshold {threshold:.2f} lies at the border of its range, so the maps hardly separate objects from "
+            f"background: {advice}"
+        )
+    record = maps.read_record_if_any()
+    is_cam = record is not None and record.key.get("method") == "tagmask.methods.cam"  # others go on from a classifier
+    losses = [epoch["loss"] for epoch in read_history(maps)] if is_cam else []
+    if len(losses) > 1 and losses[-1] > HARDLY_FALLEN * losses[0]:
+        return (
+            f"the training loss of {maps.path.name} has hardly fallen (from {losses[0]:.3g} to {losses[-1]:.3g}): "
+            f"{advice}"
+        )
+    return None
 
 
 def record_threshold(context: StageContext, setting: Threshold, maps: StageFolder) -> float:
@@ -49,6 +78,8 @@ def record_threshold(context: StageContext, setting: Threshold, maps: StageFolde
         threshold = histogram.otsu()  # over all processes
         scope = "one threshold per image, near" if setting == "per-image" else "threshold"
         context.reporter.info(f"  {scope} {threshold:.2f} (Otsu's threshold of the activations)")
+        if warning := doubt_about(threshold, maps):
+            context.reporter.info(f"  warning: {warning}")
     else:
         threshold = setting
     context.compute.barrier()  # every process has looked for the file before the main process writes it

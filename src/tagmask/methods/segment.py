@@ -53,7 +53,7 @@ class Segment(BackboneSettings, TrainingSettings, InferenceSettings):
     output_stride: Stride = Field(
         8, description="side of a feature cell in pixels of the image, for backbones that can be dilated"
     )
-    steps: int = Field(20_000, ge=1, description="number of training steps, rounded up to whole epochs")
+    steps: int = Field(20_000, ge=1, description="number of training steps")
     epochs: int | None = Field(  # type: ignore[assignment]
         None, ge=0, description="passes over the training images; null: as many as steps says"
     )
@@ -111,9 +111,10 @@ class Segment(BackboneSettings, TrainingSettings, InferenceSettings):
             shares = label_shares(context, len(context.images.classes) + 1)
             module.label_weights = torch.from_numpy(balanced_label_weights(shares, self.class_balance)).float()
         steps_per_epoch = max(1, context.images_per_epoch // self.batch_size)
+        steps = self.steps if self.epochs is None else None
         epochs = math.ceil(self.steps / steps_per_epoch) if self.epochs is None else self.epochs
         try:
-            fit(module, data, context, epochs=epochs, batch_size=self.batch_size)
+            fit(module, data, context, epochs=epochs, batch_size=self.batch_size, steps=steps)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
