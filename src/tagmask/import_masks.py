@@ -10,7 +10,7 @@ import numpy as np
 
 from tagmask.corrections.archive import Archive
 from tagmask.corrections.formats import load_reader
-from tagmask.corrections.known_images import CorrectedMask, KnownImages
+from tagmask.corrections.known_images import KnownImages
 from tagmask.errors import DataError
 from tagmask.label_map import IGNORE_INDEX
 from tagmask.review_folder import ReviewFolder, ReviewState
@@ -65,14 +65,14 @@ def import_masks(
     """Read corrected masks, and record them as reviewed masks: "corrected" if a pixel differs from the run's mask.
 
     All masks are read before the first is recorded, so that a damaged file changes nothing. Where a format cannot hold
-    ignored pixels, pixels that the run ignores and that the file gives no class stay ignored.
+    ignored pixels, pixels that were ignored in the exported mask and that have no class in the file stay ignored.
 
     Args:
         review: where the masks are recorded.
         path: a zip archive, a folder or a file.
         format: one of `IMPORT_FORMATS`.
         images: the images and masks of the run.
-        only_changed: leave out masks without a change, in place of recording them as accepted.
+        only_changed: leave out masks without a change since the export, in place of recording them.
         advance: called with 1 after each recorded image.
 
     Raises:
@@ -98,16 +98,20 @@ def import_masks(
     corrected: list[str] = []
     num_polygons = 0
     changed_tags: dict[str, tuple[str, ...]] = {}
+    reviewed = review.read_states()
     for mask in read(archive, images):
         if mask.image_id is None or mask.labels is None:
             continue
-        image_id, labels, is_changed = mask.image_id, *_compare(mask, images)
-        num_polygons += mask.has_polygons
-        if only_changed and not is_changed:
+        image_id, run_mask = mask.image_id, images.read_run_mask(mask.image_id)
+        exported = review.read_mask(image_id) if image_id in reviewed else run_mask
+        labels = mask.labels if mask.keeps_ignored else _with_ignored(mask.labels, exported)
+        if only_changed and np.array_equal(labels, exported):
             continue
+        num_polygons += mask.has_polygons
         tags = _changed_tags(labels, image_id, images)
         if tags is not None:
             changed_tags[image_id] = tags
+        is_changed = not np.array_equal(labels, run_mask)
         state: ReviewState = "corrected" if is_changed else "accepted"
         review.record(image_id, state, labels, source=f"import of {path.name} ({format})", tags=tags)
         (corrected if is_changed else accepted).append(image_id)
@@ -115,14 +119,9 @@ def import_masks(
     return ImportedMasks(tuple(accepted), tuple(corrected), changed_tags, tuple(unknown), num_polygons)
 
 
-def _compare(mask: CorrectedMask, images: KnownImages) -> tuple[np.ndarray, bool]:
-    """Return the corrected label map, and whether it differs from the mask of the run."""
-    assert mask.image_id is not None
-    assert mask.labels is not None
-    before, labels = images.read_run_mask(mask.image_id), mask.labels
-    if not mask.keeps_ignored:
-        labels = np.where((labels == 0) & (before == IGNORE_INDEX), np.uint8(IGNORE_INDEX), labels)
-    return labels, not np.array_equal(labels, before)
+def _with_ignored(labels: np.ndarray, exported: np.ndarray) -> np.ndarray:
+    """Return a label map in which background is ignored where the exported mask is ignored."""
+    return np.where((labels == 0) & (exported == IGNORE_INDEX), np.uint8(IGNORE_INDEX), labels)
 
 
 def _changed_tags(labels: np.ndarray, image_id: str, images: KnownImages) -> tuple[str, ...] | None:

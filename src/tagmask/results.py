@@ -284,7 +284,8 @@ class Run:
         Args:
             out: the folder to write to.
             format: "png", "coco" or another name that `tagmask export --help` lists.
-            stage: the stage whose masks are written; None: `recommended_stage`.
+            stage: the stage whose masks are written; None: the reviewed masks of `review`, and for images without one
+                those of `recommended_stage`.
             partial: write the masks that exist, even if the stage has not made all of them.
             quiet: print nothing.
             settings: `min_area` and `simplify` (in pixels), `fill_holes`, `images` ("copy", "link" or "none") and
@@ -305,7 +306,6 @@ class Run:
         from tagmask.outputs.writer import output_path, write_masks_as
 
         export_settings = ExportSettings(**settings)
-
         folder = self._stage_with_masks(stage)
         target = output_path(Path(out), format)
         if target.exists():
@@ -315,11 +315,15 @@ class Run:
         if not partial:
             folder.check_complete(len(samples), len(images))
         reporter = make_reporter(quiet)
-        reporter.info(f"the masks of {folder.name}, {len(samples)} of {len(images)} images")
+        reviewed = set() if stage else self.review.read_states().keys() & {sample.id for sample in samples}
+        message = f"the masks of {folder.name}, {len(samples)} of {len(images)} images"
+        reporter.info(f"{message}; reviewed masks: {len(reviewed)}" if reviewed else message)
+
+        def mask_path(image_id: str) -> Path:
+            return (self.review if image_id in reviewed else folder).mask_path(image_id)
+
         with reporter.progress(f"writing {format}", len(samples)) as advance:
-            return write_masks_as(
-                samples, folder.mask_path, images.classes, Path(out), format, export_settings, advance
-            )
+            return write_masks_as(samples, mask_path, images.classes, Path(out), format, export_settings, advance)
 
     def import_masks(
         self,

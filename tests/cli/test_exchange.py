@@ -100,6 +100,18 @@ def test_exported_masks_come_back_as_reviewed_ones(
     np.testing.assert_array_equal(review.read_mask("0"), read_label_map(folder / "pseudo_masks/masks/0.png"))
 
 
+def test_reviewed_masks_are_exported(command: RunCommand, finished: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    drawn = np.full((40, 48), 2, np.uint8)
+    tagmask.load(folder).review.record("3", "corrected", drawn, source="test")
+    result = command("export", folder, "--out", tmp_path / "all")
+    assert "8 of 8 images; reviewed masks: 1" in result.err
+    assert (read_label_map(tmp_path / "all/png/masks/3.png") == drawn).all()
+    assert command("export", folder, "--out", tmp_path / "stage", "--stage", "pseudo_masks").status == 0
+    exported = read_label_map(tmp_path / "stage/png/masks/3.png")
+    np.testing.assert_array_equal(exported, read_label_map(folder / "pseudo_masks/masks/3.png"))
+
+
 def test_import_explains_what_is_wrong(fails: RunFailing, finished: Path, data: Path, tmp_path: Path) -> None:
     assert "does not exist" in fails("import", finished, tmp_path / "none.zip", "--format", "png")
     assert "did you mean 'png'" in fails("import", finished, data, "--format", "pnk")

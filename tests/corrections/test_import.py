@@ -65,6 +65,21 @@ def test_no_pixel_changes_on_the_way_out_and_back(
     assert import_(path, format, only_changed=True).accepted == ()
 
 
+def test_a_second_round_of_corrections_starts_from_the_first(
+    export: Export, import_: Import, review: ReviewFolder, label_maps: LabelMaps, mask_path: Callable[[str], Path]
+) -> None:
+    """COCO has no ignored pixels: those that the first round made background do not come back in the second."""
+    run_mask = label_maps["a"]
+    corrected = np.where(run_mask == IGNORE_INDEX, 0, run_mask)
+    review.record("a", "corrected", corrected, source="page")
+    write_label_map(mask_path("a"), corrected)  # what is exported
+    path = export("coco")
+    write_label_map(mask_path("a"), run_mask)
+    assert import_(path, "coco", only_changed=True).corrected == ()
+    assert import_(path, "coco").corrected == ("a",)
+    np.testing.assert_array_equal(review.read_mask("a"), corrected)
+
+
 def test_polygons_are_imported_and_named(
     export: Export, import_: Import, review: ReviewFolder, label_maps: LabelMaps
 ) -> None:
@@ -242,6 +257,7 @@ def test_zip_bombs_are_not_unpacked(tmp_path: Path, import_: Import, monkeypatch
         import_(bomb, "coco")
 
 
+@pytest.mark.filterwarnings("ignore:Image size")
 def test_a_png_of_huge_size_is_not_decoded(tmp_path: Path, import_: Import) -> None:
     import struct
     import zlib

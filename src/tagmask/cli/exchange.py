@@ -59,7 +59,11 @@ def export(
     out: Annotated[Path, typer.Option(help="The folder to write to; each format gets its own folder there.")],
     format: Annotated[str, typer.Option(help=f"The format: {_DESCRIPTIONS}.")] = "png",
     stage: Annotated[
-        str | None, typer.Option(help="The stage whose masks are written.", show_default="the recommended one")
+        str | None,
+        typer.Option(
+            help="The stage whose masks are written.",
+            show_default="reviewed masks, else those of the recommended stage",
+        ),
     ] = None,
     partial: Annotated[
         bool, typer.Option("--partial", help="Export the masks that exist, even if the stage is not finished.")
