@@ -310,3 +310,26 @@ def test_bad_workbooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table_records, "find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"install openpyxl with pip install \"tagmask\[xlsx\]\", or save it as CSV"):
         read_tag_table(path)
+
+
+@pytest.mark.parametrize("place", ["999999999", "1048576"])
+def test_a_workbook_that_claims_to_have_a_billion_rows(tmp_path: Path, place: str) -> None:
+    path = save_workbook(tmp_path / "t.xlsx", ["image", "tags"], ["1.jpg", "cat"])
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    sheet = "xl/worksheets/sheet1.xml"
+    files[sheet] = files[sheet].replace(b'r="2"', f'r="{place}"'.encode()).replace(b'2"', f'{place}"'.encode())
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    try:
+        assert [row.line for row in read_tag_table(path).rows] == [int(place)]
+    except DataError as error:
+        assert "lists no image" in str(error)
+
+
+def test_a_workbook_with_too_many_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save_workbook(tmp_path / "t.xlsx", ["image", "tags"], *[["1.jpg", "cat"]] * 9)
+    monkeypatch.setattr(table_records, "_MAX_CELLS", 19)
+    with pytest.raises(DataError, match="has more than 19 cells; save it as CSV"):
+        read_tag_table(path)

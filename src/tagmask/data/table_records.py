@@ -20,6 +20,8 @@ from tagmask.text import shorten
 Record = tuple[int, dict[str, Any]]
 """The number of a line, and its values by column. Where the number of values is wrong, "" holds all of them."""
 
+_MAX_ROWS = 1 << 20  # of a sheet, as in Excel
+_MAX_CELLS = 50_000_000
 _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 
 
@@ -120,7 +122,13 @@ def _workbook_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
         book = openpyxl.load_workbook(content, read_only=True, data_only=True)
         sheet = book.worksheets[0]
         sheet.reset_dimensions()  # the size that the file declares may be wrong
-        rows = [(number, [_cell_text(cell) for cell in row]) for number, row in enumerate(sheet.values, 1)]
+        rows, num_cells = [], 0
+        for number, cells in enumerate(sheet.iter_rows(max_row=_MAX_ROWS, values_only=True), 1):
+            num_cells += len(cells)
+            if num_cells > _MAX_CELLS:
+                raise DataError(f"{path} has more than {_MAX_CELLS:,} cells; save it as CSV in UTF-8.")
+            if any(cell is not None for cell in cells):
+                rows.append((number, [_cell_text(cell) for cell in cells]))
     except DataError:
         raise
     except OSError as error:
