@@ -29,13 +29,13 @@ def refuse_dataset_root(root: Path, names: Sequence[str]) -> None:
     if voc := _find_voc(root):
         raise DataError(
             f"{root} is the root of a VOC download: give the folder that holds JPEGImages and ImageSets, and a split, "
-            f"for example {voc} --split train."
+            f"for example `tagmask check {voc} --split train`."
         )
     if coco := _find_coco(root, names, has_only_parts):
         images, annotations = coco
         raise DataError(
             f"{root} is the root of a COCO download: give one of its folders of images and the JSON file of its "
-            f"objects, for example {images} --annotations {annotations}."
+            f"objects, for example `tagmask check {images} --annotations {annotations}`."
         )
     if not has_only_parts:
         return
@@ -43,11 +43,13 @@ def refuse_dataset_root(root: Path, names: Sequence[str]) -> None:
     if not all(map(_is_split, folders)):
         raise DataError(
             f"the folders of {root} are parts of a data set and not classes ({listed}): give the folder of the images "
-            f"and a table of their tags, for example {root / folders[0]} --tags tags.csv."
+            f"and a table of their tags, for example `tagmask check {root / folders[0]} --tags tags.csv`."
         )
-    advice = f"name a split, for example {root} --split {folders[0]}"
+    advice = f"name a split, for example `tagmask check {root} --split {folders[0]}`"
     if all(name.count("/") < 2 for name in names):  # there are no folders of classes in the splits
-        advice = f"give one of them and a table of its tags, for example {root / folders[0]} --tags tags.csv"
+        advice = (
+            f"give one of them and a table of its tags, for example `tagmask check {root / folders[0]} --tags tags.csv`"
+        )
     raise DataError(f"the folders of {root} are splits and not classes ({listed}): {advice}.")
 
 
