@@ -126,7 +126,7 @@ class Compute:
         if self.precision != "auto":
             return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
         if self.device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
         if self.device.type != "cpu" or not _cpu_supports_bfloat16():
             return torch.float32
         has_depthwise = any(
