@@ -107,3 +107,24 @@ def test_too_little_memory_is_one_sentence() -> None:
         torch.empty(2**60, dtype=torch.uint8)
     with pytest.raises(RuntimeError, match="something else"), explain_out_of_memory("a", cpu, "b"):
         raise RuntimeError("something else")
+
+
+THREADS_SCRIPT = """
+    import sys
+    from tagmask.compute import set_threads
+
+    if sys.argv[1] == "after torch":
+        import torch
+    set_threads(1)
+    import torch
+    from tagmask.refine.threads import thread_count
+    print(torch.get_num_threads(), thread_count(None))
+"""
+
+
+@pytest.mark.parametrize("when", ["before torch", "after torch"])
+def test_the_number_of_threads_is_that_of_networks_and_of_the_crf(when: str) -> None:
+    environment = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")}
+    command = [sys.executable, "-c", textwrap.dedent(THREADS_SCRIPT), when]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["1", "1"]

@@ -6,6 +6,7 @@ PyTorch and Lightning are imported where they are used, so that commands that co
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -185,6 +186,22 @@ def explain_out_of_memory(subject: str, device: torch.device, advice: str) -> It
 def is_main_process() -> bool:
     """Whether this process has rank 0, or is the only one; known before the process group is initialized."""
     return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0
+
+
+def set_threads(count: int) -> None:
+    """Set the number of threads of networks and CRFs, for this process and its worker processes.
+
+    Call it before the first CRF of the process: numba reads its number of threads once.
+
+    Args:
+        count: the number of threads, 1 or more.
+    """
+    for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ[name] = str(count)
+    if "torch" in sys.modules:  # otherwise it reads the environment
+        import torch
+
+        torch.set_num_threads(count)
 
 
 def exit_with_parent(parent: int) -> None:

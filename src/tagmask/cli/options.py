@@ -10,13 +10,13 @@ import functools
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tagmask.compute import Precision
+from tagmask.compute import Precision, set_threads
 
 if TYPE_CHECKING:
     from tagmask.data.source import DataSource
@@ -238,10 +238,19 @@ class ComputeOptions:
         ),
     ] = "auto"  # fmt: skip
     workers: Workers = None
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1, show_default="one per core", rich_help_panel=COMPUTE_PANEL,
+            help="The number of threads of networks and CRFs on a CPU; 1 is best beside other work.",
+        ),
+    ] = None  # fmt: skip
 
     def run_arguments(self) -> dict[str, Any]:
-        """Return the arguments of `tagmask.run`, `tagmask.dry_run` and `tagmask.load`."""
-        return asdict(self)
+        """Return the arguments of `tagmask.run`, `tagmask.dry_run` and `tagmask.load`, and set the threads."""
+        if self.threads is not None:
+            set_threads(self.threads)
+        return {"device": self.device, "precision": self.precision, "workers": self.workers}
 
 
 @dataclass(frozen=True)
