@@ -56,7 +56,7 @@ def next_steps(
     if recipe.latest("masks"):
         steps.append(
             NextStep(
-                "Export the masks for other tools; `tagmask export --help` lists all formats:",
+                "Export the masks for other tools; the option --help lists all formats:",
                 f"tagmask export {run} --format coco --out exported",
             )
         )
