@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,7 +121,7 @@ def test_a_reduced_image_shows_the_same(
 ) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    smooth_image((300, 500)).save(tmp_path / name, exif=exif, **({"quality": 98} if name == "a.jpg" else {}))
+    smooth_image((300, 500)).save(tmp_path / name, exif=exif, quality=98)  # of a JPEG
     full = read_image(tmp_path / name)
     np.testing.assert_array_equal(read_reduced_image(tmp_path / name), full)
     monkeypatch.setattr("tagmask.large_images.MAX_PIXELS", 10_000)
@@ -238,7 +239,7 @@ def test_every_method_runs_on_a_large_image_beside_a_small_one(tmp_path: Path, m
             )
         )  # fmt: skip
     images = TaggedImages(("red", "green"), tuple(samples), name="train")
-    changes = {
+    changes: dict[str, dict[str, Any]] = {
         "irn": {"instances": True}, "activation_aware": {"batch_size": 2},
         "pseudo_masks": {"refine": "none"},
     }  # fmt: skip

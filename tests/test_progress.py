@@ -27,10 +27,10 @@ def test_a_worker_that_is_killed_is_one_sentence() -> None:
 
 
 def test_every_job_is_counted() -> None:
-    reporter = Reporter(Console(file=io.StringIO(), width=80))
+    output = io.StringIO()
+    reporter = Reporter(Console(file=output, width=80))
     run_in_workers("masks", (delayed(_ends)(False) for _ in range(5)), 5, 2, reporter.progress)
-    assert reporter.console
-    assert reporter.console.file.getvalue().splitlines()[-1].startswith("  masks: 5/5 images in ")
+    assert output.getvalue().splitlines()[-1].startswith("  masks: 5/5 images in ")
 
 
 def _ends(killed: bool) -> None:
