@@ -11,6 +11,7 @@ import json
 import math
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -35,9 +36,9 @@ from tagmask.recipe import Recipe, method_names
 from tests.runs import COLORS, contents
 
 SIDE, NUM_IMAGES = 32, 12  # pixels
-KILLS_PER_RUN = 10
+MAX_KILLS_PER_RUN = 30
 MAX_FAILURES = 5
-ATTEMPT_LIMIT = 300  # seconds of an attempt that is not killed
+CPU_LIMIT = 300  # seconds of CPU time of an attempt that is not killed
 
 TRAINING: dict[str, Any] = {"epochs": 2, "batch_size": 6, "crop_size": 32}
 SEGMENT: dict[str, Any] = {**TRAINING, "architecture": "Unet", "scales": [1.0], "crf": {"steps": 1}}
@@ -113,15 +114,21 @@ def fork(action: Callable[[], object]) -> int:
         os._exit(status)
 
 
-def wait(pid: int, limit: float) -> int | None:
-    """Wait for a process at most `limit` seconds; return its status as `os.waitpid` does, None while it runs."""
-    end = time.monotonic() + limit
-    while time.monotonic() < end:
+def wait(pid: int, cpu_limit: float) -> int | None:
+    """Wait until a process ends or has used `cpu_limit` seconds of CPU time, which a busy machine does not change.
+
+    Returns:
+        The status as of `os.waitpid`; None if the process still runs.
+    """
+    stat, ticks = Path(f"/proc/{pid}/stat"), os.sysconf("SC_CLK_TCK")
+    while True:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             return status
-        time.sleep(0.002)
-    return None
+        user, system = stat.read_text().rpartition(")")[2].split()[11:13]
+        if (int(user) + int(system)) / ticks >= cpu_limit:
+            return None
+        time.sleep(0.005)
 
 
 def interrupted_stage(folder: Path) -> str:
@@ -148,18 +155,18 @@ def campaign(folder: Path, num_kills: int, seed: int, seconds: float = math.inf)
         arguments: dict[str, Any] = {"recipe": recipe, "device": "cpu", "workers": 0, "quiet": True}
         return fork(lambda: tagmask.run(source, out, **arguments))
 
-    start = time.monotonic()
-    if wait(run(folder / "undisturbed"), ATTEMPT_LIMIT) != 0:
+    if wait(run(folder / "undisturbed"), CPU_LIMIT) != 0:
         raise SystemExit("the undisturbed run failed")
-    duration = time.monotonic() - start
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    duration = used.ru_utime + used.ru_stime
     expected = contents(folder / "undisturbed")
     failures: list[str] = []
-    interval = 2 * duration / KILLS_PER_RUN
+    interval = 2 * duration / 10
     stages: Counter[str] = Counter()
     num_done = num_runs = 0
     while num_done < num_kills and time.monotonic() < end and len(failures) < MAX_FAILURES:
         out, num_runs = folder / f"run{num_runs}", num_runs + 1
-        for _ in range(min(KILLS_PER_RUN, num_kills - num_done)):
+        for _ in range(min(MAX_KILLS_PER_RUN, num_kills - num_done)):
             pid = run(out)
             status = wait(pid, rng.uniform(0, interval))
             if status is None:
@@ -173,7 +180,7 @@ def campaign(folder: Path, num_kills: int, seed: int, seconds: float = math.inf)
             else:
                 break
         pid = run(out)
-        if (status := wait(pid, ATTEMPT_LIMIT)) is None:
+        if (status := wait(pid, CPU_LIMIT)) is None:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
         if status != 0:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs fork, SIGKILL and /proc")
 def test_killed_runs_equal_an_undisturbed_run(tmp_path: Path, pytestconfig: pytest.Config) -> None:
     num_kills, seed = pytestconfig.getoption("--kills", 20), pytestconfig.getoption("--robustness-seed", None)
     seed = int(time.time()) if seed is None else seed
