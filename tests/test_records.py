@@ -24,7 +24,7 @@ RUN_RECORD: dict[str, Any] = {
     "text",
     [
         "", "{", "\x00", '{"a": 1', "[" * 100_000, '{"a":' * 100_000, "1" * 5_000, "\ufeff{}", '["\\ud800"]',
-        '{"\\uDFFF": 1}', b"\xff\xfe", "{} {}",
+        '{"\\uDFFF": 1}', b"\xff\xfe", "{} {}", "[" * 51 + "]" * 51,
     ],
     ids=lambda text: repr(text[:8]),
 )  # fmt: skip

@@ -25,6 +25,7 @@ from tagmask.text import shorten
 
 TEMPORARY_SUFFIX = ".tmp"  # the names of unfinished files end with it
 MAX_JSON_BYTES = 2**26  # of a record; parsed, it can take thirty times as much memory
+_MAX_JSON_DEPTH = 50
 
 RUN_AGAIN = "run the same `tagmask run` command again, which makes it again"
 REMOVE = "remove it, then run the same command again"
@@ -129,11 +130,22 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
     try:
         text = read_bytes(path, max_bytes).decode()
         value = json.loads(text)
+        _check_depth(value)
         if re.search(r"\\u[dD][89a-fA-F]", text):  # half of a character: no file could store it, no terminal show it
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of 5,000 digits, or nested too deeply
         raise RunError(f"{path} is not JSON ({shorten(str(error))}): {REMOVE}.") from error
+
+
+def _check_depth(value: Any) -> None:
+    """Raise ValueError if a JSON value is nested deeper than any record, because other libraries recurse."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(_MAX_JSON_DEPTH):
+        children = (child for item in level for child in (item.values() if isinstance(item, dict) else item))
+        level = [child for child in children if isinstance(child, dict | list)]
+    if level:
+        raise ValueError(f"more than {_MAX_JSON_DEPTH} lists and mappings are nested")
 
 
 def read_model(path: Path, model: type[T], *, remedy: str = REMOVE, max_bytes: int = MAX_JSON_BYTES) -> T:

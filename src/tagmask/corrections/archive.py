@@ -41,7 +41,7 @@ class Archive:
                 self.names = sorted(_walk(path))
             elif path.suffix.lower() == ".zip":
                 self._zip = zipfile.ZipFile(path)
-                self.names = sorted({info.filename for info in self._zip.infolist() if not info.is_dir()})
+                self.names = sorted({info.filename for info in self._zip.infolist() if not info.filename.endswith("/")})
             else:
                 path.stat()
                 self.names = [path.name]
