@@ -17,12 +17,11 @@ from tagmask.compute import Compute
 from tagmask.data.samples import TaggedImages
 from tagmask.errors import RecipeError
 from tagmask.label_map import read_label_map, write_label_map
+from tagmask.methods._class_balance import balanced_label_weights, label_shares
 from tagmask.methods.segment import (
     Segment,
     SegmentTraining,
-    balanced_label_weights,
     class_probabilities,
-    label_shares,
     most_probable_labels,
     pixel_loss,
 )

@@ -28,6 +28,7 @@ from tagmask.data.transforms import RandomScale, normalize_images, training_tran
 from tagmask.errors import RecipeError
 from tagmask.label_map import IGNORE_INDEX, read_label_map, write_label_map
 from tagmask.large_images import is_large, tiles, whole_image
+from tagmask.methods._class_balance import balanced_label_weights, label_shares
 from tagmask.methods._settings import BackboneSettings, InferenceSettings, ScaleRange, Scales, Stride
 from tagmask.models.inference import prepare_for_inference_inplace, scaled_with_hflip
 from tagmask.models.segmenter import Segmenter, check_architecture, initial_segmenter
@@ -177,36 +178,6 @@ def pixel_loss(
     total = reduce_mean(valid.sum() if label_weights is None else label_weights[labels[valid].long()].sum())
     total = total.where(total > 0, 1)  # the mean is below 1 if only one of many processes has a labeled pixel
     return F.cross_entropy(logits, labels.long(), label_weights, ignore_index=IGNORE_INDEX, reduction="sum") / total
-
-
-def label_shares(context: StageContext, num_labels: int) -> np.ndarray:
-    """Return the share of each label in the pixels of the pseudo-masks: [num_labels] float64, background first."""
-    counts = np.zeros(num_labels)
-    with context.reporter.progress("counting labels", len(context.images)) as advance:
-        for sample in context.images.samples:
-            labels = read_label_map(context.inputs["masks"].mask_path(sample.id))
-            counts += np.bincount(labels.ravel(), minlength=IGNORE_INDEX + 1)[:num_labels]
-            advance(1)
-    return counts / max(1, counts.sum())
-
-
-def balanced_label_weights(shares: np.ndarray, exponent: float) -> np.ndarray:
-    """Return weights share^-exponent, scaled so that their mean over all pixels is 1.
-
-    Args:
-        shares: [L] the share of each label in all pixels; a label that does not occur gets the weight 0.
-        exponent: from 0 (equal weights) to 1 (every label contributes the same).
-
-    Returns:
-        [L] float64.
-
-    Example:
-        >>> balanced_label_weights(np.array([0.64, 0.36, 0]), 0.5).round(2).tolist()
-        [0.89, 1.19, 0.0]
-    """
-    weights = np.zeros(len(shares))
-    weights[shares > 0] = shares[shares > 0] ** -exponent
-    return weights / max((weights * shares).sum(), np.finfo(float).tiny)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,38 @@
+"""Weights of labels in the loss, so that a short training does not lose the rare classes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tagmask.label_map import IGNORE_INDEX, read_label_map
+from tagmask.stage import StageContext
+
+
+def label_shares(context: StageContext, num_labels: int) -> np.ndarray:
+    """Return the share of each label in the pixels of the pseudo-masks: [num_labels] float64, background first."""
+    counts = np.zeros(num_labels)
+    with context.reporter.progress("counting labels", len(context.images)) as advance:
+        for sample in context.images.samples:
+            labels = read_label_map(context.inputs["masks"].mask_path(sample.id))
+            counts += np.bincount(labels.ravel(), minlength=IGNORE_INDEX + 1)[:num_labels]
+            advance(1)
+    return counts / max(1, counts.sum())
+
+
+def balanced_label_weights(shares: np.ndarray, exponent: float) -> np.ndarray:
+    """Return weights share^-exponent, scaled so that their mean over all pixels is 1.
+
+    Args:
+        shares: [L] the share of each label in all pixels; a label that does not occur gets the weight 0.
+        exponent: from 0 (equal weights) to 1 (every label contributes the same).
+
+    Returns:
+        [L] float64.
+
+    Example:
+        >>> balanced_label_weights(np.array([0.64, 0.36, 0]), 0.5).round(2).tolist()
+        [0.89, 1.19, 0.0]
+    """
+    weights = np.zeros(len(shares))
+    weights[shares > 0] = shares[shares > 0] ** -exponent
+    return weights / max((weights * shares).sum(), np.finfo(float).tiny)
