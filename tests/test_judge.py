@@ -21,6 +21,7 @@ from tagmask.run_folder import RunFolder, StageRecord
 from tests.runs import toy_run, write_toy
 
 CLASSES = ("cat", "dog", "cow")
+RECIPE = load_recipe("scratch", ["segment.class_balance=0"])
 IMAGES = TaggedImages(CLASSES, tuple(Sample(f"{i}", f"{i}.jpg", (1 + i % 3,), size=(60, 80)) for i in range(12)))
 Masks = Callable[[int], np.ndarray]
 
@@ -68,7 +69,7 @@ def recommend(tmp_path: Path, network: Masks, recipe: Recipe | None = None) -> R
     folder = RunFolder(tmp_path)
     write_stage(folder, "pseudo_masks", teacher)
     write_stage(folder, "segment", network)
-    recommendation = recommend_stage(recipe or load_recipe("scratch"), folder, IMAGES)
+    recommendation = recommend_stage(recipe or RECIPE, folder, IMAGES)
     assert recommendation is not None
     return recommendation
 
@@ -118,7 +119,7 @@ def test_ignored_pixels_of_the_pseudo_masks_do_not_count(tmp_path: Path) -> None
         ),
     )
     write_stage(folder, "segment", over_the_whole_image)
-    recommendation = recommend_stage(load_recipe("scratch"), folder, IMAGES)
+    recommendation = recommend_stage(RECIPE, folder, IMAGES)
     assert recommendation is not None
     assert recommendation.stage == "segment"
     assert recommendation.agreement == 1
@@ -127,13 +128,13 @@ def test_ignored_pixels_of_the_pseudo_masks_do_not_count(tmp_path: Path) -> None
 def test_masks_that_ignore_everything_cannot_be_compared(tmp_path: Path) -> None:
     write_stage(RunFolder(tmp_path), "pseudo_masks", only_ignored)
     write_stage(RunFolder(tmp_path), "segment", slightly_moved)
-    recommendation = recommend_stage(load_recipe("scratch"), RunFolder(tmp_path), IMAGES)
+    recommendation = recommend_stage(RECIPE, RunFolder(tmp_path), IMAGES)
     assert recommendation is not None
     assert (recommendation.stage, recommendation.agreement) == ("segment", None)
 
 
 def test_a_chain_of_networks_is_followed_to_the_first_good_masks(tmp_path: Path) -> None:
-    recipe = load_recipe("scratch")
+    recipe = RECIPE
     recipe = recipe_with_stage(
         recipe, "segment", ["inputs={masks: segment}", "steps=100", "class_balance=0.5"], name="second"
     )
@@ -146,7 +147,7 @@ def test_a_chain_of_networks_is_followed_to_the_first_good_masks(tmp_path: Path)
 
 
 def test_without_a_network_the_last_masks_are_recommended(tmp_path: Path) -> None:
-    recipe = recipe_with_stage(load_recipe("scratch"), "pseudo_masks", name="new_masks")
+    recipe = recipe_with_stage(RECIPE, "pseudo_masks", name="new_masks")
     write_stage(RunFolder(tmp_path), "new_masks", only_background)
     recommendation = recommend(tmp_path, with_halo, recipe)
     assert recommendation.stage == "new_masks"
@@ -155,7 +156,7 @@ def test_without_a_network_the_last_masks_are_recommended(tmp_path: Path) -> Non
 
 
 def test_a_recipe_without_masks_has_no_recommendation(tmp_path: Path) -> None:
-    recipe = Recipe(stages={"cam": load_recipe("scratch").stages["cam"]})
+    recipe = Recipe(stages={"cam": RECIPE.stages["cam"]})
     assert recommend_stage(recipe, RunFolder(tmp_path), IMAGES) is None
 
 
@@ -165,9 +166,9 @@ def test_nothing_is_compared_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     write_json(folder.recommendation_path, recommendation.model_dump(mode="json"))
     with monkeypatch.context() as patch:
         patch.setattr(tagmask.judge, "compare_masks", None)
-        assert recommend_stage(load_recipe("scratch"), folder, IMAGES) == recommendation
+        assert recommend_stage(RECIPE, folder, IMAGES) == recommendation
     write_stage(folder, "segment", slightly_moved, key="trained longer")
-    changed = recommend_stage(load_recipe("scratch"), folder, IMAGES)
+    changed = recommend_stage(RECIPE, folder, IMAGES)
     assert changed is not None
     assert changed.stage == "segment"
 

@@ -27,7 +27,7 @@ def test_run_prints_where_the_results_are(command: RunCommand, data: Path, tmp_p
     assert "warning: there are only 8 images" in result.err
     assert "check images" not in result.out
     recommended = json.loads((tmp_path / "run" / "recommendation.json").read_text())
-    assert f"recommended masks: {recommended['stage']} (the network of segment " in result.out
+    assert f"recommended masks: {recommended['stage']} ({recommended['reason']})" in result.out
     assert f"masks   {tmp_path}/run/{recommended['stage']}/masks" in result.out
     assert "mIoU" in result.out
     again = command("run", data, "--out", tmp_path / "run", "--masks", "masks", *TOY, "--json").json
