@@ -219,8 +219,8 @@ def test_the_files_of_a_finished_run(undisturbed: Path) -> None:
     names = {str(f.relative_to(undisturbed)) for f in undisturbed.rglob("*") if f.is_file()}
     every = [f"{i}" for i in range(8)]
     assert names == {
-        "run.json", "recipe.yaml", "evaluation.json", "report.html", "recommendation.json", "scores.csv", ".scores.json",
-        ".verified.json", ".files.json",
+        "run.json", "recipe.yaml", "evaluation.json", "report.html", "recommendation.json", "scores.csv",
+        ".scores.json", ".verified.json", ".files.json",
         "cam/stage.json", "cam/history.json", "cam/config.json", "cam/classifier.safetensors",
         *(f"cam/maps/{i}.safetensors" for i in every),
         "pseudo_masks/stage.json", "pseudo_masks/threshold.json", *(f"pseudo_masks/masks/{i}.png" for i in every),

@@ -234,8 +234,11 @@ class Run:
             RunError: no stage makes masks, or a stage is not finished.
 
         Example:
-            >>> for score in tagmask.load("run").scores(quiet=True)[:20]:
-            ...     print(score.image, score.doubt)  # doctest: +SKIP
+            >>> scores = tagmask.load("run").scores(quiet=True)
+            >>> sorted(score.image for score in scores)
+            ['beach/001', 'beach/002', 'beach/003']
+            >>> scores[0].doubt >= scores[-1].doubt
+            True
         """
         from tagmask.image_scores import sort_scores, update_image_scores
 
