@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from tagmask.compute import Compute
@@ -118,6 +121,19 @@ def test_a_number_of_steps_is_exact_with_its_learning_rates_and_after_an_interru
     again = train("resumed")  # killed after the last checkpoint
     assert again.keys == []
     torch.testing.assert_close(again.network.state_dict(), whole.network.state_dict(), rtol=0, atol=0)
+
+
+def test_progress_shows_epoch_and_loss(
+    context: StageContext, toy_images: TaggedImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tagmask.progress.LOG_INTERVAL", 0)
+    monkeypatch.setattr("tagmask.training.NOTE_INTERVAL", 0)
+    output = io.StringIO()
+    loud = replace(context, reporter=Reporter(Console(file=output, width=200)))
+    fit(DropoutTraining(), Keys(toy_images, lambda item: item, 0), loud, epochs=2, batch_size=BATCH)
+    lines = output.getvalue().splitlines()
+    assert re.fullmatch(r"  training 2 epochs \(epoch 1/2, loss [\d.e-]+\): 1/\d+ steps, about \d+ s left", lines[0])
+    assert "epoch 2/2" in lines[-2]
 
 
 class CountingReporter(Reporter):

@@ -36,7 +36,12 @@ class Reporter:
 
     Args:
         console: where to print; None: print nothing.
+
+    Attributes:
+        note: what the running loop says besides its progress, e.g. "epoch 3/5, loss 0.41".
     """
+
+    note = ""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console
@@ -54,6 +59,7 @@ class Reporter:
     @contextmanager
     def progress(self, description: str, total: int, unit: LoopUnit = "images") -> Iterator[Callable[[int], None]]:
         """Show the progress of a loop of `total` units. Yields a function that takes the number of new units done."""
+        self.note = ""
         if not self.console or not total:
             yield lambda step: None
         elif self.console.is_terminal:
@@ -64,9 +70,12 @@ class Reporter:
             times = (rich_progress.TimeElapsedColumn(), rich_progress.TimeRemainingColumn())
             with rich_progress.Progress(text, *count, *times, console=self.console) as bar:
                 task = bar.add_task(description, total=total)
-                yield lambda step: bar.advance(task, step)
+                yield lambda step: bar.update(task, advance=step, description=self._with_note(description))
         else:
             yield from self._log_lines(description, total, unit)
+
+    def _with_note(self, description: str) -> str:
+        return f"{description} ({self.note})" if self.note else description
 
     def _log_lines(self, description: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
         done, start = 0, time.monotonic()
@@ -79,7 +88,7 @@ class Reporter:
             if now - last_line >= LOG_INTERVAL:
                 last_line = now
                 remaining = (now - start) / done * (total - done)
-                self.info(f"  {description}: {done}/{total} {unit}, about {remaining:.0f} s left")
+                self.info(f"  {self._with_note(description)}: {done}/{total} {unit}, about {remaining:.0f} s left")
 
         yield advance
         self.info(f"  {description}: {done}/{total} {unit} in {time.monotonic() - start:.0f} s")

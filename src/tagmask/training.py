@@ -36,6 +36,7 @@ Optimizer = Literal["sgd", "adam", "adamw"]
 ParameterGroups = Iterable[tuple[Iterable[nn.Parameter], float]]
 """Pairs of parameters and their learning rate."""
 
+NOTE_INTERVAL = 1.0  # seconds between updates of the loss that is shown during training
 DRY_RUN_LR = 1e-9  # randomly initialized networks would diverge at rates that are meant for pretrained ones
 
 
@@ -246,7 +247,7 @@ class _TrainingCurves(Callback):
     def __init__(self, context: StageContext, advance: Callable[[int], None]) -> None:
         self.context, self.advance, self.steps = context, advance, 0
         self.sums: dict[str, Tensor] = {}
-        self.wait_seconds = 0.0
+        self.wait_seconds, self.noted = 0.0, 0.0
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.sums, self.steps, self.wait_seconds = {}, 0, 0.0
@@ -263,6 +264,11 @@ class _TrainingCurves(Callback):
         for name, value in outputs.items():
             self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value.detach()
         self.steps += 1
+        now = time.perf_counter()
+        if now - self.noted >= NOTE_INTERVAL:  # reading the loss waits for the GPU
+            self.noted = now
+            loss = float(self.sums["loss"]) / self.steps
+            self.context.reporter.note = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, loss {loss:.3g}"
         self.advance(1)
         self.idle_since = time.perf_counter()
 
