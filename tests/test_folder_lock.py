@@ -76,7 +76,6 @@ def test_a_run_in_use_is_neither_changed_nor_waited_for(tmp_path: Path, hold: Ca
     with pytest.raises(RunError, match="is in use by process"):
         toy_run(data, out).run_stage("infercam", quiet=True)
     assert contents(out) == before
-    toy_run(data, out)  # is finished, and writes nothing
 
 
 def test_threads_of_one_process(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tagmask.data.tag_warnings import tag_warnings
 from tagmask.data.verify import ground_truth_fingerprint, verify_images
 from tagmask.errors import DataError, RecipeError, RunError, TagmaskError
 from tagmask.evaluate import score_masks, segment_held_out
-from tagmask.folder_lock import lock_folder
+from tagmask.folder_lock import lock_folder, refuse_if_locked
 from tagmask.measure import SegmentationReport
 from tagmask.pipeline import fingerprint, run_stages, with_added_stages, write_run_record
 from tagmask.progress import Reporter
@@ -75,6 +75,7 @@ def run(
     result = Run(out, source, held_out, device=device, precision=precision, workers=workers)
     folder = RunFolder(result.folder)
     folder.check_usable()
+    refuse_if_locked(folder.path)
     try:
         data = result.read_and_verify_images(reporter, skip_bad)
         finished = _request_key(_describe_request(recipe, settings, seed, device), *data)

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from tagmask.compute import is_main_process
 from tagmask.errors import RunError
 
 if TYPE_CHECKING:
@@ -42,6 +43,13 @@ def lock_folder(folder: Path, compute: Compute) -> Iterator[None]:
     with _lock(folder) if compute.is_main_process else nullcontext():
         compute.barrier()
         yield
+
+
+def refuse_if_locked(folder: Path) -> None:
+    """Raise RunError at once if another command holds the lock of a folder, before any slow work begins."""
+    if is_main_process() and (folder / LOCK_FILE).exists():
+        with _lock(folder):
+            pass
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from tagmask.recipe import Recipe, load_recipe
 from tagmask.run_folder import RunFolder, RunSources
 from tagmask.stage import StageContext
 from tagmask.stage_files import discard_damaged_files, remember_files
+from tagmask.text import pluralize
 
 _MEMORY_ADVICE = (
     "lower its batch_size, crop_size or inference_batch_size (e.g. --set {stage}.batch_size=4), use fewer workers "
@@ -55,7 +56,9 @@ def run_stages(
         inputs = {kind: folder.stage(source) for kind, source in method.inputs.items()}
         title = f"[{number}/{len(recipe.stages)}] {name}"
         if compute.is_main_process and (files := discard_damaged_files(stage, method.makes, images, reporter.progress)):
-            reporter.info(f"{title}: makes {len(files)} files again that are missing or damaged (first: {files[0]})")
+            reporter.info(
+                f"{title}: makes {pluralize(len(files), 'missing or damaged file')} again (first: {files[0]})"
+            )
         compute.barrier()
         if not stage.begin(key, compute, redo=redo):
             reporter.info(f"{title}: already done")

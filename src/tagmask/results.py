@@ -400,6 +400,8 @@ class Run:
         formats = list(also)
         for format in formats:
             output_path(Path(out), format)  # refuses an unknown format before the work begins
+        if (recommendation := self.recommendation) and recommendation.undertrained:
+            reporter.info(f"warning: {recommendation.reason}")
         table = None if tags is None else str(tags)
         classes = self.predictor.classes
         images = find_new_images([str(path) for path in paths], classes, table, leave_out=[Path(out)])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from tagmask.cli.options import MAX_ROWS
 from tagmask.formatting import (
@@ -109,7 +109,15 @@ def print_scores(scores: SegmentationReport, classes: Sequence[str]) -> None:
 def print_image_scores(scores: Sequence[ImageScore], classes: Sequence[str]) -> None:
     """Print the scores of images, one per line; the column of mIoU only if there is ground truth."""
     has_ground_truth = any(not math.isnan(score.miou) for score in scores)
-    columns = ["image", "doubt", "disagreement", "color\ncontrast", "class\noverlap", "border", "missing tags"]
+    columns = [
+        Column("image", overflow="fold"),
+        "doubt",
+        "disagreement",
+        "color\ncontrast",
+        "class\noverlap",
+        "border",
+        "missing tags",
+    ]
     table = Table(*columns, *(["mIoU"] if has_ground_truth else []), title="Images to look at first")
     for score in scores:
         parts = map(format_two_decimals, score[1:6])
