@@ -144,6 +144,17 @@ def test_predict_ignores_its_own_masks(run: tagmask.Run, data: Path, tmp_path: P
         assert list(run.predict_files([tmp_path], tmp_path / "out", also=["overlays"], quiet=True)) == ["0"]
 
 
+def test_predict_warns_of_a_network_that_has_not_learned_its_classes(
+    copied: tagmask.Run, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recommendation = copied.recommendation
+    assert recommendation is not None
+    bad = recommendation.model_copy(update={"undertrained": True, "reason": "the network has not learned red"})
+    write_json(copied.folder / "recommendation.json", bad.model_dump())
+    copied.predict_files([data / "0.png"], tmp_path / "out")
+    assert "warning: the network has not learned red" in capfd.readouterr().err
+
+
 def test_no_stage_is_added_to_an_unfinished_run(run: tagmask.Run, tmp_path: Path) -> None:
     folder = shutil.copytree(run.folder, tmp_path / "run")
     record = folder / "segment" / "stage.json"

@@ -109,16 +109,9 @@ def print_scores(scores: SegmentationReport, classes: Sequence[str]) -> None:
 def print_image_scores(scores: Sequence[ImageScore], classes: Sequence[str]) -> None:
     """Print the scores of images, one per line; the column of mIoU only if there is ground truth."""
     has_ground_truth = any(not math.isnan(score.miou) for score in scores)
-    columns = [
-        Column("image", overflow="fold"),
-        "doubt",
-        "disagreement",
-        "color\ncontrast",
-        "class\noverlap",
-        "border",
-        "missing tags",
-    ]
-    table = Table(*columns, *(["mIoU"] if has_ground_truth else []), title="Images to look at first")
+    columns = ["doubt", "disagreement", "color\ncontrast", "class\noverlap", "border", "missing tags"]
+    image = Column("image", overflow="fold")  # a name that is cut names no image
+    table = Table(image, *columns, *(["mIoU"] if has_ground_truth else []), title="Images to look at first")
     for score in scores:
         parts = map(format_two_decimals, score[1:6])
         missing = ", ".join(classes[class_id - 1] for class_id in score.missing_tags)
