@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 from tagmask.errors import RecipeError
-from tagmask.text import did_you_mean
+from tagmask.text import did_you_mean, shorten
 
 ENTRY_POINT_GROUP = "tagmask.methods"
 
@@ -40,9 +40,11 @@ def method_module(name: str) -> ModuleType:
             return _import(entry_point.module)
     if name in sys.modules:
         return sys.modules[name]
+    hint = did_you_mean(name, method_names())
+    name = shorten(name)
     raise RecipeError(
         f"method {name!r} does not exist; a module of your own is imported only if you say so, with `tagmask --import "
-        f"{name}` before the command, or `import {name}` in Python{did_you_mean(name, method_names())}"
+        f"{name}` before the command, or `import {name}` in Python{hint}"
     )
 
 

@@ -91,7 +91,7 @@ class ReCamNetwork(nn.Module):
 
     def combined_classifier(self, map_weights: MapWeights = "product", *, keep_sign: bool = False) -> Classifier:
         """Return the classifier with V ∘ W (or V ∘ ReLU(W) to keep the sign), W or V as the weights of its maps."""
-        first, second = self.classifier.weight, self.second_weight
+        first, second = self.classifier.weight.detach(), self.second_weight.detach()
         product = second * (first.relu() if keep_sign else first)
         self.classifier.map_weight = {"product": product, "first": first, "second": second}[map_weights]
         return self.classifier
