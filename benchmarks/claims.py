@@ -25,7 +25,8 @@ from tagmask.data.verify import verify_images
 from tagmask.evaluate import score_maps, score_masks, segment_held_out
 from tagmask.pipeline import run_stages
 from tagmask.progress import Reporter
-from tagmask.run_folder import RunFolder, StageFolder
+from tagmask.run_folder import RunFolder
+from tagmask.stage_folder import StageFolder
 
 METHODS = {  # the stages that make the maps
     "CAM": ["cam"],

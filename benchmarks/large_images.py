@@ -106,8 +106,8 @@ def _compute(part: str, folder: Path) -> None:
     from tagmask.progress import Reporter
     from tagmask.recipe import load_recipe
     from tagmask.refine.settings import NETWORK_CRF
-    from tagmask.run_folder import StageFolder
     from tagmask.stage import StageContext
+    from tagmask.stage_folder import StageFolder
 
     torch.manual_seed(0)
     image = folder / "image.jpg"

@@ -37,8 +37,8 @@ from tagmask.models.backbone import Backbone
 from tagmask.models.classifier import Classifier
 from tagmask.models.inference import prepare_for_inference_inplace, scaled_size
 from tagmask.progress import Reporter
-from tagmask.run_folder import StageFolder
 from tagmask.stage import InferenceContext
+from tagmask.stage_folder import StageFolder
 
 SIZE = (375, 500)
 NUM_TAGS, NUM_CLASSES = 2, 20

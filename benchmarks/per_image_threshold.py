@@ -34,7 +34,7 @@ from tagmask.models.segmenter import Segmenter
 from tagmask.refine.image_threshold import choose_threshold, expected_threshold, mean_root_num_tags
 from tagmask.refine.map_cutting import cut_maps
 from tagmask.refine.settings import CrfSettings
-from tagmask.run_folder import StageFolder
+from tagmask.stage_folder import StageFolder
 
 GRID = tuple((np.arange(1, 20) / 20).tolist())
 CRF = CrfSettings()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tagmask
 from tagmask.data.scenes import write_scenes
-from tagmask.run_folder import StageFolder
+from tagmask.stage_folder import StageFolder
 from tagmask.training import read_history
 
 

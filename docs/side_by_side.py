@@ -20,7 +20,7 @@ import tagmask
 from tagmask.data.samples import Sample
 from tagmask.label_map import read_label_map
 from tagmask.outputs.overlays import overlay
-from tagmask.run_folder import StageFolder
+from tagmask.stage_folder import StageFolder
 
 GAP, LINE = 4, 22  # pixels: between cells; height of a line of text
 

@@ -14,8 +14,8 @@ from PIL import Image
 from tagmask.compute import Compute
 from tagmask.data.samples import PngMask, Sample, TaggedImages
 from tagmask.progress import Reporter
-from tagmask.run_folder import StageFolder
 from tagmask.stage import ArtifactKind, StageContext
+from tagmask.stage_folder import StageFolder
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 GOLDENS = Path(__file__).parent / "goldens"

@@ -21,7 +21,7 @@ from tagmask.data.samples import TaggedImages
 from tagmask.errors import DataError, RecipeError, RunError
 from tagmask.label_map import read_label_map, write_label_map
 from tagmask.pipeline import stage_keys
-from tagmask.run_folder import StageFolder
+from tagmask.stage_folder import StageFolder
 from tests.runs import toy_run, write_toy
 
 

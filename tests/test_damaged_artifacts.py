@@ -22,7 +22,7 @@ from tagmask.models.backbone import Backbone
 from tagmask.models.classifier import Classifier
 from tagmask.models.label_conditioned import LabelConditionedNetwork
 from tagmask.models.segmenter import Segmenter
-from tagmask.run_folder import StageFolder
+from tagmask.stage_folder import StageFolder
 from tagmask.training import read_history
 
 MAPS: dict[str, np.ndarray] = {

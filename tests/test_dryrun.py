@@ -32,7 +32,7 @@ from tagmask.methods.cam import Cam
 from tagmask.methods.irn import Irn
 from tagmask.methods.recam import ReCam
 from tagmask.recipe import Recipe, load_recipe
-from tagmask.run_folder import StageFolder
+from tagmask.stage_folder import StageFolder
 from tagmask.training import read_history
 from tests.runs import SETTINGS, toy_run, write_toy
 

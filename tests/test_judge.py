@@ -17,7 +17,8 @@ from tagmask.errors import RunError
 from tagmask.judge import Recommendation, compare_masks, evenly_spaced, recommend_stage
 from tagmask.label_map import IGNORE_INDEX, read_label_map, write_label_map
 from tagmask.recipe import Recipe, load_recipe, recipe_with_stage
-from tagmask.run_folder import RunFolder, StageRecord
+from tagmask.run_folder import RunFolder
+from tagmask.stage_folder import StageRecord
 from tests.runs import toy_run, write_toy
 
 CLASSES = ("cat", "dog", "cow")

@@ -12,7 +12,8 @@ import pytest
 from tagmask.artifacts import MAX_JSON_BYTES, read_json
 from tagmask.data.source import DataSource
 from tagmask.errors import RunError
-from tagmask.run_folder import RunFolder, RunSources, StageFolder
+from tagmask.run_folder import RunFolder, RunSources
+from tagmask.stage_folder import StageFolder
 
 RUN_RECORD: dict[str, Any] = {
     "format": 2, "tagmask": "0.2.0", "classes": ["cat"], "finished": None,

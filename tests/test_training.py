@@ -19,8 +19,8 @@ from tagmask.compute import Compute
 from tagmask.data.loading import ShuffledBatches, TrainingSet
 from tagmask.data.samples import TaggedImages
 from tagmask.progress import LoopUnit, Reporter
-from tagmask.run_folder import StageFolder
 from tagmask.stage import StageContext
+from tagmask.stage_folder import StageFolder
 from tagmask.training import Training, TrainingSettings, fit, read_history
 from tests.methods.contract import MakeContext
 

@@ -23,9 +23,10 @@ from tagmask.measure import ActivationStats, SegmentationReport, ThresholdReport
 from tagmask.measure.reports import json_number, number_from_json
 from tagmask.pipeline import fingerprint
 from tagmask.progress import Reporter
-from tagmask.run_folder import RunFolder, StageFolder
+from tagmask.run_folder import RunFolder
 from tagmask.stage import InferenceContext
 from tagmask.stage_files import discard_damaged_files
+from tagmask.stage_folder import StageFolder
 from tagmask.text import shorten
 
 if TYPE_CHECKING:

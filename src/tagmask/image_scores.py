@@ -26,7 +26,8 @@ from tagmask.measure.image_score import ImageScore, score_image
 from tagmask.pipeline import fingerprint
 from tagmask.progress import Reporter, run_in_workers
 from tagmask.refine.image_threshold import expected_threshold, mean_root_num_tags
-from tagmask.run_folder import RunFolder, StageFolder
+from tagmask.run_folder import RunFolder
+from tagmask.stage_folder import StageFolder
 from tagmask.text import did_you_mean
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from tagmask.models.segmenter import Segmenter, SegmenterConfig
 from tagmask.outputs.png import write_legend
 from tagmask.progress import Reporter
 from tagmask.refine.settings import CrfSettings
-from tagmask.run_folder import StageFolder
 from tagmask.stage import InferenceContext
+from tagmask.stage_folder import StageFolder
 from tagmask.text import did_you_mean, shorten
 
 IMAGES_FILE = "images.json"  # beside predicted masks: the image of each mask, and the tags that were known

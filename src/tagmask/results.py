@@ -23,8 +23,9 @@ from tagmask.progress import Reporter
 from tagmask.recipe import Recipe, load_recipe, methods_making, recipe_with_stage
 from tagmask.review_folder import ReviewFolder
 from tagmask.run_data import read_run_data
-from tagmask.run_folder import RunFolder, StageFolder
+from tagmask.run_folder import RunFolder
 from tagmask.stage import ARTIFACT_NAMES, ArtifactKind
+from tagmask.stage_folder import StageFolder
 from tagmask.text import did_you_mean
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The run folder: where its files are, and the record of each stage.
+"""The run folder: where its files are, and where its images come from.
 
 run/
     run.json             where the data came from, and which request the run has finished
@@ -12,68 +12,23 @@ run/
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 import tagmask
-from tagmask.artifacts import RUN_AGAIN, read_json, read_model, remove_unfinished, write_json
+from tagmask.artifacts import read_json, read_model, write_json
 from tagmask.data.source import DataSource
 from tagmask.errors import RunError
 from tagmask.label_map import MAX_CLASSES
+from tagmask.stage_folder import StageFolder
 from tagmask.text import shorten
 
-if TYPE_CHECKING:
-    from tagmask.compute import Compute
-
 RUN_FORMAT: Literal[2] = 2  # tagmask 0.1.0 wrote no format number
-
-
-class StageRecord(BaseModel):
-    """What `stage.json` holds.
-
-    Attributes:
-        status: "running" until every process has finished the stage.
-        key: everything that the results depend on (settings, images, inputs); another key means other results.
-        versions: of tagmask and of the libraries that computed the results.
-        seconds: the time that the stage took, over all interruptions.
-        num_images: the number of images that the stage processed.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    status: Literal["running", "done"]
-    key: dict[str, Any]
-    versions: dict[str, str] = {}
-    seconds: float = Field(0.0, ge=0, allow_inf_nan=False)
-    num_images: int = Field(0, ge=0)
-
-
-class ThresholdRecord(BaseModel):
-    """What `threshold.json` holds: the threshold at which a stage cut its maps.
-
-    Attributes:
-        threshold: of the whole run.
-        per_image: whether each image has a threshold of its own near it.
-    """
-
-    threshold: float = Field(ge=0, le=1)
-    per_image: bool = False
-
-
-class HistoryEntry(BaseModel):
-    """One epoch in `history.json`. Further entries are the mean losses, the learning rate and times."""
-
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
-    __pydantic_extra__: dict[str, float]
-
-    epoch: int = Field(ge=1)
 
 
 class RunSources(BaseModel):
@@ -115,138 +70,6 @@ class RunRecord(BaseModel):
     classes: tuple[str, ...] = Field(min_length=1, max_length=MAX_CLASSES)
     sources: RunSources
     finished: str | None = None
-
-
-@dataclass(frozen=True)
-class StageFolder:
-    """The folder of one stage, and its record.
-
-    Attributes:
-        path: the folder.
-    """
-
-    path: Path
-
-    @property
-    def name(self) -> str:
-        """The name of the stage."""
-        return self.path.name
-
-    def maps_path(self, image_id: str) -> Path:
-        """Return the path of the response maps of an image."""
-        return self.path / "maps" / f"{image_id}.safetensors"
-
-    def mask_path(self, image_id: str) -> Path:
-        """Return the path of the label map of an image."""
-        return self.path / "masks" / f"{image_id}.png"
-
-    @property
-    def record_path(self) -> Path:
-        """The path of the record."""
-        return self.path / "stage.json"
-
-    @property
-    def threshold_path(self) -> Path:
-        """The path of the recorded threshold."""
-        return self.path / "threshold.json"
-
-    @property
-    def history_path(self) -> Path:
-        """The path of the training curves."""
-        return self.path / "history.json"
-
-    def read_record_if_any(self) -> StageRecord | None:
-        """Read the record, or return None if the stage has not begun. Raises RunError if the file is damaged."""
-        return read_model(self.record_path, StageRecord) if self.record_path.exists() else None
-
-    def read_threshold_if_any(self) -> ThresholdRecord | None:
-        """Read the threshold at which the stage cut maps, or return None if it cut none. Raises RunError if damaged."""
-        path = self.threshold_path
-        return read_model(path, ThresholdRecord, remedy=RUN_AGAIN) if path.exists() else None
-
-    @property
-    def is_done(self) -> bool:
-        """Whether the record says that the stage has finished."""
-        record = self.read_record_if_any()
-        return record is not None and record.status == "done"
-
-    def check_complete(self, num_masks: int, num_images: int) -> None:
-        """Raise RunError if the stage is not finished, or lacks masks.
-
-        Args:
-            num_masks: the number of its masks.
-            num_images: the number of images of the run, bad ones included.
-        """
-        record = self.read_record_if_any()
-        is_done = record is not None and record.status == "done"
-        expected = record.num_images if record is not None and is_done else num_images
-        if not is_done or num_masks < expected:
-            raise RunError(
-                f"{self.path} holds only {num_masks} of {expected} masks: finish the run first (run its command "
-                "again), or add --partial to export these."
-            )
-
-    def record_with_key(self, key: dict[str, Any], *, redo: bool) -> StageRecord | None:
-        """Read the record if it has this key; None if the stage has to be made from the start.
-
-        Raises:
-            RunError: the stage was made from something else, and `redo` is False.
-        """
-        record = self.read_record_if_any()
-        if record is None or record.key == key:
-            return record
-        has_results = any(path.name != self.record_path.name for path in self.path.iterdir())
-        if has_results and not redo:
-            raise RunError(
-                f"{self.path} was made with other settings ({_describe_difference(record.key, key)}); choose another "
-                "--out, or add --redo to make this stage and the stages that depend on it again."
-            )
-        return None
-
-    def begin(self, key: dict[str, Any], compute: Compute, *, redo: bool = False) -> bool:
-        """Prepare the folder to start or resume the stage; every process calls it.
-
-        Results of another key are removed if `redo` is True, and unfinished temporary files always.
-
-        Returns:
-            False if the stage with this key is done already, and there is nothing to do.
-
-        Raises:
-            RunError: the stage was made from something else, and `redo` is False.
-        """
-        record = self.record_with_key(key, redo=redo)
-        compute.barrier()  # every process reads the record before the main process writes it
-        if record is None and compute.is_main_process:
-            _remove_folder(self.path)
-            versions = {name: version(name) for name in ("torch", "timm", "lightning", "numpy")}
-            self._write(StageRecord(status="running", key=key, versions={"tagmask": tagmask.__version__, **versions}))
-        is_done = record is not None and record.status == "done"
-        if compute.is_main_process and not is_done:
-            remove_unfinished(self.path)
-        compute.barrier()
-        return not is_done
-
-    def mark_done(self, compute: Compute, seconds: float, num_images: int) -> None:
-        """Record that all processes have finished the stage; every process calls it.
-
-        Args:
-            compute: this process.
-            seconds: since the stage was started or resumed; they are added to those recorded before.
-            num_images: the number of images that the stage processed.
-        """
-        compute.barrier()
-        if compute.is_main_process and (record := self.read_record_if_any()):
-            total = round(record.seconds + seconds, 1)
-            self._write(record.model_copy(update={"status": "done", "seconds": total, "num_images": num_images}))
-        compute.barrier()
-
-    def reopen(self) -> None:
-        """Record that the stage has to be resumed, because some of its files are missing."""
-        if record := self.read_record_if_any():
-            self._write(record.model_copy(update={"status": "running"}))
-
-    def _write(self, record: StageRecord) -> None:
-        write_json(self.record_path, record.model_dump(mode="json"))
 
 
 @dataclass(frozen=True)
@@ -362,32 +185,3 @@ class RunFolder:
             path.unlink(missing_ok=True)
         with suppress(OSError):  # it holds other files, or does not exist
             self.path.rmdir()
-
-
-def _remove_folder(folder: Path) -> None:
-    """Remove a folder, or the symbolic link to one, so that a kill at any moment leaves it whole or gone."""
-    if folder.is_symlink():  # what it points to may belong to another run
-        folder.unlink()
-        return
-    doomed = folder.with_name(f".{folder.name}.removed")
-    shutil.rmtree(doomed, ignore_errors=True)
-    if folder.exists():
-        folder.rename(doomed)
-        shutil.rmtree(doomed)
-
-
-def _describe_difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    descriptions = {
-        "method": "another method",
-        "seed": "another seed",
-        "images": "other images or tags",
-        "extra": "other saliency maps",
-        "inputs": "another input",
-        "network": "another network",
-    }
-    for part, description in descriptions.items():
-        if old.get(part) != new.get(part):
-            return description
-    before, now = old.get("settings", {}), new.get("settings", {})
-    changed = [f"{k} {before.get(k)!r} → {now[k]!r}" for k in now if before.get(k) != now[k]]
-    return ", ".join(changed[:3]) or "a setting that no longer exists"

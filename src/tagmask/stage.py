@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tagmask.compute import Compute
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.progress import Reporter, run_in_workers
-from tagmask.run_folder import StageFolder
+from tagmask.stage_folder import StageFolder
 
 ArtifactKind = Literal["classifier", "maps", "masks", "segmenter"]
 """What a stage makes, and what later stages may need:

@@ -16,7 +16,8 @@ from tagmask.errors import RunError
 from tagmask.label_map import read_label_map
 from tagmask.maps import ResponseMaps
 from tagmask.progress import Progress
-from tagmask.run_folder import HistoryEntry, RunFolder, StageFolder, ThresholdRecord
+from tagmask.run_folder import RunFolder
+from tagmask.stage_folder import HistoryEntry, StageFolder, ThresholdRecord
 
 
 def discard_damaged_files(

@@ -28,8 +28,8 @@ from tagmask.data.loading import TrainingSet, training_loader
 from tagmask.errors import RunError
 from tagmask.models.saved_network import SavedNetwork
 from tagmask.models.synced_batch_norm import synced_batch_norms
-from tagmask.run_folder import HistoryEntry, StageFolder
 from tagmask.stage import Method, StageContext
+from tagmask.stage_folder import HistoryEntry, StageFolder
 from tagmask.text import shorten
 
 Optimizer = Literal["sgd", "adam", "adamw"]

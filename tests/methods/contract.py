@@ -22,8 +22,8 @@ from tagmask.methods.cam import Cam
 from tagmask.methods.pseudo_masks import PseudoMasks
 from tagmask.models.classifier import Classifier
 from tagmask.progress import Reporter
-from tagmask.run_folder import StageFolder
 from tagmask.stage import Method, StageContext
+from tagmask.stage_folder import StageFolder
 from tagmask.training import read_history
 
 TOY_CAM: dict[str, Any] = {

@@ -40,8 +40,9 @@ from tagmask.methods.segment import Segment, pixel_loss
 from tagmask.pipeline import write_run_record
 from tagmask.progress import Reporter
 from tagmask.recipe import Recipe
-from tagmask.run_folder import RunFolder, RunSources, StageFolder
+from tagmask.run_folder import RunFolder, RunSources
 from tagmask.stage import StageContext
+from tagmask.stage_folder import StageFolder
 from tagmask.training import read_history
 from tests.methods.contract import TOY_CAM, MakeContext, MethodContract
 from tests.methods.test_segment import TOY

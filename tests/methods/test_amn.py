@@ -21,7 +21,7 @@ from tagmask.methods._seeds import SeedFolder
 from tagmask.methods.amn import Amn, balanced_loss, mean_logits, renormalize_maps
 from tagmask.models.backbone import Backbone
 from tagmask.models.label_conditioned import LabelConditionedNetwork
-from tagmask.run_folder import StageFolder
+from tagmask.stage_folder import StageFolder
 from tests.conftest import GOLDENS
 from tests.methods.contract import MakeContext, MethodContract
 

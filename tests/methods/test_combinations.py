@@ -24,7 +24,8 @@ from tagmask.models.segmenter import Segmenter
 from tagmask.pipeline import run_stages
 from tagmask.progress import Reporter
 from tagmask.recipe import Recipe, find_method, methods_making
-from tagmask.run_folder import RunFolder, StageFolder
+from tagmask.run_folder import RunFolder
+from tagmask.stage_folder import StageFolder
 from tests.methods.contract import TOY_CAM
 
 TRAINING: dict[str, Any] = {"freeze_norm": False, "epochs": 1, "batch_size": 4, "crop_size": 32}

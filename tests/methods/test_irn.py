@@ -28,8 +28,8 @@ from tagmask.models.inference import prepare_for_inference_inplace
 from tagmask.refine.instances import find_instances
 from tagmask.refine.random_walk import half_disc, walk_maps
 from tagmask.refine.settings import RandomWalkSettings
-from tagmask.run_folder import ThresholdRecord
 from tagmask.stage import StageContext
+from tagmask.stage_folder import ThresholdRecord
 from tests.conftest import GOLDENS
 from tests.methods.contract import MakeContext, MethodContract
 

@@ -29,8 +29,8 @@ from tagmask.recipe import load_recipe
 from tagmask.refine.dense_crf import dense_crf, unary_from_labels
 from tagmask.refine.image_threshold import choose_threshold
 from tagmask.refine.settings import CrfSettings
-from tagmask.run_folder import StageFolder, ThresholdRecord
 from tagmask.stage import StageContext
+from tagmask.stage_folder import StageFolder, ThresholdRecord
 from tests.methods.contract import MakeContext, MethodContract
 
 MakeGrayContext = Callable[[int | None], StageContext]

@@ -28,7 +28,7 @@ from tagmask.methods.segment import (
 from tagmask.models.classifier import Classifier
 from tagmask.models.segmenter import Segmenter
 from tagmask.refine.settings import NETWORK_CRF
-from tagmask.run_folder import StageFolder
+from tagmask.stage_folder import StageFolder
 from tagmask.training import read_history
 from tests.methods.contract import MakeContext, MethodContract
 

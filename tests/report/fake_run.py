@@ -18,7 +18,8 @@ from tagmask.progress import Reporter
 from tagmask.recipe import Recipe
 from tagmask.report.collect import collect_report
 from tagmask.report.content import Report
-from tagmask.run_folder import RunFolder, StageFolder
+from tagmask.run_folder import RunFolder
+from tagmask.stage_folder import StageFolder
 
 SIZE = (40, 48)
 

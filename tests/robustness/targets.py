@@ -33,8 +33,9 @@ from tagmask.predict import Predictor
 from tagmask.progress import Reporter
 from tagmask.recipe import load_recipe, recipe_names, recipe_text
 from tagmask.report.notebook import summary_html
-from tagmask.run_folder import RunFolder, RunSources, StageFolder
+from tagmask.run_folder import RunFolder, RunSources
 from tagmask.stage_files import discard_damaged_files, files_are_as_remembered, remember_files
+from tagmask.stage_folder import StageFolder
 from tagmask.training import read_history
 
 CLASSES = ("cat", "dog", "red panda")

@@ -16,8 +16,8 @@ from tagmask.maps import ResponseMaps
 from tagmask.refine.dense_crf import compile_crf_kernels
 from tagmask.refine.map_cutting import confident_seeds
 from tagmask.refine.settings import SeedSettings
-from tagmask.run_folder import StageFolder
 from tagmask.stage import StageContext
+from tagmask.stage_folder import StageFolder
 
 
 @dataclass(frozen=True)

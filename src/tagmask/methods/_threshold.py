@@ -9,8 +9,8 @@ from pydantic import BeforeValidator
 from tagmask.artifacts import write_json
 from tagmask.maps import ResponseMaps
 from tagmask.measure.metrics import ActivationHistogram
-from tagmask.run_folder import StageFolder, ThresholdRecord
 from tagmask.stage import StageContext
+from tagmask.stage_folder import StageFolder, ThresholdRecord
 from tagmask.training import read_history
 
 PLAUSIBLE_THRESHOLDS = (0.03, 0.97)  # a threshold outside says more about the network than about the images

@@ -29,8 +29,8 @@ from tagmask.large_images import reduced_size, resize_labels
 from tagmask.maps import ResponseMaps
 from tagmask.methods.segment import PseudoMaskTargets, Segment, SegmentTraining, pixel_loss
 from tagmask.models.segmenter import Segmenter
-from tagmask.run_folder import StageFolder
 from tagmask.stage import ArtifactKind, StageContext
+from tagmask.stage_folder import StageFolder
 from tagmask.training import ParameterGroups
 
 

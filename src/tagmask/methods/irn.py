@@ -37,8 +37,8 @@ from tagmask.outputs.writer import image_file_name
 from tagmask.refine.instances import find_instances
 from tagmask.refine.random_walk import half_disc, path_cells, propagate, walk_maps
 from tagmask.refine.settings import RandomWalkSettings, SeedSettings
-from tagmask.run_folder import StageFolder
 from tagmask.stage import ArtifactKind, StageContext, group_by_size
+from tagmask.stage_folder import StageFolder
 from tagmask.training import ParameterGroups, Training, TrainingSettings, fit, train_once
 
 EPSILON = 1e-5  # added inside logarithms and to the counts of pairs, as in the public code

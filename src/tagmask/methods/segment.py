@@ -34,8 +34,8 @@ from tagmask.models.inference import prepare_for_inference_inplace, scaled_with_
 from tagmask.models.segmenter import Segmenter, check_architecture, initial_segmenter
 from tagmask.refine.dense_crf import apply_crf, unary_from_probabilities
 from tagmask.refine.settings import NETWORK_CRF, CrfSettings
-from tagmask.run_folder import StageFolder
 from tagmask.stage import ArtifactKind, InferenceContext, StageContext
+from tagmask.stage_folder import StageFolder
 from tagmask.training import ParameterGroups, Training, TrainingSettings, fit, train_once
 
 Prediction = tuple[Sample, np.ndarray, np.ndarray, np.ndarray]

@@ -23,8 +23,9 @@ from tagmask.report.examples import (
     held_out_examples,
 )
 from tagmask.report.next_steps import next_steps
-from tagmask.run_folder import RunFolder, StageFolder
+from tagmask.run_folder import RunFolder
 from tagmask.stage import ArtifactKind
+from tagmask.stage_folder import StageFolder
 from tagmask.training import read_history
 
 

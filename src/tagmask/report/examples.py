@@ -17,7 +17,8 @@ from tagmask.maps import ResponseMaps
 from tagmask.recipe import Recipe
 from tagmask.report.content import Example, Picture
 from tagmask.report.drawing import draw_mask, resize_picture
-from tagmask.run_folder import RunFolder, StageFolder
+from tagmask.run_folder import RunFolder
+from tagmask.stage_folder import StageFolder
 
 NUM_EXAMPLES, NUM_WORST, NUM_HELD_OUT = 10, 6, 4
 MAX_MAPS = 6  # response maps that are shown of one image, the strongest ones

@@ -9,7 +9,8 @@ from tagmask.evaluate import Evaluation
 from tagmask.formatting import format_duration
 from tagmask.report.sections import map_rows, score_rows
 from tagmask.report.templates import load_template
-from tagmask.run_folder import RunFolder, StageFolder
+from tagmask.run_folder import RunFolder
+from tagmask.stage_folder import StageFolder
 
 if TYPE_CHECKING:
     from tagmask.recipe import Recipe
