@@ -197,8 +197,7 @@ def _add_scores(
 
 def _entry_key(stage: StageFolder, images: TaggedImages) -> str:
     """Return a digest of all inputs that a measurement of a stage depends on."""
-    record = stage.read_record_if_any()
-    return digest([record and record.key, fingerprint(images), ground_truth_fingerprint(images), tagmask.__version__])
+    return digest([stage.read_key_if_any(), fingerprint(images), ground_truth_fingerprint(images), tagmask.__version__])
 
 
 def _select_with_ground_truth(images: TaggedImages) -> TaggedImages:
@@ -309,8 +308,7 @@ def segment_held_out(
 
     target = held_out_folder(folder, held_out)
     stage = folder.stage(segmenter)
-    record = stage.read_record_if_any()
-    key = {"stage": segmenter, "network": digest(record and record.key), "images": fingerprint(held_out)}
+    key = {"stage": segmenter, "network": digest(stage.read_key_if_any()), "images": fingerprint(held_out)}
     if compute.is_main_process:
         discard_damaged_files(target, ("masks",), held_out, reporter.progress)
     compute.barrier()

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tagmask.recipe import Recipe
 
 SCORES_FILE = "scores.csv"
-_CACHE_FILE = ".scores.json"  # the scores, and a digest of everything that they depend on
+_CACHE_FILE = ".scores.json"  # the scores, and a digest of their inputs
 
 _SMALLEST_FIRST = ("color_contrast", "foreground", "miou")  # columns in which a small value is suspicious
 _Fraction = float | None  # None: NaN, which JSON lacks
@@ -137,8 +137,8 @@ class _ScoreSources:
     def key(self) -> list[object]:
         """Return everything in the run folder that the scores depend on."""
         stages = [*self.masks, *([self.maps] if self.maps else [])]
-        records = [(stage.name, record and record.key) for stage in stages if (record := stage.read_record_if_any())]
-        return [records, self.judged, sorted(self.thresholds.items())]
+        keys = [(stage.name, key) for stage in stages if (key := stage.read_key_if_any()) is not None]
+        return [keys, self.judged, sorted(self.thresholds.items())]
 
     def score(self, sample: Sample) -> ImageScore:
         """Score the mask of one image. Raises RunError or DataError if a file is missing, damaged or does not fit."""

@@ -12,7 +12,7 @@ from tagmask.corrections.archive import Archive
 from tagmask.corrections.formats import load_reader
 from tagmask.corrections.known_images import KnownImages
 from tagmask.errors import DataError
-from tagmask.label_map import IGNORE_INDEX
+from tagmask.label_map import IGNORE_INDEX, present_classes
 from tagmask.review_folder import ReviewFolder, ReviewState
 from tagmask.text import join_first_names, pluralize
 
@@ -129,7 +129,7 @@ def _changed_tags(labels: np.ndarray, image_id: str, images: KnownImages) -> tup
 
     A tagged class without a pixel counts as present if there are ignored pixels, because these can belong to it.
     """
-    shown = set(np.unique(labels[(labels > 0) & (labels != IGNORE_INDEX)]).tolist())
+    shown = set(present_classes(labels))
     tags = images.by_id[image_id].tags
     if tags is not None and (labels == IGNORE_INDEX).any():
         shown |= set(tags)

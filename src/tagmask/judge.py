@@ -45,7 +45,7 @@ class Recommendation(BaseModel):
         agreement: mIoU, in 0..1, of the last network's masks with the pseudo-masks that it learned from; None if no
             network was trained on masks.
         undertrained: whether this network was trained too little.
-        keys: for each stage that makes masks, a digest of everything that its masks depend on.
+        keys: for each stage that makes masks, a digest of its settings, images and inputs.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -182,9 +182,9 @@ def compare_masks(
 
 
 def mask_keys(recipe: Recipe, folder: RunFolder) -> dict[str, str]:
-    """Return, for each stage that makes masks, a digest of everything that its masks depend on."""
-    records = {name: folder.stage(name).read_record_if_any() for name in recipe.stages_making("masks")}
-    return {name: digest([record and record.key, tagmask.__version__]) for name, record in records.items()}
+    """Return, for each stage that makes masks, a digest of its settings, images and inputs."""
+    keys = {name: folder.stage(name).read_key_if_any() for name in recipe.stages_making("masks")}
+    return {name: digest([key, tagmask.__version__]) for name, key in keys.items()}
 
 
 def evenly_spaced(samples: Sequence[Sample], limit: int) -> list[Sample]:

@@ -42,6 +42,27 @@ def voc_palette() -> list[int]:
 _PALETTE = voc_palette()
 
 
+def is_foreground(labels: np.ndarray) -> NDArray[np.bool_]:
+    """Return where a label map shows a class: neither background nor ignored. The shape is that of `labels`.
+
+    Example:
+        >>> is_foreground(np.array([0, 3, 255], np.uint8))
+        array([False,  True, False])
+    """
+    return (labels > 0) & (labels != IGNORE_INDEX)
+
+
+def present_classes(labels: np.ndarray) -> list[int]:
+    """Return the class ids that have pixels in a label map [H, W] uint8, ascending.
+
+    Example:
+        >>> present_classes(np.array([[0, 3], [255, 1]], np.uint8))
+        [1, 3]
+    """
+    ids = np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()
+    return [label for label in ids if label not in (0, IGNORE_INDEX)]
+
+
 def label_boundaries(labels: np.ndarray, valid: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
     """Mark the pixels that have a different label above, below, left or right of them.
 

@@ -410,8 +410,7 @@ class Run:
         for problem in images.problems:
             if problem.severity == "error":
                 reporter.info(f"left out: {problem}")
-        record = self.latest_stage("segmenter").read_record_if_any()
-        network_key = digest(record and record.key)
+        network_key = digest(self.latest_stage("segmenter").read_key_if_any())
         with lock_folder(Path(out), self.compute):
             masks = predict_folder(self.predictor, images, network_key, Path(out), reporter=reporter, redo=redo)
         for format in formats if self.compute.is_main_process else ():

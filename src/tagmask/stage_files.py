@@ -37,11 +37,13 @@ def discard_damaged_files(
     Returns:
         The files that were missing or damaged, if the stage had finished; else those that were damaged.
     """
-    if stage.read_record_if_any() is None:
+    record = stage.read_record_if_any()
+    if record is None:
         return []
+    is_done = record.status == "done"
     files = _artifact_files(stage, makes, images)
     remembered = _read_remembered(RunFolder(stage.path.parent))
-    if stage.is_done and remembered.get(stage.name, {}).get("stamp") == _stamp(files):
+    if is_done and remembered.get(stage.name, {}).get("stamp") == _stamp(files):
         return []
     damaged = []
     with progress(f"checking the files of {stage.name}", len(files)) as advance:
@@ -50,7 +52,7 @@ def discard_damaged_files(
                 path.unlink()
                 damaged.append(path)
             advance(1)
-    if stage.is_done:
+    if is_done:
         damaged = [path for path in files if not path.exists()]
         if damaged:
             stage.reopen()

@@ -101,6 +101,11 @@ class StageFolder:
         """Read the record, or return None if the stage has not begun. Raises RunError if the file is damaged."""
         return read_model(self.record_path, StageRecord) if self.record_path.exists() else None
 
+    def read_key_if_any(self) -> dict[str, Any] | None:
+        """Read everything that the results depend on, or return None if the stage has not begun. Raises RunError."""
+        record = self.read_record_if_any()
+        return None if record is None else record.key
+
     def read_threshold_if_any(self) -> ThresholdRecord | None:
         """Read the threshold at which the stage cut maps, or return None if it cut none. Raises RunError if damaged."""
         path = self.threshold_path

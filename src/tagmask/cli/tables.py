@@ -162,7 +162,7 @@ def _results_table(evaluation: Evaluation) -> Table:
 
 
 def _miou_at(scores: MapScores, threshold: float) -> str:
-    """Return the mIoU at the nearest threshold that was measured; a threshold of NaN means that there is none."""
+    """Return the mIoU at the nearest measured threshold as text; a threshold of NaN gives a dash."""
     if math.isnan(threshold):
         return MISSING
     nearest = int(np.abs(scores.curve.thresholds - threshold).argmin())

@@ -17,7 +17,7 @@ from tagmask.data.images import check_aspect_ratio, is_url, read_bytes, read_gre
 from tagmask.data.samples import PngMask, Problem, Sample, TaggedImages
 from tagmask.data.verified_files import VerifiedSample, read_verified, verification_key, write_verified
 from tagmask.errors import DataError
-from tagmask.label_map import IGNORE_INDEX
+from tagmask.label_map import present_classes
 from tagmask.progress import Progress
 
 _CHUNK_SIZE = 512  # samples submitted to the threads at once, so that the queue of a million images stays short
@@ -180,8 +180,7 @@ def _check_mask_size(mask_size: tuple[int, int], image_size: tuple[int, int]) ->
 def _find_mask_classes(labels: np.ndarray, image_size: tuple[int, int], num_classes: int) -> tuple[int, ...]:
     """Return the class ids in a label map, ascending. Raises DataError if the label map does not fit its image."""
     _check_mask_size((labels.shape[0], labels.shape[1]), image_size)
-    ids = np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()
-    classes = tuple(label for label in ids if label not in (0, IGNORE_INDEX))
+    classes = tuple(present_classes(labels))
     if classes and classes[-1] > num_classes:
         raise DataError(f"has pixels of class {classes[-1]}, but the largest class id is {num_classes}; correct it")
     return classes

@@ -16,7 +16,7 @@ from tagmask.progress import LoopUnit, Reporter
 
 @dataclass(frozen=True)
 class LoopTiming:
-    """The estimated time of one loop in the whole run, or of everything in a stage that is not in a loop.
+    """The estimated time of one loop in the whole run, or of the parts of a stage outside of loops.
 
     Attributes:
         stage: the stage, or another part of the run.

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from tagmask.label_map import IGNORE_INDEX
+from tagmask.label_map import IGNORE_INDEX, is_foreground
 from tagmask.maps import STRIDE, ResponseMaps
 from tagmask.measure.confusion import confusion_matrix, iou, mean_iou
 from tagmask.refine.image_threshold import color_bins, color_information
@@ -123,7 +123,7 @@ def score_image(
         class_overlap=overlap,
         border=border,
         ambiguous=math.nan if maps is None else ambiguous_fraction(maps.maps, threshold),
-        foreground=float(_is_foreground(mask).mean()),
+        foreground=float(is_foreground(mask).mean()),
         missing_tags=tuple(class_id for class_id in tags if not (mask == class_id).any()),
         parts=parts,
         crumbs=crumbs,
@@ -152,7 +152,7 @@ def color_contrast(image: np.ndarray, mask: np.ndarray) -> float:
     known = mask != IGNORE_INDEX
     if not known.any():
         return 0.0
-    return color_information(color_bins(image)[known], _is_foreground(mask)[known]) / math.log(2)
+    return color_information(color_bins(image)[known], is_foreground(mask)[known]) / math.log(2)
 
 
 def class_overlap(maps: np.ndarray, threshold: float) -> float:
@@ -182,7 +182,7 @@ def border_fraction(mask: np.ndarray) -> float:
     """
     edge = np.ones(mask.shape, bool)
     edge[1:-1, 1:-1] = False
-    return float(_is_foreground(mask)[edge].mean())
+    return float(is_foreground(mask)[edge].mean())
 
 
 def ambiguous_fraction(maps: np.ndarray, threshold: float, margin: float = AMBIGUITY_MARGIN) -> float:
@@ -218,10 +218,6 @@ def count_parts(mask: np.ndarray, tags: Sequence[int]) -> tuple[int, int]:
             parts += number
             crumbs += int(np.count_nonzero(sizes < CRUMB_SIZE * sizes.max()))
     return parts, crumbs
-
-
-def _is_foreground(mask: np.ndarray) -> np.ndarray:
-    return (mask > 0) & (mask != IGNORE_INDEX)
 
 
 def _cut_grid(maps: ResponseMaps, threshold: float) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from tagmask.label_map import IGNORE_INDEX
+from tagmask.label_map import is_foreground
 
 
 def remove_small_regions(labels: np.ndarray, min_area: int) -> np.ndarray:
@@ -49,7 +49,7 @@ def fill_holes(labels: np.ndarray) -> np.ndarray:
     Returns:
         [H, W] uint8.
     """
-    is_class = (labels > 0) & (labels != IGNORE_INDEX)
+    is_class = is_foreground(labels)
     regions, region_labels = _connected_regions(np.where(is_class, labels, 0))
     pairs, _ = _borders(regions)
     at_image_border = np.unique(np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]]))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tagmask.label_map import IGNORE_INDEX, voc_palette
+from tagmask.label_map import present_classes, voc_palette
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class MaskItem:
             raise ValueError(
                 f"{self.file_name}: the label map is {list(labels.shape)} {labels.dtype}, not [H, W] uint8"
             )
-        ids: list[int] = np.unique(labels[(labels > 0) & (labels != IGNORE_INDEX)]).tolist()
+        ids = present_classes(labels)
         if ids and ids[-1] > num_classes:
             raise ValueError(
                 f"{self.file_name}: the label map has the value {ids[-1]}, but there are {num_classes} classes"

@@ -9,7 +9,7 @@ import numpy as np
 import shapely
 from shapely import Polygon
 
-from tagmask.label_map import IGNORE_INDEX
+from tagmask.label_map import is_foreground
 
 
 class Region(NamedTuple):
@@ -42,7 +42,7 @@ def find_regions(labels: np.ndarray, tolerance: float = 0) -> list[Region]:
     faces = shapely.get_parts(shapely.polygonize(shapely.linestrings(_boundary_edges(labels))))
     inside = shapely.get_coordinates(shapely.point_on_surface(faces)).astype(int)
     class_ids = labels[inside[:, 1], inside[:, 0]]
-    is_class = (class_ids > 0) & (class_ids != IGNORE_INDEX)
+    is_class = is_foreground(class_ids)
     order = np.argsort(class_ids[is_class], kind="stable")
     faces, class_ids = faces[is_class][order], class_ids[is_class][order]
     polygons = shapely.coverage_simplify(faces, tolerance) if tolerance else shapely.simplify(faces, 0)

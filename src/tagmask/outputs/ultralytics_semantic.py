@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import yaml
-
 from tagmask.artifacts import write_text
 from tagmask.outputs.image_files import write_pairs
 from tagmask.outputs.mask_item import MaskItem, unused_name
 from tagmask.outputs.settings import ExportSettings
+from tagmask.yaml_text import dump_yaml
 
 
 def write(folder: Path, items: Iterable[MaskItem], classes: Sequence[str], settings: ExportSettings) -> None:
@@ -36,4 +35,4 @@ def data_yaml(names: Sequence[str], subset: str, **settings: str) -> str:
     """Return the text of data.yaml. Ultralytics requires `train` and `val`, so both name the only subset."""
     path = f"images/{subset}"
     content = {"train": path, "val": path, **settings, "names": dict(enumerate(names))}
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return dump_yaml(content)
