@@ -48,6 +48,23 @@ def test_masks_states_and_the_log(review: ReviewFolder) -> None:
     assert (read_label_map(review.path / "history" / last.before) == 1).all()
 
 
+def test_drafts_and_rejected_masks_are_no_ground_truth(review: ReviewFolder) -> None:
+    review.record("a", "corrected", labels(1), source="page")
+    review.record("b", "draft", labels(2), source="page")
+    review.record("c", "rejected", None, source="page", tags=("cat",))
+    assert list(review.read_ground_truth()) == ["a"]
+    assert list(review.read_states()) == ["a", "b", "c"]
+    assert (review.read_mask("b") == 2).all()
+    review.record("b", "rejected", None, source="page")
+    assert not review.mask_path("b").exists()
+    review.restore("b", 0)
+    assert (review.read_states()["b"].state, int(review.read_mask("b").max())) == ("draft", 2)
+    review.restore("c", 0)
+    assert (review.read_states()["c"].state, review.read_states()["c"].tags) == ("rejected", ("cat",))
+    with pytest.raises(ValueError, match="the mask is given"):
+        review.record("c", "rejected", labels(1), source="page")
+
+
 def test_every_earlier_state_can_be_restored(review: ReviewFolder) -> None:
     for value in (1, 2, 3):
         review.record("a", "corrected", labels(value), source="page", tags=(str(value),))

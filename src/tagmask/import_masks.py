@@ -98,7 +98,7 @@ def import_masks(
     corrected: list[str] = []
     num_polygons = 0
     changed_tags: dict[str, tuple[str, ...]] = {}
-    reviewed = review.read_states()
+    reviewed = review.read_ground_truth()
     for mask in read(archive, images):
         if mask.image_id is None or mask.labels is None:
             continue

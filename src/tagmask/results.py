@@ -319,7 +319,7 @@ class Run:
         if not partial:
             folder.check_complete(len(samples), len(images))
         reporter = make_reporter(quiet)
-        reviewed = set() if stage else self.review.read_states().keys() & {sample.id for sample in samples}
+        reviewed = set() if stage else self.review.read_ground_truth().keys() & {sample.id for sample in samples}
         message = f"the masks of {folder.name}, {len(samples)} of {len(images)} images"
         reporter.info(f"{message}; reviewed masks: {len(reviewed)}" if reviewed else message)
 

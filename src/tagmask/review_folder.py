@@ -34,7 +34,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-ReviewState = Literal["open", "accepted", "corrected"]
+ReviewState = Literal["open", "draft", "rejected", "accepted", "corrected"]
 
 
 class ReviewEvent(BaseModel):
@@ -45,7 +45,8 @@ class ReviewEvent(BaseModel):
         user: the name of the user's account.
         image: id of the image.
         state: "accepted": a person has seen the mask and left it as it was. "corrected": a person has changed it.
-            "open": the image is not reviewed any longer, and has no reviewed mask.
+            "draft": a person is changing it, and has not said that it is right. "rejected": the mask is wrong; there is
+            no reviewed mask. "open": the image is not reviewed any longer, and has no reviewed mask.
         tags: the class names that the image shows, if the person changed them; None: as in the data set.
         source: what made the change, for example "import of corrected.zip (cvat)".
         before: the file in history/ that holds the reviewed mask from before the change; None if there was none.
@@ -60,6 +61,16 @@ class ReviewEvent(BaseModel):
     tags: tuple[str, ...] | None = None
     source: str
     before: str | None = None
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether the image has a mask in masks/ after this change."""
+        return self.state in ("draft", "accepted", "corrected")
+
+    @property
+    def is_ground_truth(self) -> bool:
+        """Whether a person has said that this mask is right."""
+        return self.state in ("accepted", "corrected")
 
 
 @dataclass(frozen=True)
@@ -96,9 +107,13 @@ class ReviewFolder:
         return read_label_map(path)
 
     def read_states(self) -> dict[str, ReviewEvent]:
-        """Read the last change of each image that is accepted or corrected. Raises RunError if the log is damaged."""
+        """Read the last change of each image whose state is not "open". Raises RunError if the log is damaged."""
         last = {event.image: event for event in self.read_log()}
         return {image_id: event for image_id, event in last.items() if event.state != "open"}
+
+    def read_ground_truth(self) -> dict[str, ReviewEvent]:
+        """Read the last change of each image that is accepted or corrected. Raises RunError if the log is damaged."""
+        return {image_id: event for image_id, event in self.read_states().items() if event.is_ground_truth}
 
     def read_log(self) -> Iterator[ReviewEvent]:
         """Read all changes, oldest first. Raises RunError if the log is damaged.
@@ -134,22 +149,23 @@ class ReviewFolder:
         Args:
             image_id: id of an image of the run. It becomes a path: check that the run has such an image.
             state: the new state.
-            labels: [H, W] uint8, 0 background, 1..K classes, 255 ignored; None if the state is "open".
+            labels: [H, W] uint8, 0 background, 1..K classes, 255 ignored; None if the state is "open" or "rejected".
             source: what makes the change.
             tags: see `ReviewEvent`.
 
         Raises:
-            ValueError: there is a mask although the state is "open", or none although it is not.
+            ValueError: there is a mask although the state has none, or none although it has one.
             RunError: a file cannot be written.
         """
-        if (labels is None) != (state == "open"):
+        event = ReviewEvent(
+            time=datetime.now(UTC).isoformat(timespec="milliseconds"), user=_user_name(), image=image_id, state=state,
+            tags=tags, source=source,
+        )  # fmt: skip
+        if event.has_mask != (labels is not None):
             raise ValueError(f"the state is {state!r}, and the mask is {'missing' if labels is None else 'given'}")
         with self._locked_log() as log:
             path = self.mask_path(image_id)
-            event = ReviewEvent(
-                time=datetime.now(UTC).isoformat(timespec="milliseconds"), user=_user_name(), image=image_id,
-                state=state, tags=tags, source=source, before=self._keep_in_history(image_id),
-            )  # fmt: skip
+            event = event.model_copy(update={"before": self._keep_in_history(image_id)})
             if labels is None:
                 path.unlink(missing_ok=True)
             else:
@@ -176,8 +192,10 @@ class ReviewFolder:
         events = self.history(image_id)
         if not -1 <= number < len(events):
             raise IndexError(f"{image_id!r} has {len(events)} changes, so there is no change {number}")
-        if number == -1 or events[number].state == "open":
+        if number == -1:
             return self.record(image_id, "open", None, source=source)
+        if not events[number].has_mask:
+            return self.record(image_id, events[number].state, None, source=source, tags=events[number].tags)
         is_last = number == len(events) - 1
         kept = None if is_last else events[number + 1].before
         path = self.mask_path(image_id) if kept is None else self.path / "history" / kept
