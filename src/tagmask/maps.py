@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,13 +138,15 @@ class ResponseMaps:
         background = None if self.background is None else _resample(self.background, self.size, size)
         return ResponseMaps(self.classes, _resample(self.maps, self.size, size), size, background)
 
-    def label_map(self, threshold: float | None = None, *, alpha: float | None = None) -> np.ndarray:
+    def label_map(self, threshold: float | Sequence[float] | None = None, *, alpha: float | None = None) -> np.ndarray:
         """Return the most active class of each pixel, or background where the background is as active or more.
 
         Give at most one of `threshold` and `alpha`. Without both, the stored `background` map is used.
 
         Args:
-            threshold: the activation of the background, 0..1, the same everywhere (the usual rule for CAM).
+            threshold: the activation of the background, 0..1, the same everywhere (the usual rule for CAM). Or one
+                threshold per class, in the order of `classes`: a pixel is then of the class whose activation exceeds
+                its threshold the most.
             alpha: above 0; the activation of the background is (1 − strongest activation) ** alpha (Ahn and Kwak,
                 "Learning Pixel-level Semantic Affinity with Image-level Supervision for Weakly Supervised Semantic
                 Segmentation", CVPR 2018, equation 2). The larger alpha, the less background.
@@ -161,6 +163,9 @@ class ResponseMaps:
             [3, 0]
             >>> [maps.label_map(alpha=a).max().item() for a in (1, 2)]
             [0, 3]
+            >>> two = ResponseMaps(np.array([3, 7]), np.array([[[0.5]], [[0.4]]]), size=(1, 1))
+            >>> [two.label_map(threshold=t).item() for t in (0.3, [0.3, 0.3], [0.3, 0.1], [0.5, 0.4])]
+            [3, 3, 7, 0]
         """
         if (threshold is None) == (alpha is None) and (threshold is not None or self.background is None):
             raise ValueError("give one of threshold and alpha (or neither, where there is a background map)")
@@ -181,7 +186,10 @@ class ResponseMaps:
         size = (min(self.size[0], STRIDE * stop) - STRIDE * start, self.size[1])
         return ResponseMaps(self.classes, self.maps[:, rows], size, None if background is None else background[rows])
 
-    def _label_map(self, threshold: float | None, alpha: float | None) -> np.ndarray:
+    def _label_map(self, threshold: float | Sequence[float] | None, alpha: float | None) -> np.ndarray:
+        if isinstance(threshold, Sequence):
+            index = largest_margin(self.maps, threshold, self.size)
+            return np.concatenate([[0], self.classes]).astype(np.uint8)[index + 1]
         highest, index = strongest_activation(self.maps, self.size)
         background: Any = threshold
         if alpha is not None:
@@ -319,3 +327,26 @@ def strongest_activation(maps: Iterable[np.ndarray], size: tuple[int, int]) -> t
         index[full > highest] = n
         np.maximum(highest, full, out=highest)
     return highest, index
+
+
+def largest_margin(maps: Iterable[np.ndarray], thresholds: Iterable[float], size: tuple[int, int]) -> np.ndarray:
+    """Return which activation of each pixel exceeds the threshold of its map the most.
+
+    Args:
+        maps: K maps [h, w] float with (h, w) = `grid_size(size)`.
+        thresholds: K activations, 0..1.
+        size: (H, W) of the image in pixels.
+
+    Returns:
+        [H, W] int64 indices: the first of equal margins, −1 where no activation is above its threshold.
+
+    Raises:
+        ValueError: the number of thresholds is not that of the maps.
+    """
+    largest, index = np.zeros(size), np.full(size, -1)
+    for n, (grid, threshold) in enumerate(zip(maps, thresholds, strict=True)):
+        # in float64, so that equal thresholds do not change the order of the float32 activations
+        margin = upsample(grid[None], size)[0].astype(np.float64) - float(np.float32(threshold))
+        index[margin > largest] = n
+        np.maximum(largest, margin, out=largest)
+    return index

@@ -310,7 +310,7 @@ class Run:
         from tagmask.outputs.writer import output_path, write_masks_as
 
         export_settings = ExportSettings(**settings)
-        folder = self._stage_with_masks(stage)
+        folder = self.stage_with_masks(stage)
         target = output_path(Path(out), format)
         if target.exists():
             raise RunError(f"{target} exists already: remove it, or choose another --out.")
@@ -357,7 +357,7 @@ class Run:
         from tagmask.corrections.known_images import KnownImages
         from tagmask.import_masks import import_masks
 
-        folder, images = self._stage_with_masks(stage), self.images.read()
+        folder, images = self.stage_with_masks(stage), self.images.read()
         samples = [sample for sample in images.samples if folder.mask_path(sample.id).exists()]
         known = KnownImages(samples, images.classes, folder.mask_path)
         with make_reporter(quiet).progress(f"importing {format}", len(samples)) as advance:
@@ -450,7 +450,7 @@ class Run:
             )
         return self._files.stage(name)
 
-    def _stage_with_masks(self, name: str | None) -> StageFolder:
+    def stage_with_masks(self, name: str | None) -> StageFolder:
         """Return the folder of a stage, or of the recommended one. Raises RunError if it makes no masks."""
         makers = self.recipe.stages_making("masks")
         if name is not None and name not in makers:

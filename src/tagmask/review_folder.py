@@ -13,7 +13,7 @@ from __future__ import annotations
 import getpass
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -122,16 +122,28 @@ class ReviewFolder:
         """
         if not self.log_path.exists():
             return
-        with self.log_path.open(encoding="utf-8", errors="replace") as file:
+        with self.log_path.open("rb") as file:
             for number, line in enumerate(file, 1):
-                try:
-                    yield ReviewEvent.model_validate_json(line)
-                except ValidationError as error:
-                    [first, *_] = error.errors()
-                    if first["type"] != "json_invalid":
-                        raise RunError(
-                            f"{self.log_path}, line {number} is damaged ({first['msg']}): remove this line."
-                        ) from error
+                if (event := self.parse_line(line, number)) is not None:
+                    yield event
+
+    def parse_line(self, line: bytes, number: int) -> ReviewEvent | None:
+        """Read one line of the log; None if it is not JSON, because a power cut has torn it.
+
+        Args:
+            line: the line, with or without its end.
+            number: of the line, from 1, for the error.
+
+        Raises:
+            RunError: the line is JSON, but not a change.
+        """
+        try:
+            return ReviewEvent.model_validate_json(line.decode(errors="replace"))
+        except ValidationError as error:
+            [first, *_] = error.errors()
+            if first["type"] == "json_invalid":
+                return None
+            raise RunError(f"{self.log_path}, line {number} is damaged ({first['msg']}): remove this line.") from error
 
     def record(
         self,
@@ -141,6 +153,7 @@ class ReviewFolder:
         *,
         source: str,
         tags: tuple[str, ...] | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> ReviewEvent:
         """Write the reviewed mask of an image and a line of the log. The mask from before goes to history/.
 
@@ -152,18 +165,21 @@ class ReviewFolder:
             labels: [H, W] uint8, 0 background, 1..K classes, 255 ignored; None if the state is "open" or "rejected".
             source: what makes the change.
             tags: see `ReviewEvent`.
+            check: called before anything is written, while no other process can record a change. What it raises keeps
+                the change from being recorded.
 
         Raises:
             ValueError: there is a mask although the state has none, or none although it has one.
             RunError: a file cannot be written.
         """
         event = ReviewEvent(
-            time=datetime.now(UTC).isoformat(timespec="milliseconds"), user=_user_name(), image=image_id, state=state,
+            time=datetime.now(UTC).isoformat(timespec="milliseconds"), user=user_name(), image=image_id, state=state,
             tags=tags, source=source,
         )  # fmt: skip
         if event.has_mask != (labels is not None):
             raise ValueError(f"the state is {state!r}, and the mask is {'missing' if labels is None else 'given'}")
         with self._locked_log() as log:
+            check()
             path = self.mask_path(image_id)
             event = event.model_copy(update={"before": self._keep_in_history(image_id)})
             if labels is None:
@@ -177,13 +193,16 @@ class ReviewFolder:
         """Return all changes of an image, oldest first."""
         return [event for event in self.read_log() if event.image == image_id]
 
-    def restore(self, image_id: str, number: int, *, source: str = "undo") -> ReviewEvent:
+    def restore(
+        self, image_id: str, number: int, *, source: str = "undo", check: Callable[[], None] = lambda: None
+    ) -> ReviewEvent:
         """Return an image to its state after one of its changes; this is a change of its own.
 
         Args:
             image_id: id of the image.
             number: index in `history`; -1: the state before the first change.
             source: what makes the change.
+            check: see `record`.
 
         Raises:
             IndexError: there is no such change.
@@ -192,16 +211,17 @@ class ReviewFolder:
         events = self.history(image_id)
         if not -1 <= number < len(events):
             raise IndexError(f"{image_id!r} has {len(events)} changes, so there is no change {number}")
-        if number == -1:
-            return self.record(image_id, "open", None, source=source)
-        if not events[number].has_mask:
-            return self.record(image_id, events[number].state, None, source=source, tags=events[number].tags)
-        is_last = number == len(events) - 1
-        kept = None if is_last else events[number + 1].before
-        path = self.mask_path(image_id) if kept is None else self.path / "history" / kept
-        return self.record(
-            image_id, events[number].state, read_label_map(path), source=source, tags=events[number].tags
-        )
+        state: ReviewState = "open"
+        tags: tuple[str, ...] | None = None
+        labels: np.ndarray | None = None
+        if number >= 0:
+            state, tags = events[number].state, events[number].tags
+            if events[number].has_mask:
+                is_last = number == len(events) - 1
+                kept = None if is_last else events[number + 1].before
+                path = self.mask_path(image_id) if kept is None else self.path / "history" / kept
+                labels = read_label_map(path)
+        return self.record(image_id, state, labels, source=source, tags=tags, check=check)
 
     def _keep_in_history(self, image_id: str) -> str | None:
         """Copy the reviewed mask of an image to history/; return the file there."""
@@ -241,7 +261,8 @@ class ReviewFolder:
         os.fsync(log.fileno())
 
 
-def _user_name() -> str:
+def user_name() -> str:
+    """Return the name of the user's account."""
     try:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):  # a user id without a name, as in containers

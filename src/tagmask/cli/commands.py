@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from tagmask import __version__
-from tagmask.cli import data, exchange, finished_run, run
+from tagmask.cli import data, exchange, finished_run, review, run
 from tagmask.cli.options import with_option_groups
 from tagmask.method_modules import import_method_module
 
@@ -22,8 +22,8 @@ app = typer.Typer(
 )
 for _command in (
     run.run, run.demo, data.check, run.recipes, run.add_stage, finished_run.thresholds, finished_run.scores,
-    finished_run.predict, exchange.export, exchange.import_, finished_run.evaluate, finished_run.report, data.saliency,
-    data.scenes,
+    finished_run.predict, review.review, exchange.export, exchange.import_, finished_run.evaluate,
+    finished_run.report, data.saliency, data.scenes,
 ):  # fmt: skip
     app.command(_command.__name__.rstrip("_").replace("_", "-"))(with_option_groups(_command))
 

@@ -62,10 +62,14 @@ def read_image(path: str | Path) -> np.ndarray:
         return _as_array(_to_rgb(image))
 
 
-def read_reduced_image(path: str | Path) -> np.ndarray:
+def read_reduced_image(path: str | Path, max_pixels: int | None = None) -> np.ndarray:
     """Read an image file as RGB, and reduce it to `reduced_size` if it is large.
 
     A JPEG is reduced while it is decoded, which saves time and memory.
+
+    Args:
+        path: a local path, or a URL that fsspec opens.
+        max_pixels: the largest number of pixels of an image that is not reduced; None: that of `tagmask.large_images`.
 
     Returns:
         [h, w, 3] uint8; otherwise as `read_image`.
@@ -73,11 +77,11 @@ def read_reduced_image(path: str | Path) -> np.ndarray:
     with _open_image(path, load=False) as image:
         if image.format == "TIFF":  # Pillow itself rotates a TIFF when it loads it
             image.load()
-        size = reduced_size(image.size)
+        size = reduced_size(image.size, max_pixels)
         is_reduced = size != image.size
         if is_reduced:
             size = size[::-1] if _exif_orientation(image) in _TURNED else size
-            image.draft(None, reduced_size(image.size))  # decodes a JPEG at 1/2, 1/4 or 1/8 of its size
+            image.draft(None, reduced_size(image.size, max_pixels))  # decodes a JPEG at 1/2, 1/4 or 1/8 of its size
         image.load()
         _apply_exif_rotation_inplace(image)
         rgb = _to_rgb(image)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from tagmask.label_map import IGNORE_INDEX
@@ -11,14 +13,19 @@ from tagmask.refine.settings import CrfSettings, SeedSettings
 
 
 def cut_maps(
-    image: np.ndarray, maps: ResponseMaps, threshold: float, crf: CrfSettings | None, gt_prob: float = 0.7
+    image: np.ndarray,
+    maps: ResponseMaps,
+    threshold: float | Sequence[float],
+    crf: CrfSettings | None,
+    gt_prob: float = 0.7,
 ) -> np.ndarray:
-    """Return the label map at a threshold, refined by the dense CRF.
+    """Return the label map at a threshold, or at one threshold per class, refined by the dense CRF.
 
     Args:
         image: [H, W, 3] uint8, RGB.
         maps: response maps of the image.
-        threshold: activation, 0..1, above which a pixel is of its most active class.
+        threshold: activation, 0..1, above which a pixel is of its most active class; or one threshold per class of
+            `maps` (see `ResponseMaps.label_map`).
         crf: settings of the CRF; None: the threshold alone.
         gt_prob: probability, in (0, 1), with which the CRF takes its input labels to be right.
 

@@ -39,10 +39,7 @@ def resize_picture(picture: np.ndarray) -> np.ndarray:
 
 
 def draw_mask(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Draw the regions of a label map over its image, at display size.
-
-    A region has the color of its class and a double outline, black outside and white inside: one of the two lines
-    differs from any photograph, also in grayscale. Ignored pixels are hatched in black and white.
+    """Draw the regions of a label map over its image, at display size; see `draw_regions`.
 
     Args:
         image: [H, W, 3] uint8, RGB.
@@ -57,14 +54,30 @@ def draw_mask(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
     if image.shape != (*labels.shape, 3):
         raise ValueError(f"image is {list(image.shape)}, labels are {list(labels.shape)}")
     height, width = display_size((labels.shape[0], labels.shape[1]))
-    labels = np.array(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
+    resized = Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST)
+    return draw_regions(resize_picture(image), np.array(resized))
+
+
+def draw_regions(picture: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Draw the regions of a label map over a picture of the same size.
+
+    A region has the color of its class and a double outline, black outside and white inside: one of the two lines
+    differs from any photograph, also in grayscale. Ignored pixels are hatched in black and white.
+
+    Args:
+        picture: [h, w, 3] uint8, RGB.
+        labels: [h, w] uint8, 0 background, 1..K classes, 255 ignored.
+
+    Returns:
+        [h, w, 3] uint8, RGB.
+    """
     ignored = labels == IGNORE_INDEX
-    rows, columns = np.ogrid[:height, :width]
+    rows, columns = np.ogrid[: labels.shape[0], : labels.shape[1]]
     line = (rows + columns) % (2 * _HATCH_SPACING)
     hatched = ignored & (line % _HATCH_SPACING < _HATCH_WIDTH)
     colors = np.where(hatched[..., None], np.where(line < _HATCH_SPACING, 255, 0)[..., None], label_colors()[labels])
     strength = np.where(ignored, hatched * _HATCH_OPACITY, (labels > 0) * _OPACITY)[..., None]
-    drawn = np.rint(resize_picture(image) * (1 - strength) + colors * strength).astype(np.uint8)
+    drawn = np.rint(picture * (1 - strength) + colors * strength).astype(np.uint8)
     foreground = (labels > 0) & ~ignored
     near = ndimage.binary_dilation(label_boundaries(labels))
     drawn[near & (labels == 0)] = 0

@@ -1,0 +1,302 @@
+"""The HTTP interface of the review page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from tagmask.errors import TagmaskError
+from tagmask.label_map import IGNORE_INDEX, MAX_CLASSES
+from tagmask.review.images import ReviewImage
+from tagmask.review.security import Access, BodyTooLarge, SecurityMiddleware
+from tagmask.review.session import Conflict, ReviewSession
+from tagmask.review.superpixels import NUM_SUPERPIXELS
+from tagmask.text import shorten
+
+STATIC = Path(__file__).parent / "static"
+MAX_OTHER_BYTES = 65_536  # of a request without a mask
+
+_MEDIA_TYPES = {
+    ".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8",
+    ".mjs": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml",
+    ".png": "image/png", ".webp": "image/webp", ".ico": "image/x-icon", ".json": "application/json",
+    ".woff2": "font/woff2",
+}  # fmt: skip
+_BYTES = "application/octet-stream"
+_FOREVER = "private, max-age=31536000, immutable"
+
+T = TypeVar("T")
+Version = Annotated[int, Field(ge=0)]
+ClassId = Annotated[int, Field(strict=False, ge=1, le=MAX_CLASSES)]
+Activation = Annotated[float, Field(strict=False, ge=0, le=1)]
+Tags = list[Annotated[int, Field(ge=1)]]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class CutRequest(_Request):
+    """Thresholds by class id; `crf`: refine with the dense CRF."""
+
+    thresholds: dict[ClassId, Activation]
+    crf: bool = False
+
+
+class StateRequest(_Request):
+    """A change of state without a mask; see `ReviewSession.change_state`."""
+
+    state: Literal["accept", "reject", "open", "tags"]
+    tags: Tags | None = None
+    base: Version
+
+
+class RestoreRequest(_Request):
+    """The number of a change in the history of an image; see `ReviewSession.restore`."""
+
+    number: Annotated[int, Field(ge=-1)]
+    base: Version
+
+
+class BadRequest(Exception):
+    """A request that the page does not send."""
+
+
+def create_app(session: ReviewSession, access: Access, static: Path = STATIC) -> Starlette:
+    """Return the application.
+
+    Args:
+        session: the run that is reviewed.
+        access: what a request must have.
+        static: the folder of the page.
+    """
+    api = Api(session, static)
+    image = "/api/images/{key:str}"
+    routes = [
+        Route("/", api.index),
+        Route("/static/{path:path}", api.static_file),
+        Route("/api/run", api.run),
+        Route("/api/images", api.images),
+        Route("/api/changes", api.changes),
+        Route(image, api.image),
+        Route(f"{image}/thumbnail", api.thumbnail),
+        Route(f"{image}/photo", api.photo),
+        Route(f"{image}/mask", api.mask, methods=["GET"]),
+        Route(f"{image}/mask", api.save_mask, methods=["PUT"]),
+        Route(f"{image}/maps", api.maps),
+        Route(f"{image}/cut", api.cut, methods=["POST"]),
+        Route(f"{image}/superpixels", api.superpixels),
+        Route(f"{image}/state", api.change_state, methods=["POST"]),
+        Route(f"{image}/history", api.history),
+        Route(f"{image}/restore", api.restore, methods=["POST"]),
+    ]
+    handlers: dict[Any, Any] = {
+        HTTPException: lambda request, error: _error(error.status_code, error.detail),
+        BadRequest: lambda request, error: _error(400, str(error)),
+        BodyTooLarge: lambda request, error: _error(413, str(error)),
+        Conflict: lambda request, error: _error(409, str(error), version=error.version),
+        TagmaskError: lambda request, error: _error(500, str(error)),
+        Exception: lambda request, error: _error(
+            500, f"tagmask has a defect ({type(error).__name__}): see its terminal."
+        ),
+    }
+    return Starlette(
+        routes=routes, exception_handlers=handlers, middleware=[Middleware(SecurityMiddleware, access=access)]
+    )
+
+
+class Api:
+    """The endpoints. Work on files and arrays is done in threads.
+
+    Args:
+        session: the run that is reviewed.
+        static: the folder of the page.
+    """
+
+    def __init__(self, session: ReviewSession, static: Path) -> None:
+        self._session = session
+        files = (file for file in static.rglob("*") if file.is_file())
+        self._files = {file.relative_to(static).as_posix(): file for file in files}  # nothing else is ever opened
+
+    # The page
+
+    def index(self, request: Request) -> Response:
+        return self._file("index.html")
+
+    def static_file(self, request: Request) -> Response:
+        return self._file(request.path_params["path"])
+
+    def _file(self, name: str) -> Response:
+        if name not in self._files:
+            raise HTTPException(404, f"there is no file {shorten(name)!r} in the page.")
+        media_type = _MEDIA_TYPES.get(self._files[name].suffix, "text/plain; charset=utf-8")
+        return Response(self._files[name].read_bytes(), media_type=media_type, headers={"Cache-Control": "no-cache"})
+
+    # The run
+
+    def run(self, request: Request) -> Response:
+        return JSONResponse(self._session.describe())
+
+    def images(self, request: Request) -> Response:
+        return JSONResponse(self._session.list_images())
+
+    def changes(self, request: Request) -> Response:
+        return JSONResponse(self._session.changes_since(_integer(request, "since", default=0)))
+
+    # One image
+
+    def image(self, request: Request) -> Response:
+        return JSONResponse(self._session.describe_image(self._image(request)))
+
+    def thumbnail(self, request: Request) -> Response:
+        picture = self._session.read_thumbnail(self._image(request))
+        return Response(picture, media_type="image/webp", headers={"Cache-Control": _FOREVER})
+
+    def photo(self, request: Request) -> Response:
+        image = self._editable_image(request)
+        etag = self._session.photo_etag(image)
+        headers = {"Cache-Control": "private, no-cache", **({"ETag": etag} if etag else {})}
+        if etag and etag in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=headers)
+        content, media_type = self._session.read_photo(image)
+        return Response(content, media_type=media_type, headers=headers)
+
+    def mask(self, request: Request) -> Response:
+        of = _choice(request, "of", ("current", "run"))
+        version, labels = self._session.read_mask(self._editable_image(request), of)
+        return Response(labels.tobytes(), media_type=_BYTES, headers={"X-Version": str(version)})
+
+    def maps(self, request: Request) -> Response:
+        maps = self._session.load_maps(self._editable_image(request))
+        background = [] if maps.background is None else [maps.background]
+        content = b"".join(np.ascontiguousarray(grid, "<f4").tobytes() for grid in [*maps.maps, *background])
+        return Response(content, media_type=_BYTES)
+
+    def superpixels(self, request: Request) -> Response:
+        size: Any = _choice(request, "size", tuple(NUM_SUPERPIXELS), default="medium")
+        labels = self._session.superpixels(self._editable_image(request), size)
+        return Response(labels.astype("<u4").tobytes(), media_type=_BYTES)
+
+    def history(self, request: Request) -> Response:
+        return JSONResponse(self._session.history(self._image(request)))
+
+    async def cut(self, request: Request) -> Response:
+        image, wanted = self._editable_image(request), await _read_json(request, CutRequest)
+        try:
+            labels = await run_in_threadpool(self._session.cut, image, wanted.thresholds, wanted.crf)
+        except ValueError as error:
+            raise BadRequest(f"{error}.") from error
+        return Response(labels.tobytes(), media_type=_BYTES)
+
+    # Changes
+
+    async def save_mask(self, request: Request) -> Response:
+        image = self._editable_image(request)
+        accept = _choice(request, "state", ("draft", "accept")) == "accept"
+        base, tags = _integer(request, "base"), self._tags_in_header(request)
+        labels = self._labels(image, await request.body())
+        return await self._change(self._session.save_mask, image, labels, base, accept=accept, tags=tags)
+
+    async def change_state(self, request: Request) -> Response:
+        image, wanted = self._image(request), await _read_json(request, StateRequest)
+        tags = None if wanted.tags is None else self._check_tags(wanted.tags)
+        if wanted.state == "tags" and tags is None:
+            raise BadRequest("the tags are missing.")
+        return await self._change(self._session.change_state, image, wanted.state, wanted.base, tags)
+
+    async def restore(self, request: Request) -> Response:
+        image, wanted = self._image(request), await _read_json(request, RestoreRequest)
+        try:
+            return await self._change(self._session.restore, image, wanted.number, wanted.base)
+        except IndexError as error:
+            raise BadRequest(f"{error}.") from error
+
+    @staticmethod
+    async def _change(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Response:
+        saved = await run_in_threadpool(function, *arguments, **keywords)
+        return JSONResponse(saved._asdict())
+
+    # What requests hold
+
+    def _image(self, request: Request) -> ReviewImage:
+        image = self._session.images.get(request.path_params["key"])
+        if image is None:
+            raise HTTPException(404, "there is no such image in this run.")
+        return image
+
+    def _editable_image(self, request: Request) -> ReviewImage:
+        image = self._image(request)
+        if image.is_too_large:
+            height, width = image.size
+            raise HTTPException(
+                413, f"{image.id} has {width}×{height} pixels, too many for this page: judge it by its thumbnail, or "
+                "correct its mask in another tool and import it (tagmask import)."
+            )  # fmt: skip
+        return image
+
+    def _labels(self, image: ReviewImage, body: bytes) -> np.ndarray:
+        """Return the label map in a body. Raises BadRequest if it does not fit the image."""
+        height, width = image.size
+        if len(body) != height * width:
+            raise BadRequest(f"the mask has {len(body)} bytes, but the image has {width}×{height} pixels.")
+        labels = np.frombuffer(body, np.uint8).reshape(height, width)
+        wrong = labels[(labels > len(self._session.classes)) & (labels != IGNORE_INDEX)]
+        if wrong.size:
+            raise BadRequest(
+                f"the mask has the value {wrong[0]}, but the run has {len(self._session.classes)} classes."
+            )
+        return labels
+
+    def _tags_in_header(self, request: Request) -> list[int] | None:
+        text = request.headers.get("x-tags")
+        return None if text is None else self._check_tags(_validate(Tags, text.encode("latin-1"), "X-Tags"))
+
+    def _check_tags(self, tags: list[int]) -> list[int]:
+        if wrong := [tag for tag in tags if tag > len(self._session.classes)]:
+            raise BadRequest(f"there is no class {wrong[0]} in this run.")
+        return sorted(set(tags))
+
+
+async def _read_json(request: Request, model: type[T]) -> T:
+    body = await request.body()
+    if len(body) > MAX_OTHER_BYTES:
+        raise HTTPException(413, f"the request has more than {MAX_OTHER_BYTES:,} bytes.")
+    return _validate(model, body, "the request")
+
+
+def _validate(kind: type[T], text: bytes, name: str) -> T:
+    try:
+        return TypeAdapter(kind).validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise BadRequest(f"{name} is not valid ({f'{place}: ' if place else ''}{first['msg']}).") from error
+
+
+def _integer(request: Request, name: str, default: int | None = None) -> int:
+    text = request.query_params.get(name, "" if default is None else str(default))
+    if not (text.isascii() and text.isdecimal()) or len(text) > 12:
+        raise BadRequest(f"{name} must be a number, not {shorten(text)!r}.")
+    return int(text)
+
+
+def _choice(request: Request, name: str, values: tuple[str, ...], default: str | None = None) -> str:
+    value = request.query_params.get(name, default or values[0])
+    if value not in values:
+        raise BadRequest(f"{name} must be {' or '.join(values)}, not {shorten(value)!r}.")
+    return value
+
+
+def _error(status: int, sentence: str, **more: Any) -> Response:
+    return JSONResponse({"error": sentence, **more}, status)
