@@ -25,7 +25,7 @@ def test_one_row_per_image(client: TestClient) -> None:
     assert [row["id"] for row in rows] == [str(number) for number in range(8)]
     assert rows[3]["key"] == hashlib.sha256(b"3").hexdigest()[:16]
     assert (rows[3]["width"], rows[3]["height"], rows[3]["tags"]) == (48, 40, [2, 3])
-    assert (rows[3]["state"], rows[3]["doubt"], rows[3]["version"], rows[3]["corrected_tags"]) == ("open", None, 0, None)
+    assert [rows[3][name] for name in ("state", "doubt", "version", "corrected_tags")] == ["open", None, 0, None]
 
 
 def test_masks_and_maps(tab: Tab) -> None:

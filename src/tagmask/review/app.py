@@ -4,29 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from tagmask.errors import TagmaskError
-from tagmask.label_map import IGNORE_INDEX, MAX_CLASSES
+from tagmask.label_map import IGNORE_INDEX
 from tagmask.review.images import ReviewImage
+from tagmask.review.masks_in_review import Conflict
+from tagmask.review.requests import (
+    BadRequest,
+    CutRequest,
+    RestoreRequest,
+    StateRequest,
+    Tags,
+    choice,
+    integer,
+    read_json,
+    validate,
+)
 from tagmask.review.security import Access, BodyTooLarge, SecurityMiddleware
-from tagmask.review.session import Conflict, ReviewSession
+from tagmask.review.session import ReviewSession
 from tagmask.review.superpixels import NUM_SUPERPIXELS
 from tagmask.text import shorten
 
 STATIC = Path(__file__).parent / "static"
-MAX_OTHER_BYTES = 65_536  # of a request without a mask
-
 _MEDIA_TYPES = {
     ".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8",
     ".mjs": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml",
@@ -36,45 +45,9 @@ _MEDIA_TYPES = {
 _BYTES = "application/octet-stream"
 _FOREVER = "private, max-age=31536000, immutable"
 
-T = TypeVar("T")
-Version = Annotated[int, Field(ge=0)]
-ClassId = Annotated[int, Field(strict=False, ge=1, le=MAX_CLASSES)]
-Activation = Annotated[float, Field(strict=False, ge=0, le=1)]
-Tags = list[Annotated[int, Field(ge=1)]]
 
-
-class _Request(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class CutRequest(_Request):
-    """Thresholds by class id; `crf`: refine with the dense CRF."""
-
-    thresholds: dict[ClassId, Activation]
-    crf: bool = False
-
-
-class StateRequest(_Request):
-    """A change of state without a mask; see `ReviewSession.change_state`."""
-
-    state: Literal["accept", "reject", "open", "tags"]
-    tags: Tags | None = None
-    base: Version
-
-
-class RestoreRequest(_Request):
-    """The number of a change in the history of an image; see `ReviewSession.restore`."""
-
-    number: Annotated[int, Field(ge=-1)]
-    base: Version
-
-
-class BadRequest(Exception):
-    """A request that the page does not send."""
-
-
-def create_app(session: ReviewSession, access: Access, static: Path = STATIC) -> Starlette:
-    """Return the application.
+def create_app(session: ReviewSession, access: Access, static: Path = STATIC) -> ASGIApp:
+    """Return the application. Nothing gets past its security: also the answers to errors have its headers.
 
     Args:
         session: the run that is reviewed.
@@ -111,9 +84,7 @@ def create_app(session: ReviewSession, access: Access, static: Path = STATIC) ->
             500, f"tagmask has a defect ({type(error).__name__}): see its terminal."
         ),
     }
-    return Starlette(
-        routes=routes, exception_handlers=handlers, middleware=[Middleware(SecurityMiddleware, access=access)]
-    )
+    return SecurityMiddleware(Starlette(routes=routes, exception_handlers=handlers), access)
 
 
 class Api:
@@ -152,7 +123,7 @@ class Api:
         return JSONResponse(self._session.list_images())
 
     def changes(self, request: Request) -> Response:
-        return JSONResponse(self._session.changes_since(_integer(request, "since", default=0)))
+        return JSONResponse(self._session.masks.changed_since(integer(request, "since", default=0)))
 
     # One image
 
@@ -173,8 +144,8 @@ class Api:
         return Response(content, media_type=media_type, headers=headers)
 
     def mask(self, request: Request) -> Response:
-        of = _choice(request, "of", ("current", "run"))
-        version, labels = self._session.read_mask(self._editable_image(request), of)
+        of = choice(request, "of", ("current", "run"))
+        version, labels = self._session.masks.read(self._editable_image(request), of)
         return Response(labels.tobytes(), media_type=_BYTES, headers={"X-Version": str(version)})
 
     def maps(self, request: Request) -> Response:
@@ -184,15 +155,15 @@ class Api:
         return Response(content, media_type=_BYTES)
 
     def superpixels(self, request: Request) -> Response:
-        size: Any = _choice(request, "size", tuple(NUM_SUPERPIXELS), default="medium")
+        size: Any = choice(request, "size", tuple(NUM_SUPERPIXELS), default="medium")
         labels = self._session.superpixels(self._editable_image(request), size)
         return Response(labels.astype("<u4").tobytes(), media_type=_BYTES)
 
     def history(self, request: Request) -> Response:
-        return JSONResponse(self._session.history(self._image(request)))
+        return JSONResponse(self._session.masks.history(self._image(request)))
 
     async def cut(self, request: Request) -> Response:
-        image, wanted = self._editable_image(request), await _read_json(request, CutRequest)
+        image, wanted = self._editable_image(request), await read_json(request, CutRequest)
         try:
             labels = await run_in_threadpool(self._session.cut, image, wanted.thresholds, wanted.crf)
         except ValueError as error:
@@ -203,22 +174,22 @@ class Api:
 
     async def save_mask(self, request: Request) -> Response:
         image = self._editable_image(request)
-        accept = _choice(request, "state", ("draft", "accept")) == "accept"
-        base, tags = _integer(request, "base"), self._tags_in_header(request)
+        accept = choice(request, "state", ("draft", "accept")) == "accept"
+        base, tags = integer(request, "base"), self._tags_in_header(request)
         labels = self._labels(image, await request.body())
-        return await self._change(self._session.save_mask, image, labels, base, accept=accept, tags=tags)
+        return await self._change(self._session.masks.save_mask, image, labels, base, accept=accept, tags=tags)
 
     async def change_state(self, request: Request) -> Response:
-        image, wanted = self._image(request), await _read_json(request, StateRequest)
+        image, wanted = self._image(request), await read_json(request, StateRequest)
         tags = None if wanted.tags is None else self._check_tags(wanted.tags)
         if wanted.state == "tags" and tags is None:
             raise BadRequest("the tags are missing.")
-        return await self._change(self._session.change_state, image, wanted.state, wanted.base, tags)
+        return await self._change(self._session.masks.change_state, image, wanted.state, wanted.base, tags)
 
     async def restore(self, request: Request) -> Response:
-        image, wanted = self._image(request), await _read_json(request, RestoreRequest)
+        image, wanted = self._image(request), await read_json(request, RestoreRequest)
         try:
-            return await self._change(self._session.restore, image, wanted.number, wanted.base)
+            return await self._change(self._session.masks.restore, image, wanted.number, wanted.base)
         except IndexError as error:
             raise BadRequest(f"{error}.") from error
 
@@ -237,8 +208,10 @@ class Api:
 
     def _editable_image(self, request: Request) -> ReviewImage:
         image = self._image(request)
+        height, width = image.size
+        if not image.num_pixels:
+            raise HTTPException(500, f"neither the mask nor the photograph of {image.id} can be read.")
         if image.is_too_large:
-            height, width = image.size
             raise HTTPException(
                 413, f"{image.id} has {width}×{height} pixels, too many for this page: judge it by its thumbnail, or "
                 "correct its mask in another tool and import it (tagmask import)."
@@ -253,49 +226,18 @@ class Api:
         labels = np.frombuffer(body, np.uint8).reshape(height, width)
         wrong = labels[(labels > len(self._session.classes)) & (labels != IGNORE_INDEX)]
         if wrong.size:
-            raise BadRequest(
-                f"the mask has the value {wrong[0]}, but the run has {len(self._session.classes)} classes."
-            )
+            num_classes = len(self._session.classes)
+            raise BadRequest(f"the mask has the value {wrong[0]}, but the run has {num_classes} classes.")
         return labels
 
     def _tags_in_header(self, request: Request) -> list[int] | None:
         text = request.headers.get("x-tags")
-        return None if text is None else self._check_tags(_validate(Tags, text.encode("latin-1"), "X-Tags"))
+        return None if text is None else self._check_tags(validate(Tags, text.encode("latin-1"), "X-Tags"))
 
     def _check_tags(self, tags: list[int]) -> list[int]:
         if wrong := [tag for tag in tags if tag > len(self._session.classes)]:
             raise BadRequest(f"there is no class {wrong[0]} in this run.")
         return sorted(set(tags))
-
-
-async def _read_json(request: Request, model: type[T]) -> T:
-    body = await request.body()
-    if len(body) > MAX_OTHER_BYTES:
-        raise HTTPException(413, f"the request has more than {MAX_OTHER_BYTES:,} bytes.")
-    return _validate(model, body, "the request")
-
-
-def _validate(kind: type[T], text: bytes, name: str) -> T:
-    try:
-        return TypeAdapter(kind).validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise BadRequest(f"{name} is not valid ({f'{place}: ' if place else ''}{first['msg']}).") from error
-
-
-def _integer(request: Request, name: str, default: int | None = None) -> int:
-    text = request.query_params.get(name, "" if default is None else str(default))
-    if not (text.isascii() and text.isdecimal()) or len(text) > 12:
-        raise BadRequest(f"{name} must be a number, not {shorten(text)!r}.")
-    return int(text)
-
-
-def _choice(request: Request, name: str, values: tuple[str, ...], default: str | None = None) -> str:
-    value = request.query_params.get(name, default or values[0])
-    if value not in values:
-        raise BadRequest(f"{name} must be {' or '.join(values)}, not {shorten(value)!r}.")
-    return value
 
 
 def _error(status: int, sentence: str, **more: Any) -> Response:

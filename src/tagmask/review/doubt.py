@@ -43,19 +43,21 @@ class Doubt:
         modules = sorted(name for name in own if not name.startswith("tagmask.methods."))
         self._command = [sys.executable, "-m", "tagmask.review.doubt", str(folder), stage, *modules]
         self._process: subprocess.Popen[str] | None = None
+        self._is_stopped = False
 
     def start(self) -> None:
         """Begin to compute the scores, or to read them if nothing has changed since they were computed."""
         self.progress = 0.0
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            encoding="utf-8", env=environment, start_new_session=True,  # Ctrl-C is for the server, which calls `stop`
+            self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, encoding="utf-8",
+            env=environment, start_new_session=True,  # Ctrl-C is for the server, which calls `stop`
         )  # fmt: skip
         threading.Thread(target=self._read, args=(self._process,), name="doubt", daemon=True).start()
 
     def stop(self) -> None:
         """End the process."""
+        self._is_stopped = True
         if self._process is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGTERM) if hasattr(os, "killpg") else self._process.terminate()
@@ -72,6 +74,10 @@ class Doubt:
                 self.scores = {score["image"]: score for score in message["scores"]}
             else:
                 self.error = message["error"]
+        if process.wait() and not self._is_stopped:
+            self.error = f"the process that scores the masks has ended early (status {process.returncode})."
+        if self.error:
+            print(f"warning: the images cannot be sorted by doubt: {self.error}", file=sys.stderr)
         self.progress = None
 
 

@@ -6,10 +6,13 @@ import hashlib
 import struct
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tagmask.data.images import image_size
 from tagmask.data.samples import Sample
+from tagmask.errors import DataError
 from tagmask.stage_folder import StageFolder
 
 MAX_EDITOR_PIXELS = 32 * 2**20
@@ -28,7 +31,7 @@ class ReviewImage:
     Attributes:
         key: stands for the image in URLs, so that its id never becomes a path there.
         sample: the image in the data set.
-        size: (H, W) in pixels, those of the mask; (0, 0) if the mask is damaged.
+        size: (H, W) in pixels, that of the mask, or that of the image if the mask is damaged; (0, 0) if both are.
     """
 
     key: str
@@ -61,13 +64,22 @@ def find_images(samples: Iterable[Sample], stage: StageFolder) -> dict[str, Revi
     mask."""
     samples = list(samples)
     with ThreadPoolExecutor(_READERS) as pool:
-        sizes = pool.map(lambda sample: _read_png_size(stage.mask_path(sample.id)), samples, chunksize=64)
+        sizes = pool.map(lambda sample: _find_size(sample, stage.mask_path(sample.id)), samples)
         images = (
             ReviewImage(image_key(sample.id), sample, size)
             for sample, size in zip(samples, sizes, strict=True)
             if size is not None
         )
         return {image.key: image for image in images}
+
+
+def _find_size(sample: Sample, mask: Path) -> tuple[int, int] | None:
+    """Return the (H, W) of an image; None if it has no mask."""
+    size = _read_png_size(mask)
+    if size == (0, 0):
+        with suppress(DataError):
+            return image_size(sample.image)
+    return size
 
 
 def _read_png_size(path: Path) -> tuple[int, int] | None:

@@ -14,7 +14,7 @@ from PIL import Image
 from tagmask.artifacts import atomic_write
 from tagmask.data.file_stamp import file_stamp
 from tagmask.data.images import is_url, read_bytes, read_image, read_reduced_image
-from tagmask.errors import RunError
+from tagmask.errors import DataError, RunError
 from tagmask.report.drawing import draw_regions
 
 THUMBNAIL_SIDE = 256  # pixels; of the longer side
@@ -83,22 +83,38 @@ def read_or_draw_thumbnail(
     return picture
 
 
-def encode_photo(path: str) -> tuple[bytes, str]:
+def encode_photo(path: str, size: tuple[int, int]) -> tuple[bytes, str]:
     """Return an image as a file that browsers show as tagmask reads it, and its media type.
 
     A JPEG, PNG or WebP file that needs no conversion is returned as it is; of other images a JPEG is made.
 
+    Args:
+        path: path or URL of the image.
+        size: the (H, W) that it must have.
+
     Raises:
-        DataError: the image cannot be read.
+        DataError: the image cannot be read, or has another size.
     """
     content = read_bytes(path)
     with suppress(Exception), Image.open(io.BytesIO(content)) as image:  # damaged files get a sentence below
         media_type = _SENT_AS_THEY_ARE.get(image.format or "")
         is_plain = image.mode == "RGB" and not image.has_transparency_data and not image.info.keys() & _CHANGES_PIXELS
-        if media_type and is_plain and not getattr(image, "is_animated", False):
+        if media_type and is_plain and not getattr(image, "is_animated", False) and image.size == size[::-1]:
             image.load()
             return content, media_type
-    return _encode(Image.fromarray(read_image(path)), "JPEG", "photo"), "image/jpeg"
+    pixels = read_image(path)
+    check_size(path, pixels, size)
+    return _encode(Image.fromarray(pixels), "JPEG", "photo"), "image/jpeg"
+
+
+def check_size(path: str, image: np.ndarray, size: tuple[int, int]) -> None:
+    """Raise DataError if an image does not have the (H, W) of its mask."""
+    height, width = image.shape[:2]
+    if (height, width) != size:
+        raise DataError(
+            f"{path} has {width}×{height} pixels, but its mask {size[1]}×{size[0]}; bring the old image back, or run "
+            "tagmask again with the new one."
+        )
 
 
 def photo_etag(path: str) -> str | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
+import sys
 import threading
 import webbrowser
 from collections.abc import Iterator
@@ -12,7 +14,8 @@ from contextlib import contextmanager, suppress
 import uvicorn
 
 from tagmask.errors import RunError
-from tagmask.review.app import MAX_OTHER_BYTES, create_app
+from tagmask.review.app import create_app
+from tagmask.review.requests import MAX_OTHER_BYTES
 from tagmask.review.security import Access
 from tagmask.review.session import ReviewSession
 
@@ -74,13 +77,18 @@ def serve(session: ReviewSession, bound: socket.socket, host: str, *, open_brows
     print("Press Ctrl-C to stop. Everything that the page shows as saved is on disk.", flush=True)
     for task in (warm_up, session.doubt.start):
         threading.Thread(target=task, name=task.__name__, daemon=True).start()
-    if open_browser:
+    if open_browser and _has_display():
         threading.Thread(target=webbrowser.open, args=(url,), name="browser", daemon=True).start()
     server = _Server(config)
     try:
         server.run(sockets=[bound])
     finally:
         session.doubt.stop()
+
+
+def _has_display() -> bool:
+    """Whether a browser can open a window; without one, Python would start a text browser in this terminal."""
+    return sys.platform in ("win32", "darwin") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")))
 
 
 class _Server(uvicorn.Server):
