@@ -15,6 +15,7 @@ from tagmask.recipe import Recipe, load_recipe
 from tagmask.run_folder import RunFolder, RunSources
 from tagmask.stage import StageContext
 from tagmask.stage_files import discard_damaged_files, remember_files
+from tagmask.stage_folder import StageFolder
 from tagmask.text import pluralize
 
 _MEMORY_ADVICE = (
@@ -64,6 +65,7 @@ def run_stages(
             reporter.info(f"{title}: already done")
             continue
         reporter.info(title)
+        _announce_download(recipe, name, stage, reporter)
         start = time.time()
         context = StageContext(stage, images, compute, reporter, inputs, recipe.seed, max_steps, epoch_size)
         with explain_out_of_memory(f"stage {name!r}", compute.device, _MEMORY_ADVICE.format(stage=name)):
@@ -71,6 +73,14 @@ def run_stages(
         stage.mark_done(compute, time.time() - start, len(images))
     if compute.is_main_process:
         remember_files(folder, {name: method.makes for name, method in recipe.stages.items()}, images)
+
+
+def _announce_download(recipe: Recipe, name: str, stage: StageFolder, reporter: Reporter) -> None:
+    """Say that a stage loads pretrained weights, because without a connection it waits for them for a long time."""
+    weights = recipe.stages[name].initial_weights()
+    if weights and weights.source == "pretrained" and not any(stage.path.glob("*.safetensors")):
+        backbone = recipe.backbone_of(name) or "the backbone"
+        reporter.info(f"  loading the pretrained weights of {backbone}; the first time they are downloaded")
 
 
 def stage_keys(recipe: Recipe, images: TaggedImages) -> dict[str, dict[str, Any]]:

@@ -91,6 +91,14 @@ class Recipe(BaseModel):
             return inputs["maps"]
         return self.maps_behind(inputs["masks"]) if "masks" in inputs else None
 
+    def backbone_of(self, stage: str) -> str | None:
+        """Return the backbone of a stage's network, or of the classifier that it reads; None if neither names one."""
+        method = self.stages[stage]
+        initial = method.initial_weights()
+        if initial is not None and initial.backbone is not None:
+            return initial.backbone
+        return self.backbone_of(method.inputs["classifier"]) if "classifier" in method.inputs else None
+
     def to_yaml(self) -> str:
         """Return the recipe as YAML with every setting."""
         stages = {}

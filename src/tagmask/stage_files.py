@@ -46,7 +46,7 @@ def discard_damaged_files(
     if is_done and remembered.get(stage.name, {}).get("stamp") == _stamp(files):
         return []
     damaged = []
-    with progress(f"checking the files of {stage.name}", len(files)) as advance:
+    with progress(f"checking the files of {_title(stage)}", len(files)) as advance:
         for path, read in files.items():
             if path.exists() and not _is_readable(path, read):
                 path.unlink()
@@ -57,6 +57,12 @@ def discard_damaged_files(
         if damaged:
             stage.reopen()
     return damaged
+
+
+def _title(stage: StageFolder) -> str:
+    """Return the name of a stage; the folders of held-out masks are named after a digest of their images."""
+    run = RunFolder(stage.path.parent.parent)
+    return "the held-out images" if stage.path.parent == run.held_out_path else stage.name
 
 
 def remember_files(folder: RunFolder, makes: dict[str, Sequence[str]], images: TaggedImages) -> None:

@@ -359,7 +359,7 @@ def test_columns_of_any_name(photos: Path, tmp_path: Path) -> None:
     table.write_text("File name,who,Labels\n1.jpg,me,cat;dog\n")
     with pytest.raises(DataError, match=r"has no column 'image' but 'File name, who, Labels'; .* with --image-column"):
         read_tag_table(table)
-    with pytest.raises(DataError, match="has no column 'labls': did you mean 'Labels'"):
+    with pytest.raises(DataError, match=r"has no column 'labls' \(--tags-column\): did you mean 'Labels'"):
         read_tag_table(table, image_column="File name", tags_column="labls")
     rows = read_tag_table(table, image_column="file name", tags_column="Labels").rows
     assert [(row.image, row.tags) for row in rows] == [("1.jpg", ("cat", "dog"))]
@@ -435,3 +435,14 @@ def test_messages_do_not_repeat_long_cells(photos: Path) -> None:
             messages = [str(error)]
         assert messages
         assert all(len(message) < 500 + len(str(photos)) for message in messages), messages
+
+
+def test_a_folder_with_none_of_the_images_of_a_long_table_gets_one_error(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    save_image(tmp_path / "photos" / "other.jpg")
+    table = tmp_path / "tags.csv"
+    table.write_text("image,tags\n" + "".join(f"{n}.jpg,cat\n" for n in range(9)))
+    with pytest.raises(
+        DataError, match=r"names 9 images \(first: 0.jpg\), and .*photos has none.* \(first: other.jpg\)"
+    ):
+        read_table(tmp_path / "photos", read_tag_table(table))

@@ -22,7 +22,7 @@ from tagmask.text import shorten
 MAX_PIXELS = 100_000_000  # a larger image alone would need tens of gigabytes in the networks
 HEIC_SUFFIXES = (".heic", ".heif")  # read with an optional package
 SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", *HEIC_SUFFIXES}
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", *HEIC_SUFFIXES}
 )
 
 _STRIP_PIXELS = 1 << 22  # pixels that are copied at a time

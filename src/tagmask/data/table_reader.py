@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +56,7 @@ def read_table(
 
     find = ImageFinder(files, tag_table)
     row_by_image, problems = match_rows_to_images(rows, find, tag_table)
+    _refuse_other_folder(rows, row_by_image, files, tag_table)
     samples = []
     for image_id, (image, row) in zip(unique_ids(list(row_by_image)), row_by_image.items(), strict=True):
         if row.problem:
@@ -193,6 +194,18 @@ def _refuse_unknown_one_hot_columns(table: TagTable, classes: tuple[str, ...]) -
     if unknown is not None:
         hint = did_you_mean(unknown, classes)
         raise DataError(f"{table.path}, line 1 has an unknown column {shorten(unknown)!r}{hint}; rename or remove it.")
+
+
+def _refuse_other_folder(
+    rows: Sequence[Row], row_by_image: Mapping[str, Row], files: ImageFiles | RemoteImages, table: TagTable
+) -> None:
+    """Raise DataError if the folder has images, but none of those that a table of many rows names."""
+    names = [row.image for row in rows if row.image]
+    if not row_by_image and len(names) > 3 and isinstance(files, ImageFiles) and files.names:
+        raise DataError(
+            f"{table.path} names {len(names)} images (first: {shorten(names[0])}), and {files.root} has none of them, "
+            f"but others (first: {shorten(files.names[0])}); give the folder in which the names of the table begin."
+        )
 
 
 def _warn_unlisted_images(names: list[str], table: TagTable, find: ImageFinder) -> list[Problem]:

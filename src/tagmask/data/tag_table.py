@@ -81,7 +81,7 @@ def _assign_columns(
     roles = {name.casefold(): name for name in columns if name.casefold() in _RESERVED}
     for role, given in (("image", image_column), ("tags", tags_column)):
         if given is not None:
-            roles[role] = _find_column(where, columns, given)
+            roles[role] = _find_column(where, columns, given, f"--{role}-column")
     if "image" not in roles:
         listed = shorten(", ".join(columns[:10]))
         raise DataError(
@@ -100,10 +100,10 @@ def _assign_columns(
     return _ColumnRoles(roles["image"], roles.get("tags"), roles.get("split"), () if "tags" in roles else others)
 
 
-def _find_column(where: str, columns: Sequence[str], name: str) -> str:
+def _find_column(where: str, columns: Sequence[str], name: str, option: str) -> str:
     matches = [column for column in columns if column.casefold() == normalize_class_name(name).casefold()]
     if not matches:
-        raise DataError(f"{where} has no column {shorten(name)!r}{did_you_mean(name, columns)}")
+        raise DataError(f"{where} has no column {shorten(name)!r} ({option}){did_you_mean(name, columns)}")
     return matches[0]
 
 

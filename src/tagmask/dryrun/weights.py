@@ -42,19 +42,10 @@ def find_external_weights(recipe: Recipe) -> dict[str, ExternalWeights]:
         if initial.file is not None:
             weights[stage] = ExternalWeights(str(initial.file), initial.file.is_file())
         elif initial.source == "pretrained":
-            backbone = _backbone(recipe, stage)
+            backbone = recipe.backbone_of(stage)
             is_local = backbone is not None and _is_downloaded(stage, backbone)
             weights[stage] = ExternalWeights(f"{backbone or 'backbone of the classifier'}, pretrained", is_local)
     return weights
-
-
-def _backbone(recipe: Recipe, stage: str) -> str | None:
-    """Return the timm model of a stage, or of the classifier that it reads; None if the recipe does not name it."""
-    method = recipe.stages[stage]
-    initial = method.initial_weights()
-    if initial is not None and initial.backbone is not None:
-        return initial.backbone
-    return _backbone(recipe, method.inputs["classifier"]) if "classifier" in method.inputs else None
 
 
 def _is_downloaded(stage: str, backbone: str) -> bool:
