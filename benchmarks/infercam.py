@@ -50,7 +50,6 @@ def plain_loop(
     tags: Sequence[int],
     scales: Sequence[float] = SCALES,
     *,
-    stride: int = 16,
     split: bool = True,
 ) -> np.ndarray:
     """Compute the maps of one image, piece by piece and view by view.
@@ -60,7 +59,6 @@ def plain_loop(
         image: [3, H, W] normalized.
         tags: class ids.
         scales: factors by which pieces are resized.
-        stride: of the activations.
         split: whether the image is divided into quadrants.
 
     Returns:
@@ -70,7 +68,7 @@ def plain_loop(
     boxes = [(0, height, 0, width)]
     if split and len(tags) < 3:
         buffer = (10, 20)[len(tags) - 1]
-        centers = [ndimage.center_of_mass(m) for m in multi_scale(activations, image, tags, scales, stride).numpy()]
+        centers = [ndimage.center_of_mass(m) for m in multi_scale(activations, image, tags, scales).numpy()]
         low_y, low_x = (min(int(c[axis]) for c in centers) - buffer for axis in (0, 1))
         high_y, high_x = (max(int(c[axis]) for c in centers) + buffer for axis in (0, 1))
         rows = [(0, min(high_y, height)), (max(low_y, 0), height)]
@@ -79,33 +77,33 @@ def plain_loop(
     merged = np.zeros((len(tags), height, width), np.float32)
     for top, bottom, left, right in boxes:
         piece = image[:, top:bottom, left:right].clone()
+        mean = piece.mean((1, 2))
         running = torch.zeros(len(tags), *piece.shape[1:])
         count = 0
         for _ in range(5):
-            running = running.maximum(multi_scale(activations, piece, tags, scales, stride))
+            running = running.maximum(multi_scale(activations, piece, tags, scales))
             found = running.amax(0) >= 0.7
             grown, count = int(found.sum()) - count, int(found.sum())
             if grown < 0.02 * found.numel():
                 break
             for channel in range(3):
-                piece[channel][found] = image[channel].mean()
+                piece[channel][found] = mean[channel]
         merged[:, top:bottom, left:right] = np.maximum(merged[:, top:bottom, left:right], running.numpy())
     return merged
 
 
 def multi_scale(
-    activations: Callable[[Tensor], Tensor], piece: Tensor, tags: Sequence[int], scales: Sequence[float], stride: int
+    activations: Callable[[Tensor], Tensor], piece: Tensor, tags: Sequence[int], scales: Sequence[float]
 ) -> Tensor:
     """Compute multi-scale CAMs with horizontal flips of a piece [3, h, w]: [K, h, w], with 1 as their maxima."""
     height, width = piece.shape[1:]
-    cells = [stride * math.ceil(side / stride) for side in (height, width)]
     summed = torch.zeros(len(tags), height, width)
     for scale in scales:
         side = [max(1, math.floor(n * scale + 0.5)) for n in (height, width)]
         view = F.interpolate(piece[None], side, mode="bilinear", antialias=scale < 1) if scale != 1 else piece[None]
         both = activations(view)[0] + activations(view.flip(3))[0].flip(2)
         chosen = both[[t - 1 for t in tags]][None]
-        summed += F.interpolate(chosen, cells, mode="bilinear", align_corners=False)[0, :, :height, :width]
+        summed += F.interpolate(chosen, (height, width), mode="bilinear", align_corners=False)[0]
     return summed / (summed.amax((1, 2), keepdim=True) + 1e-5)
 
 
@@ -130,7 +128,7 @@ def time_loop(case: Case, threads: int, repeats: int) -> tuple[float, list[np.nd
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
-        maps = [plain_loop(classifier.activations, x, t, stride=case[1]) for x, t in zip(images, tags, strict=True)]
+        maps = [plain_loop(classifier.activations, x, t) for x, t in zip(images, tags, strict=True)]
         seconds.append(time.perf_counter() - start)
     return min(seconds), [on_grid(m) for m in maps]
 

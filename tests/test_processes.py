@@ -24,6 +24,7 @@ from tests.runs import SETTINGS, toy_run, write_toy
 EXACT = [
     *SETTINGS, "segment.architecture=deeplabv2",
     *(f"{stage}.{change}" for stage in ("cam", "segment") for change in ("freeze_norm=false", "optimizer=sgd")),
+    "cam.batch_size=3", "segment.batch_size=3",  # one process gets two images, the other one
 ]  # fmt: skip
 
 
@@ -116,11 +117,14 @@ def test_only_the_main_process_prints(both: tuple[Path, Path, Path]) -> None:
 
 @pytest.mark.slow
 def test_an_error_ends_all_processes_with_one_sentence(data: Path, tmp_path: Path) -> None:
-    arguments = ["run", str(data), "--recipe=scratch", f"--out={tmp_path / 'out'}", "--set=cam.batch_size=3"]
+    arguments = ["run", str(data), "--recipe=scratch", f"--out={tmp_path / 'out'}", "--set=cam.batch_size=1"]
     result = torchrun(arguments, tmp_path / "log")
     assert result.returncode != 0
     said = printed(tmp_path / "log", 0, "stderr").splitlines()
-    assert said[-1] == "tagmask: batch_size 3 cannot be split over 2 processes; choose a multiple."
+    assert said[-1] == (
+        "tagmask: stage 'cam': batch_size 1 cannot be split over 2 processes; start fewer processes, or give a larger "
+        "batch_size."
+    )
     assert "Traceback" not in str(said)
 
 

@@ -18,10 +18,14 @@ from torch import Tensor, nn
 from tagmask.compute import Compute
 from tagmask.data.loading import ShuffledBatches, TrainingSet
 from tagmask.data.samples import TaggedImages
+from tagmask.data.transforms import RandomScale, training_transform
+from tagmask.methods.cam import Cam, CamTraining
+from tagmask.models.backbone import Backbone
+from tagmask.models.classifier import Classifier
 from tagmask.progress import LoopUnit, Reporter
 from tagmask.stage import StageContext
 from tagmask.stage_folder import StageFolder
-from tagmask.training import Training, TrainingSettings, fit, read_history
+from tagmask.training import Training, TrainingSettings, _freeze_unused_parameters, fit, read_history
 from tests.methods.contract import MakeContext
 
 BATCH = 3
@@ -183,3 +187,18 @@ def test_an_interrupted_training_with_dropout_ends_with_the_same_weights(
         weights.append(module.network.state_dict())
     for name, weight in weights[0].items():
         assert torch.equal(weights[1][name], weight), name
+
+
+def test_parameters_without_influence_on_the_loss_get_no_gradient(toy_images: TaggedImages) -> None:
+    """convnext has a norm behind the features that maps are made from; DDP would wait for its gradient."""
+    backbone = Backbone("convnext_atto", weights="none")
+    classifier = Classifier(backbone, toy_images.classes)
+    module = CamTraining(classifier, [(classifier.parameters(), 0.1)], Cam())
+    data = TrainingSet(toy_images, training_transform(RandomScale(1, 1), 32, backbone.mean, backbone.std), 0)
+    before = {name: value.clone() for name, value in classifier.state_dict().items()}
+    _freeze_unused_parameters(module, data)
+    frozen = {name for name, parameter in classifier.named_parameters() if not parameter.requires_grad}
+    assert frozen == {name for name in before if "head.norm" in name} != set()
+    module.losses({"image": torch.randn(2, 3, 32, 32), "tags": torch.eye(3)[:2]})["loss"].backward()
+    assert all(parameter.grad is not None for parameter in classifier.parameters() if parameter.requires_grad)
+    assert all(torch.equal(value, before[name]) for name, value in classifier.state_dict().items())

@@ -18,7 +18,7 @@ from tagmask.errors import DataError, RecipeError, RunError, TagmaskError
 from tagmask.evaluate import score_masks, segment_held_out
 from tagmask.folder_lock import lock_folder, refuse_if_locked
 from tagmask.measure import SegmentationReport
-from tagmask.pipeline import fingerprint, run_stages, with_added_stages, write_run_record
+from tagmask.pipeline import check_processes, fingerprint, run_stages, with_added_stages, write_run_record
 from tagmask.progress import Reporter
 from tagmask.recipe import Recipe, load_recipe, read_recipe_text, read_stage_names
 from tagmask.results import Run, make_reporter
@@ -84,6 +84,7 @@ def run(
             return result
         with lock_folder(folder.path, result.compute):
             chosen = with_added_stages(resolve_recipe(recipe, settings, seed, result.compute), data[0], folder)
+            check_processes(chosen, result.compute.world_size)
             result.compute.barrier()  # every process has read the stages that were added before
             sources = RunSources(images=source, held_out=held_out, skip_bad=skip_bad).with_absolute_paths()
             if result.compute.is_main_process:

@@ -151,18 +151,21 @@ class Compute:
         bfloat16 = self.autocast_dtype(network) == torch.bfloat16
         arguments: dict[str, Any] = {"precision": "bf16-mixed" if bfloat16 else "32-true"}
         arguments["accelerator"] = {"cuda": "gpu"}.get(self.device.type, self.device.type)
-        if self.world_size > 1 and _torchrun_or_slurm_environment():
-            local = _local_world_size()
-            arguments |= {"strategy": "ddp", "devices": local, "num_nodes": self.world_size // local}
-        else:
-            index = self.device.index or 0
-            arguments["devices"] = [index] if self.device.type == "cuda" else 1
+        arguments["devices"] = [self.device.index or 0] if self.device.type == "cuda" else 1
+        if self.world_size > 1:
+            arguments |= {"strategy": "ddp", "num_nodes": self.world_size}  # see `trainer_plugins`
         return arguments
 
     def trainer_plugins(self) -> list[ClusterEnvironment]:
-        """Return the plugins of Lightning's Trainer: the cluster environment, if there are several processes."""
-        environment = _torchrun_or_slurm_environment()
-        return [environment] if self.world_size > 1 and environment else []
+        """Return the plugins of Lightning's Trainer: a cluster environment, if there are several processes.
+
+        It describes each process as a node with one device, because a scheduler may show a process only its own GPU.
+        """
+        if self.world_size == 1:
+            return []
+        from tagmask.process_group import OneDevicePerNode
+
+        return [OneDevicePerNode(self.rank, self.world_size)]
 
 
 @contextmanager

@@ -105,6 +105,15 @@ def fingerprint(images: TaggedImages) -> str:
     return digest([images.classes, [(s.id, s.tags, s.size, s.digest) for s in images.samples]])
 
 
+def check_processes(recipe: Recipe, num_processes: int) -> None:
+    """Check that all stages can run in so many processes. Raises RecipeError, which names the stage."""
+    for name, method in recipe.stages.items():
+        try:
+            method.check_processes(num_processes)
+        except RecipeError as error:
+            raise RecipeError(f"stage {name!r}: {error}") from error
+
+
 def check_stages(recipe: Recipe, images: TaggedImages, folder: RunFolder, *, redo: bool = False) -> None:
     """Check that all stages can run in a run folder, before any of them is changed.
 

@@ -18,7 +18,7 @@ from tagmask.folder_lock import lock_folder
 from tagmask.judge import Recommendation, mask_keys
 from tagmask.label_map import read_label_map
 from tagmask.maps import ResponseMaps
-from tagmask.pipeline import check_stages, run_stages
+from tagmask.pipeline import check_processes, check_stages, run_stages
 from tagmask.progress import Reporter
 from tagmask.recipe import Recipe, load_recipe, methods_making, recipe_with_stage
 from tagmask.review_folder import ReviewFolder
@@ -204,6 +204,7 @@ class Run:
                 )
         images, held_out = self.read_and_verify_images(reporter)
         with lock_folder(self.folder, self.compute):
+            check_processes(recipe, self.compute.world_size)
             check_stages(recipe, images, self._files, redo=redo)
             run_stages(recipe, images, self._files, compute=self.compute, reporter=reporter, redo=redo)
             if self.compute.is_main_process:

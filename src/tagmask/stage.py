@@ -137,6 +137,9 @@ class Method(BaseModel):
     def check_images(self, images: TaggedImages) -> None:
         """Raise a DataError if the images lack something that the method needs; called before the run begins."""
 
+    def check_processes(self, num_processes: int) -> None:
+        """Raise a RecipeError if the method cannot run in so many processes; called before the run begins."""
+
     def extra_fingerprint(self, images: TaggedImages) -> str | None:
         """Return a hash of further inputs of the method, e.g. saliency maps, so that a change of them is noticed."""
         return None

@@ -22,10 +22,11 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from pydantic import Field
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from tagmask.artifacts import RUN_AGAIN, atomic_write, read_model, write_json
 from tagmask.data.loading import TrainingSet, training_loader
-from tagmask.errors import RunError
+from tagmask.errors import RecipeError, RunError
 from tagmask.models.saved_network import SavedNetwork
 from tagmask.models.synced_batch_norm import synced_batch_norms
 from tagmask.stage import Method, StageContext
@@ -65,6 +66,13 @@ class TrainingSettings(Method):
         "0: no decay",
     )
 
+    def check_processes(self, num_processes: int) -> None:
+        if self.batch_size < num_processes:
+            raise RecipeError(
+                f"batch_size {self.batch_size} cannot be split over {num_processes} processes; start fewer processes, "
+                "or give a larger batch_size."
+            )
+
     def for_dry_run(self) -> Self:
         rates = {name: DRY_RUN_LR for name in self.learning_rates if name in type(self).model_fields}
         return super().for_dry_run().model_copy(update=rates)
@@ -96,6 +104,10 @@ class Training(L.LightningModule):
         own = count.detach().clone().float()  # the reduction overwrites its argument
         mean = self._trainer.strategy.reduce(own) if self._trainer else own
         return cast(Tensor, mean)
+
+    def mean_over_images(self, losses: Tensor) -> Tensor:
+        """Return the mean of a loss per image [B], normalized so that the processes' shards may differ in size."""
+        return losses.sum() / self.mean_over_processes(losses.new_tensor(len(losses)))
 
     def on_train_epoch_start(self) -> None:
         self.train()
@@ -186,9 +198,27 @@ def fit(
             plugins=[_AtomicCheckpoints(), *context.compute.trainer_plugins()],
             **context.compute.trainer_arguments(module.network),
         )
+        if context.compute.world_size > 1:
+            _freeze_unused_parameters(module, data)
         with synced_batch_norms(module.network) if context.compute.world_size > 1 else nullcontext():
             trainer.fit(module, loader, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
     module.network.to(context.compute.device)
+
+
+def _freeze_unused_parameters(module: Training, data: TrainingSet) -> None:
+    """Switch off the gradients of parameters that the loss does not depend on, e.g. those of a layer behind the last
+    features; otherwise several processes would wait for these gradients."""
+    trainable = [parameter for parameter in module.network.parameters() if parameter.requires_grad]
+    tagged = [n for n, sample in enumerate(data.images.samples) if sample.tags] or [0]
+    batch = default_collate([data[0, n] for n in tagged[:1]])
+    with torch.random.fork_rng(devices=[]):
+        module.eval()  # the batch norms and their statistics stay as they are
+        loss = module.losses({name: value.to(trainable[0].device) for name, value in batch.items()})
+        gradients = torch.autograd.grad(loss["loss"], trainable, allow_unused=True)
+        module.train()
+    for parameter, gradient in zip(trainable, gradients, strict=True):
+        if gradient is None:
+            parameter.requires_grad_(False)
 
 
 def _epochs_done(checkpoint: Path, context: StageContext) -> int:

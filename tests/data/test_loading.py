@@ -110,17 +110,20 @@ def test_an_epoch_holds_every_image_once() -> None:
     assert [sorted(index for _, index in batch) for batch in small] == [[0, 1, 2]]
 
 
-def test_a_batch_that_cannot_be_split_is_refused() -> None:
-    with pytest.raises(RecipeError, match="batch_size 5 cannot be split over 2 processes"):
-        ShuffledBatches(100, 5, seed=0, compute=Compute(world_size=2))
-    with pytest.raises(RecipeError, match="3 images cannot be split over 4 processes"):
+def test_a_batch_smaller_than_the_number_of_processes_is_refused() -> None:
+    with pytest.raises(RecipeError, match="3 images per training step cannot be split over 4 processes"):
+        ShuffledBatches(100, 3, seed=0, compute=Compute(world_size=4))
+    with pytest.raises(RecipeError, match="3 images per training step cannot be split over 4 processes"):
         ShuffledBatches(3, 8, seed=0, compute=Compute(world_size=4))
 
 
-def test_processes_get_equal_shards_of_few_images() -> None:
-    """Otherwise they would wait for each other forever."""
-    shards = [list(ShuffledBatches(5, 8, seed=0, compute=Compute(rank=rank, world_size=2))) for rank in range(2)]
-    assert [len(batch) for shard in shards for batch in shard] == [2, 2]
+@pytest.mark.parametrize(("num_images", "batch_size", "sizes"), [(5, 8, [[3], [2]]), (13, 5, [[3, 3], [2, 2]])])
+def test_shards_of_a_batch_differ_by_one_image(num_images: int, batch_size: int, sizes: list[list[int]]) -> None:
+    """Every process has the same number of steps; otherwise they would wait for each other forever."""
+    shards = [list(ShuffledBatches(num_images, batch_size, 0, Compute(rank=rank, world_size=2))) for rank in range(2)]
+    assert [[len(batch) for batch in shard] for shard in shards] == sizes
+    batches = list(ShuffledBatches(num_images, batch_size, 0, Compute()))
+    assert [sorted(first + second) for first, second in zip(*shards, strict=True)] == [sorted(b) for b in batches]
 
 
 def test_multi_hot() -> None:

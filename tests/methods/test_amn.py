@@ -214,11 +214,17 @@ def test_renormalize_maps() -> None:
     maps = torch.tensor([[[0.2, 0.4], [0.6, 0.2]], [[0.5, 0.5], [0.5, 0.5]]])
     not_background = torch.zeros(8, 8, dtype=torch.bool)
     not_background[:4] = True  # the upper two cells
-    stretched = torch.tensor([[0.0, 0.5], [1.0, 0.0]])
+    stretched = torch.tensor([[0.0, 0.2], [0.4, 0.0]]) / (0.6 - 0.2 + 1e-5)
     everywhere, seed, nowhere = (
         renormalize_maps(maps, not_background, where) for where in ("everywhere", "seed", "nowhere")
     )
     torch.testing.assert_close(everywhere[0], stretched)
-    torch.testing.assert_close(seed[0], torch.tensor([[0.0, 0.5], [0.6, 0.2]]))
+    torch.testing.assert_close(seed[0], torch.tensor([[0.0, 0.2 / (0.4 + 1e-5)], [0.6, 0.2]]))
     assert torch.equal(nowhere, maps)
-    assert torch.equal(everywhere[1], maps[1])  # a constant map
+    assert torch.equal(everywhere[1], torch.zeros(2, 2))  # a constant map
+
+
+def test_an_almost_constant_map_is_not_stretched() -> None:
+    """The public code adds 1e-5 to the range, so that noise of 1e-7 does not become 0 to 1."""
+    maps = 0.3 + torch.tensor([[[0.0, 1e-7], [3e-7, 2e-7]]], dtype=torch.float64)
+    assert float(renormalize_maps(maps, torch.ones(8, 8, dtype=torch.bool), "everywhere").max()) < 0.05

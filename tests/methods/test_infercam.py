@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -61,14 +62,13 @@ def test_activations_from_a_module_outside_of_the_package(
 
 
 class Recorder:
-    """A network at stride 1 whose activations are the colors. It records its inputs, except for the probe."""
+    """A network at stride 1 whose activations are the colors. It records its inputs."""
 
     def __init__(self) -> None:
         self.inputs: list[Tensor] = []
 
     def __call__(self, images: Tensor) -> Tensor:
-        if images.shape[1:] != (3, 128, 128):
-            self.inputs.append(images.clone())
+        self.inputs.append(images.clone())
         return images.relu()
 
 
@@ -94,7 +94,7 @@ def test_maps_equal_a_plain_loop(stride: int) -> None:
     tags = [(2,), (1, 4), (1, 2, 3), ()]
     results = infercam_maps(classifier.activations, images, tags, InferCam(scales=(1.0, 0.5)))
     for image, ids, maps in zip(images[:3], tags, results, strict=False):
-        expected = on_grid(plain_loop(classifier.activations, image, ids, (1.0, 0.5), stride=stride))
+        expected = on_grid(plain_loop(classifier.activations, image, ids, (1.0, 0.5)))
         np.testing.assert_allclose(maps.maps, expected, atol=1e-4)
     assert results[3].maps.shape == (0, 18, 14)
 
@@ -145,15 +145,25 @@ def test_the_found_area_is_flipped_with_the_view() -> None:
     assert (flipped[0, :, 5:15, 40:52] < 0).all()
 
 
-def test_the_found_area_has_the_mean_color_of_the_whole_image_at_every_scale() -> None:
+def test_the_found_area_has_the_mean_color_of_its_piece_at_every_scale() -> None:
     image = noise_with_square()
     network = Recorder()
     infercam_maps(network, image, [(1,)], InferCam(scales=(1.0, 0.5), found_threshold=0.7))
-    mean = image.mean((2, 3))[0]
-    full_size = [x for x in network.inputs if x.shape[2:] == (19, 23)]  # the upper left quadrant
+    mean = image[0, :, :19, :23].mean((1, 2))  # of the upper left quadrant
+    full_size = [x for x in network.inputs if x.shape[2:] == (19, 23)]
     torch.testing.assert_close(full_size[1][0, :, 8, 12], mean)
     half_size = [x for x in network.inputs if x.shape[2:] == (10, 12)]
     torch.testing.assert_close(half_size[1][0, :, 5, 7], mean)
+
+
+def test_tokens_that_cover_an_image_of_any_size_stay_in_place() -> None:
+    """A ViT resizes an image of 130 pixels to 8 whole patches of 16, and its tokens cover all of it."""
+    position = torch.arange(130.0)
+    image = torch.exp(-((position - 99.5) ** 2) / 200).expand(1, 3, 130, 130)
+    tokens = partial(torch.nn.functional.interpolate, size=(8, 8), mode="bilinear", antialias=True)
+    (maps,) = infercam_maps(tokens, image, [(1,)], InferCam(scales=(1.0,), split=False, iterations=1))
+    weights = maps.full_size()[0].sum(0) - maps.full_size()[0].sum(0).min()
+    assert float((weights * position.numpy()).sum() / weights.sum()) == pytest.approx(99.5, abs=1)
 
 
 def test_later_iterations_find_weaker_areas_and_keep_the_earlier_ones() -> None:

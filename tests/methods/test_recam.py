@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tagmask.maps import ResponseMaps
-from tagmask.methods.recam import ReCam, ReCamNetwork, ReCamTraining, compute_class_features, softmax_loss
+from tagmask.methods.recam import ReCam, ReCamNetwork, ReCamTraining, compute_class_features, softmax_losses
 from tagmask.models.backbone import Backbone
 from tagmask.models.classifier import Classifier
 from tests.conftest import GOLDENS
@@ -93,7 +93,7 @@ def test_values_and_gradients_equal_the_goldens() -> None:
     features = g["features"].requires_grad_()
     logits, class_logits = network(features)
     class_features, masks = compute_class_features(features, network.classifier.weight)
-    bce, sce = F.multilabel_soft_margin_loss(logits, g["tags"]), softmax_loss(class_logits, g["tags"])
+    bce, sce = F.multilabel_soft_margin_loss(logits, g["tags"]), softmax_losses(class_logits, g["tags"]).mean()
     (bce + sce).backward()
     pairs = {
         "logits": logits,
@@ -144,12 +144,12 @@ def test_the_loss_is_the_sum_weighted_by_lambda() -> None:
 
 def test_an_image_without_tags_adds_nothing_but_counts() -> None:
     logits = torch.randn(2, 4, 4)
-    one = softmax_loss(logits[:1], torch.tensor([[0.0, 1, 1, 0]]))
-    both = softmax_loss(logits, torch.tensor([[0.0, 1, 1, 0], [0, 0, 0, 0]]))
+    one = softmax_losses(logits[:1], torch.tensor([[0.0, 1, 1, 0]])).mean()
+    both = softmax_losses(logits, torch.tensor([[0.0, 1, 1, 0], [0, 0, 0, 0]])).mean()
     expected = (F.cross_entropy(logits[0, 1], torch.tensor(1)) + F.cross_entropy(logits[0, 2], torch.tensor(2))) / 2
     torch.testing.assert_close(one, expected)
     torch.testing.assert_close(both, expected / 2)
-    assert float(softmax_loss(logits, torch.zeros(2, 4))) == 0
+    assert float(softmax_losses(logits, torch.zeros(2, 4)).sum()) == 0
 
 
 def test_gradients_are_finite_if_a_class_has_no_activation() -> None:
@@ -157,7 +157,7 @@ def test_gradients_are_finite_if_a_class_has_no_activation() -> None:
     weight = torch.tensor([[-1.0, -1, -1], [1, 1, 1]], requires_grad=True)
     class_features, masks = compute_class_features(features, weight)
     assert masks[0, 0].abs().max().item() == 0
-    loss = softmax_loss(class_features @ torch.randn(3, 2), torch.ones(1, 2))
+    loss = softmax_losses(class_features @ torch.randn(3, 2), torch.ones(1, 2)).mean()
     loss.backward()  # type: ignore[no-untyped-call]
     for tensor in (loss, features.grad, weight.grad):
         assert tensor is not None

@@ -87,6 +87,8 @@ class TrainingSet(Dataset[dict[str, Any]]):
 class ShuffledBatches(Sampler[list[tuple[int, int]]]):
     """Batches of keys (epoch, index), shuffled by (seed, epoch). Each process gets its shard of every batch.
 
+    The shards of a batch differ by at most one image, so a loss has to be normalized by the mean over all processes
+    (`Training.mean_over_processes`).
     The last, incomplete batch of an epoch is dropped, unless it is the only one.
 
     Args:
@@ -98,8 +100,7 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
             None: `num_images`.
 
     Raises:
-        RecipeError: the batch size is not a multiple of the number of processes, or there are more processes than
-            images.
+        RecipeError: there are more processes than images in a batch.
     """
 
     def __init__(
@@ -107,16 +108,13 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
     ) -> None:
         world_size = compute.world_size
         epoch_size = num_images if epoch_size is None else epoch_size
-        if batch_size % world_size:
+        if min(batch_size, epoch_size) < world_size:
             raise RecipeError(
-                f"batch_size {batch_size} cannot be split over {world_size} processes; choose a multiple."
-            )
-        if epoch_size < world_size:
-            raise RecipeError(
-                f"{epoch_size} images cannot be split over {world_size} processes; start fewer processes."
+                f"{min(batch_size, epoch_size)} images per training step cannot be split over {world_size} processes; "
+                "start fewer processes, or give a larger batch_size."
             )
         self.num_images, self.epoch_size, self.seed, self.compute = num_images, epoch_size, seed, compute
-        self.batch_size = min(batch_size, epoch_size - epoch_size % world_size)  # all processes get equal shards
+        self.batch_size = min(batch_size, epoch_size)
         self.epoch = 0
         self.sampler = self  # Lightning calls set_epoch on the sampler of a batch sampler
 

@@ -22,7 +22,7 @@ from tagmask.label_map import IGNORE_INDEX
 from tagmask.maps import ResponseMaps, grid_size
 from tagmask.methods._seeds import SeedFolder, write_missing_seeds
 from tagmask.methods._settings import CAM_SCALES, BackboneSettings, InferenceSettings, ScaleRange
-from tagmask.methods.cam import write_missing_maps
+from tagmask.methods.cam import EPSILON, write_missing_maps
 from tagmask.models.classifier import initial_backbone
 from tagmask.models.inference import scaled_with_hflip
 from tagmask.models.label_conditioned import LabelConditionedNetwork
@@ -170,7 +170,7 @@ def mean_logits(
 
 
 def renormalize_maps(maps: Tensor, not_background: Tensor, where: Renormalize = "seed") -> Tensor:
-    """Stretch each map to 0..1 by its minimum and maximum; a constant map stays as it is.
+    """Stretch each map to 0..1: (map − minimum) / (maximum − minimum + 1e-5).
 
     Args:
         maps: [L, h, w] probabilities.
@@ -184,7 +184,7 @@ def renormalize_maps(maps: Tensor, not_background: Tensor, where: Renormalize = 
     if where == "nowhere":
         return maps
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    stretched = torch.where(high > low, (maps - low) / (high - low), maps)
+    stretched = (maps - low) / (high - low + EPSILON)
     if where == "everywhere":
         return stretched
     on_grid = downsample_labels(not_background[None], (maps.shape[1], maps.shape[2]))[0] == 1

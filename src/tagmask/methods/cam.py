@@ -83,7 +83,8 @@ class CamTraining(Training):
     network: Classifier
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"loss": F.multilabel_soft_margin_loss(self.network(batch["image"]), batch["tags"])}
+        losses = F.multilabel_soft_margin_loss(self.network(batch["image"]), batch["tags"], reduction="none")
+        return {"loss": self.mean_over_images(losses)}
 
 
 def make_missing_maps(

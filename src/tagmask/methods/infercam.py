@@ -7,7 +7,6 @@ area that was found painted over.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,7 +29,6 @@ from tagmask.models.inference import scaled_with_hflip
 from tagmask.stage import ArtifactKind, StageContext
 
 BUFFERS = (10, 20)  # pixels by which the quadrants reach beyond the centers, in images with one tag and with two tags
-PROBE_SIZE = 128  # pixels; side of the empty image that shows the stride of the activations
 
 Box = tuple[int, int, int, int]
 """(top, bottom, left, right) in pixels; bottom and right are exclusive."""
@@ -115,11 +113,7 @@ def infercam_maps(
         One `ResponseMaps` per image; an image without tags has maps [0, h, w].
     """
     size = (images.shape[2], images.shape[3])
-    probe = activations(images.new_zeros(1, 3, PROBE_SIZE, PROBE_SIZE))
-    stride = round(PROBE_SIZE / probe.shape[3])
-    maps_of = partial(
-        class_maps, activations, scales=settings.scales, stride=stride, batch_size=settings.inference_batch_size
-    )
+    maps_of = partial(class_maps, activations, scales=settings.scales, batch_size=settings.inference_batch_size)
 
     channels = [sorted(class_id - 1 for class_id in ids) for ids in tags]
     whole_image: list[Box] = [(0, size[0], 0, size[1])]
@@ -180,7 +174,7 @@ class Piece:
 
     Attributes:
         pixels: [3, h, w] normalized.
-        mean_color: [3, 1, 1] of the whole image.
+        mean_color: [3, 1, 1] of the piece.
         image_index: the index of the image in its batch.
         class_channels: the channels of the network that belong to the tagged classes.
         box: where in the image the piece lies.
@@ -203,7 +197,7 @@ class Piece:
         pixels = image[:, top:bottom, left:right]
         maps = pixels.new_zeros(len(class_channels), *pixels.shape[1:], dtype=torch.float32)
         found = maps.new_zeros(maps.shape[1:], dtype=torch.bool)
-        return cls(pixels, image.mean((1, 2), keepdim=True), image_index, class_channels, box, maps, found)
+        return cls(pixels, pixels.mean((1, 2), keepdim=True), image_index, class_channels, box, maps, found)
 
     def erased_pixels(self) -> Tensor:
         """Return the input of the next iteration [3, h, w]; its resized and flipped views lack the same areas."""
@@ -222,18 +216,18 @@ def class_maps(
     channels: Sequence[Sequence[int]],
     *,
     scales: Sequence[float],
-    stride: int,
     enlarge: float = 1.0,
     batch_size: int = 16,
 ) -> list[Tensor]:
     """Compute multi-scale CAMs with horizontal flips at full size, each divided by (its maximum + 1e-5).
+
+    Activations are resized bilinearly to the size of the view.
 
     Args:
         activations: see `infercam_maps`.
         views: normalized images [3, h, w] of any sizes.
         channels: the channels of the network that are wanted for each view.
         scales: factors by which the views are resized.
-        stride: of the activations, which are resized bilinearly to whole cells (stride · ceil(h / stride)) and cropped.
         enlarge: a further factor for all scales.
         batch_size: the largest number of views in a batch, over all threads.
 
@@ -253,7 +247,7 @@ def class_maps(
     def compute(job: tuple[list[int], float]) -> list[Tensor]:
         batch, scale = job
         images = torch.stack([views[i] for i in batch])
-        return _maps_at_scale(activations, images, [channels[i] for i in batch], scale, stride)
+        return _maps_at_scale(activations, images, [channels[i] for i in batch], scale)
 
     summed: dict[int, Tensor] = {}
     for (batch, _), result in zip(jobs, _map_on_threads(compute, jobs, threads), strict=True):
@@ -263,14 +257,13 @@ def class_maps(
 
 
 def _maps_at_scale(
-    activations: Activations, images: Tensor, channels: Sequence[Sequence[int]], scale: float, stride: int
+    activations: Activations, images: Tensor, channels: Sequence[Sequence[int]], scale: float
 ) -> list[Tensor]:
     """Add the activations of images [N, 3, h, w] and of their horizontal flips: [K, h, w] float32 for each."""
-    height, width = images.shape[2:]
+    size = (images.shape[2], images.shape[3])
     plain, flipped = activations(scaled_with_hflip(images, scale)).float().chunk(2)
-    cells = [stride * math.ceil(side / stride) for side in (height, width)]
     sums = [(a[ids] + b[ids].flip(2))[None] for a, b, ids in zip(plain, flipped, channels, strict=True)]
-    return [F.interpolate(s, cells, mode="bilinear", align_corners=False)[0, :, :height, :width] for s in sums]
+    return [F.interpolate(s, size, mode="bilinear", align_corners=False)[0] for s in sums]
 
 
 def _map_on_threads(function: Callable[[J], R], jobs: Sequence[J], threads: int) -> list[R]:

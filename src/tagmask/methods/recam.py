@@ -108,8 +108,8 @@ class ReCamTraining(Training):
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         logits, class_logits = self.network(batch["image"])
-        bce = F.multilabel_soft_margin_loss(logits, batch["tags"])
-        sce = softmax_loss(class_logits, batch["tags"])
+        bce = self.mean_over_images(F.multilabel_soft_margin_loss(logits, batch["tags"], reduction="none"))
+        sce = self.mean_over_images(softmax_losses(class_logits, batch["tags"]))
         return {"loss": bce + self.sce_weight * sce, "bce": bce, "sce": sce}
 
 
@@ -129,16 +129,15 @@ def compute_class_features(features: Tensor, weight: Tensor) -> tuple[Tensor, Te
     return masks.flatten(2) @ features.flatten(2).mT / masks[0, 0].numel(), masks
 
 
-def softmax_loss(class_logits: Tensor, tags: Tensor) -> Tensor:
-    """Compute L_sce: the softmax cross-entropy of each tagged class's feature, whose label is that class.
+def softmax_losses(class_logits: Tensor, tags: Tensor) -> Tensor:
+    """Compute L_sce of each image: the softmax cross-entropy of each tagged class's feature, whose label is that class.
 
     Args:
         class_logits: [B, K, K]; row k holds the K logits of f_k.
         tags: [B, K] of 0 and 1.
 
     Returns:
-        A scalar: the mean over the tags of an image, summed over the images, divided by B. An image without tags adds
-        nothing to the sum but counts in B.
+        [B]: the mean over the tags of each image, 0 for an image without tags. L_sce is their mean.
     """
     losses = -class_logits.log_softmax(2).diagonal(dim1=1, dim2=2)
-    return ((losses * tags).sum(1) / tags.sum(1).clamp(min=1)).mean()
+    return (losses * tags).sum(1) / tags.sum(1).clamp(min=1)
