@@ -59,8 +59,8 @@ class ReviewPage:
 
     def mask(self) -> np.ndarray:
         """The mask in the editor, [H, W] uint8."""
-        labels = self.evaluate("Array.from(store.document.value.labels)")
-        return np.array(labels, np.uint8).reshape(SIZE)
+        text = self.evaluate("String.fromCharCode(...store.document.value.labels)")
+        return np.frombuffer(text.encode("latin-1"), np.uint8).reshape(SIZE)
 
     def drag(self, *points: tuple[float, float], button: str = "left") -> None:
         """Press a mouse button at the first of some points (x, y), in pixels of the image, and move to the others."""
@@ -74,7 +74,7 @@ class ReviewPage:
         mouse.move(*positions[0])
         mouse.down(button=button)
         for position in positions[1:]:
-            mouse.move(*position, steps=4)
+            mouse.move(*position, steps=2)
         mouse.up(button=button)
 
     def set_slider(self, name: str, value: float, *, release: bool = True) -> None:

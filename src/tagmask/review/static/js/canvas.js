@@ -7,6 +7,7 @@ import * as store from "./store.js";
 
 const MARGIN = 20; // CSS pixels around an image that fits into the window
 const MAX_SCALE = 64;
+const SMOOTH_SCALE = 5; // below which the photo is interpolated
 const MANY_PIXELS = 2e6; // of an image whose outlines are not drawn again while a stroke goes on
 
 export class CanvasView {
@@ -170,7 +171,7 @@ export class CanvasView {
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.clearRect(0, 0, this.element.width, this.element.height);
     context.setTransform(ratio * this.scale, 0, 0, ratio * this.scale, ratio * this.offset[0], ratio * this.offset[1]);
-    context.imageSmoothingEnabled = this.scale * ratio < 3;
+    context.imageSmoothingEnabled = this.scale < SMOOTH_SCALE;
     if (this.photo) context.drawImage(this.photo, 0, 0, document.width, document.height);
     const heat = store.view.peek().isHeatShown && this.heatOf(store.label.peek());
     if (heat) context.drawImage(heat, 0, 0);

@@ -22,14 +22,16 @@ export function ClassPanel({ document }) {
     <ul class="classes">
       ${tags.map((classId, n) => html`<${ClassRow} key=${classId} document=${document} classId=${classId} number=${n + 1} />`)}
       ${!tags.length && html`<li class="soft note">No tags. Tick a class below if the image shows it.</li>`}
-      <${LabelRow} document=${document} label=${0} name="Background" keys="E erases" />
-      <${LabelRow} document=${document} label=${NOT_SURE} name="Not sure" keys="U" />
+      ${!document.isTooLarge && html`
+        <${LabelRow} document=${document} label=${0} name="Background" keys="E" />
+        <${LabelRow} document=${document} label=${NOT_SURE} name="Not sure" keys="U" />`}
     </ul>
+    ${document.mapsError && html`<p class="soft note">No thresholds: ${document.mapsError}</p>`}
     ${document.maps.length > 0 && html`<${Check}
       isChecked=${store.settings.value.crf} onChange=${(crf) => store.changeSettings({ crf })}
       title="After you let go of a threshold, a dense CRF moves the outlines to the edges in the photo"
-    >Refine with the CRF after a change of a threshold<//>`}
-    ${others.length > 0 && html`<details open=${others.length <= FEW && tags.length < 4}>
+    >Refine with the CRF on release<//>`}
+    ${others.length > 0 && html`<details open=${others.length <= FEW && tags.length === 0}>
       <summary>Other classes <span class="soft">${others.length}</span></summary>
       ${others.length > FEW && html`<input
         type="search" placeholder="Search classes" aria-label="Search classes" value=${search.value}
@@ -45,7 +47,7 @@ export function ClassPanel({ document }) {
 }
 
 function percent(document, label) {
-  const share = (100 * document.counts.value[label]) / document.labels.length;
+  const share = (100 * document.counts.value[label]) / Math.max(1, document.labels.length);
   return share === 0 ? "" : share < 1 ? "< 1 %" : `${Math.round(share)} %`;
 }
 

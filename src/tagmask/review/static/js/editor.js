@@ -1,6 +1,7 @@
 /** One image: its picture, the tools and the sidebar. */
 
-import { finish, openDocument, redo, reopen, step, undo } from "./actions.js";
+import { finish, openDocument, reopen, step } from "./actions.js";
+import { thumbnailUrl } from "./api.js";
 import { CanvasView } from "./canvas.js";
 import { ClassPanel } from "./class_panel.js";
 import { Button, StateBadge } from "./controls.js";
@@ -25,17 +26,17 @@ export function Editor() {
     <${EditorHeader} row=${store.rowsByKey.value.get(key)} />
     <${Toolbar} document=${document} />
     <main class="stage">
-      ${document ? html`<${Picture} key=${document.key} document=${document} />` : html`<p class="loading">Loading…</p>`}
+      ${!document && html`<p class="loading">Loading…</p>`}
+      ${document && html`<${document.isTooLarge ? LargePicture : Picture} key=${document.key} document=${document} />`}
     </main>
     <aside class="sidebar" aria-label="Classes and tools">
       ${document && html`
         <div class="panels">
           <${ClassPanel} document=${document} />
-          <${ToolPanel} />
-          <${ViewPanel} document=${document} />
+          ${!document.isTooLarge && html`<${ToolPanel} /><${ViewPanel} document=${document} />`}
           <${HistoryPanel} key=${document.key} document=${document} />
         </div>
-        <${Verdict} document=${document} />`}
+        <${Verdict} />`}
     </aside>
   </div>`;
 }
@@ -55,10 +56,12 @@ function EditorHeader({ row }) {
   const keys = store.sequence.value;
   const position = keys.indexOf(store.route.value.key);
   const document = store.document.value;
+  const state = document?.state.value ?? row?.state ?? "open";
   return html`<header class="header editor-header">
     <${Button} icon="back" name="Back to the gallery" keys="Esc" isQuiet onClick=${openGallery}>Gallery<//>
     <h1 title=${row?.id}>${row?.id ?? "Unknown image"}</h1>
-    <${StateBadge} state=${document?.state.value ?? row?.state ?? "open"} />
+    <${StateBadge} state=${state} />
+    ${state !== "open" && document && html`<${Button} name="Back to the mask of the run" keys="Shift+R" isQuiet onClick=${reopen}>Reopen<//>`}
     <span class="spacer"></span>
     <${SaveIndicator} />
     <span class="position">${position + 1} of ${keys.length.toLocaleString("en")}</span>
@@ -66,6 +69,17 @@ function EditorHeader({ row }) {
     <${Button} icon="next" name="Next image" keys="N" isQuiet isDisabled=${position >= keys.length - 1} onClick=${() => step(+1)} />
     <${Button} name="Keys" keys="?" isQuiet onClick=${() => (store.isHelpOpen.value = true)}>Keys<//>
   </header>`;
+}
+
+/** An image that is too large for the canvas: it can be accepted or rejected by its thumbnail. */
+function LargePicture({ document }) {
+  return html`<div class="large-picture">
+    <img src=${thumbnailUrl(document.key, document.version)} alt=${`Photo and mask of ${document.id}`} />
+    <p>
+      This image has ${document.width} × ${document.height} pixels, too many for this page. Accept or reject its mask, or
+      correct it in another program and import it with <code>tagmask import</code>.
+    </p>
+  </div>`;
 }
 
 function Picture({ document }) {
@@ -84,8 +98,17 @@ function Picture({ document }) {
     ref=${element} tabindex="0" class="picture" role="img"
     aria-label=${`Photo and mask of ${document.id}. Press C to paint with the keyboard.`}
   ></canvas>
+  <${HeatScale} document=${document} />
   ${document.isRefining.value && html`<p class="refining" role="status">Refining with the CRF…</p>`}
   <${Zoom} />`;
+}
+
+function HeatScale({ document }) {
+  const label = store.label.value;
+  if (!store.view.value.isHeatShown || !document.maps.some(({ classId }) => classId === label)) return null;
+  return html`<div class="heat-scale">
+    <span>${store.classesById.value.get(label).name}</span><span>0</span><span class="heat-colors"></span><span>1</span>
+  </div>`;
 }
 
 function Zoom() {
@@ -99,21 +122,9 @@ function Zoom() {
   </div>`;
 }
 
-function Verdict({ document }) {
-  const isOpen = document.state.value === "open";
+function Verdict() {
   return html`<div class="verdict">
-    <div class="verdict-small">
-      <${Button} icon="undo" name="Undo" keys="Ctrl+Z" isQuiet isDisabled=${!canUndo(document)} onClick=${undo} />
-      <${Button} icon="redo" name="Redo" keys="Ctrl+Shift+Z" isQuiet isDisabled=${!canRedo(document)} onClick=${redo} />
-      <span class="spacer"></span>
-      <${Button} name="Back to the mask of the run" keys="⇧R" isQuiet isDisabled=${isOpen} onClick=${reopen}>Reopen<//>
-    </div>
-    <div class="verdict-main">
-      <${Button} name="The mask is wrong: nothing learns from it" keys="R" icon="cross" onClick=${() => finish("reject")}>Reject<//>
-      <${Button} name="The mask is right" keys="Enter" icon="check" isPrimary onClick=${() => finish("accept")}>Accept<//>
-    </div>
+    <${Button} name="The mask is wrong: nothing learns from it" keys="R" icon="cross" onClick=${() => finish("reject")}>Reject<//>
+    <${Button} name="The mask is right" keys="Enter" icon="check" isPrimary onClick=${() => finish("accept")}>Accept<//>
   </div>`;
 }
-
-const canUndo = (document) => document.revision.value >= 0 && document.history.canUndo;
-const canRedo = (document) => document.revision.value >= 0 && document.history.canRedo;

@@ -106,7 +106,7 @@ function handleKey(event, rows, layout, element) {
   };
   const row = rows[index];
   if (event.key in moves) {
-    const next = index < 0 ? 0 : Math.min(rows.length - 1, Math.max(0, index + moves[event.key]));
+    const next = index < 0 && event.key !== "End" ? 0 : Math.min(rows.length - 1, Math.max(0, index + moves[event.key]));
     store.selected.value = rows[next].key;
     reveal(element, layout, next);
   } else if (event.key === "Enter" && row) open(row);

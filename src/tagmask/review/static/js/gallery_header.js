@@ -20,6 +20,7 @@ export function GalleryHeader() {
       <${States} />
       <label class="choice"><span>Class</span><${Classes} /></label>
       <label class="choice"><span>Order</span><${Order} /></label>
+      <${Scoring} />
     </div>
   </header>`;
 }
@@ -79,10 +80,16 @@ function Classes() {
   </select>`;
 }
 
+/** The doubt is computed once, while the page is open already. */
+function Scoring() {
+  const progress = store.scoring.value;
+  if (progress === null || progress >= 1) return null;
+  return html`<span class="soft" role="status">computing the doubt: ${Math.round(100 * progress)} %</span>`;
+}
+
 function Order() {
-  const isComputing = store.scoring.value !== null && store.scoring.value < 1;
   return html`<select aria-label="Order" value=${store.order.value} onChange=${(event) => (store.order.value = event.currentTarget.value)}>
-    <option value="doubt">Most doubtful first${isComputing ? ` (computing, ${Math.round(100 * store.scoring.value)} %)` : ""}</option>
+    <option value="doubt">Most doubtful first</option>
     <option value="name">By name</option>
   </select>`;
 }

@@ -5,11 +5,13 @@ import { html, useEffect, useRef } from "./html.js";
 import { CURSOR_KEYS, EDITOR_KEYS, GALLERY_KEYS, MOUSE } from "./shortcuts.js";
 import { isHelpOpen, route } from "./store.js";
 
-const NAMES = { ArrowRight: "→", ArrowLeft: "←", Escape: "Esc", Delete: "Del", "Ctrl+Shift+Z": "Ctrl+Shift+Z", "Shift+R": "Shift+R" };
+const NAMES = { ArrowRight: "→", ArrowLeft: "←", Escape: "Esc", Delete: "Del" };
+
+const HIDDEN = new Set(["=", "Ctrl+y"]); // they are the same on other keyboards
 
 function nameOf({ keys, shown }) {
   if (shown) return [shown];
-  return keys.slice(0, 2).map((key) => NAMES[key] ?? key.replace(/(^|\+)([a-z])$/, (text) => text.toUpperCase()));
+  return keys.filter((key) => !HIDDEN.has(key)).slice(0, 2).map((key) => NAMES[key] ?? key.replace(/(^|\+)([a-z])$/, (text) => text.toUpperCase()));
 }
 
 export function Help() {

@@ -50,7 +50,7 @@ export const EDITOR_KEYS = [
     { keys: ["m"], text: "Mask on or off", run: toggleView("isMaskShown") },
     { keys: ["o"], text: "Only the chosen class", run: toggleView("isSolo") },
     { keys: ["h"], text: "Response map of the chosen class as heat", run: toggleView("isHeatShown") },
-    { keys: ["c"], text: "Paint with the keyboard (see below)", run: () => store.canvas.peek()?.startCursor() },
+    { keys: ["c"], text: "Paint with the keyboard", run: () => store.canvas.peek()?.startCursor() },
     { keys: ["?"], text: "This help", run: () => (store.isHelpOpen.value = true) },
   ]],
 ];
@@ -59,16 +59,16 @@ export const EDITOR_KEYS = [
 export const CURSOR_KEYS = [
   ["Painting with the keyboard (C)", [
     { shown: "Arrow keys", text: "Move the cursor by a quarter of the brush" },
-    { shown: "Shift + arrow keys", text: "Move it further" },
+    { shown: "Shift + arrows", text: "Move it further" },
     { shown: "Space", text: "Use the tool; hold it down and move to draw a line" },
-    { shown: "Escape", text: "Leave the cursor" },
+    { shown: "Esc", text: "Leave the cursor" },
   ]],
 ];
 
 export const MOUSE = [
   ["Mouse", [
     { shown: "Wheel", text: "Zoom" },
-    { shown: "Space + drag, middle button", text: "Move the image" },
+    { shown: "Space + drag", text: "Move the image, as with the middle button" },
     { shown: "Right button", text: "Erase" },
   ]],
 ];
