@@ -39,7 +39,8 @@ class Server:
         """Start with a new token, on the same port as before."""
         bound = bind("127.0.0.1", self.port)
         self.port = bound.getsockname()[1]
-        self.session = ReviewSession(tagmask.load(self.folder, device="cpu"))
+        run = tagmask.load(self.folder, device="cpu")
+        self.session, self.review = ReviewSession(run), run.review
         self.access = Access(self.port, self.session.max_mask_bytes + 65_536)
         config = uvicorn.Config(create_app(self.session, self.access, STATIC), log_level="error", lifespan="off")
         self._server = uvicorn.Server(config)

@@ -107,11 +107,11 @@ class ReviewPage:
 
     def saved(self, image_id: str) -> ReviewEvent:
         """The last change in the log."""
-        return self.server.session.review.history(image_id)[-1]
+        return self.server.review.history(image_id)[-1]
 
     def saved_mask(self, image_id: str) -> np.ndarray:
-        return self.server.session.review.read_mask(image_id)
+        return self.server.review.read_mask(image_id)
 
     def run_mask(self, image_id: str) -> np.ndarray:
         session = self.server.session
-        return session.read_mask(session.images[image_key(image_id)], "run")[1]
+        return session.masks.read(session.images[image_key(image_id)], "run")[1]

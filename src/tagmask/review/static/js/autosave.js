@@ -125,7 +125,7 @@ export class Autosave {
       const labels = document.isTooLarge ? sent : (await api.getMask(document.key)).labels;
       const isDone = { draft: ["draft"], accept: ["accepted", "corrected"], reject: ["rejected"], open: ["open"] }[wanted];
       const isSame = !isDone || wanted === "reject" || wanted === "open" || isEqual(labels, sent);
-      if (isSame && isEqual(details.corrected_tags ?? details.tags, document.tags.value) && (!isDone || isDone.includes(details.state))) {
+      if (isSame && isEqual(details.tags, document.tags.value) && (!isDone || isDone.includes(details.state))) {
         this.#finish(document, number, { ...details, tags: details.corrected_tags });
       } else {
         document.save.value = { phase: "conflict", version: details.version };

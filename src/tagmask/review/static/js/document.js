@@ -27,9 +27,9 @@ export class MaskDocument {
     this.maps = maps;
     this.isTooLarge = details.too_large; // for the browser: there are no labels
     this.mapsError = details.maps_error;
-    this.dataTags = details.tags;
+    this.dataTags = details.data_tags;
     this.version = details.version;
-    this.tags = signal(details.corrected_tags ?? details.tags);
+    this.tags = signal(details.tags);
     this.state = signal(details.state);
     this.thresholds = signal(Object.fromEntries(maps.map(({ classId }) => [classId, threshold])));
     this.history = new History();
@@ -146,10 +146,10 @@ export class MaskDocument {
     this.commit("tags");
   }
 
-  /** The threshold of each map; one of a class that is no tag is so high that no pixel is above it. */
+  /** The thresholds of the tags that have a map; other classes take no part in a cut. */
   get cutThresholds() {
-    const threshold = ([classId, value]) => [classId, this.tags.value.includes(Number(classId)) ? value : 1];
-    return Object.fromEntries(Object.entries(this.thresholds.value).map(threshold));
+    const isTag = ([classId]) => this.tags.value.includes(Number(classId));
+    return Object.fromEntries(Object.entries(this.thresholds.value).filter(isTag));
   }
 
   /** Changes a threshold and cuts the maps at once; `begin` comes before, and `finishCut` when the person lets go. */
@@ -157,7 +157,9 @@ export class MaskDocument {
     this.thresholds.value = { ...this.thresholds.value, [classId]: threshold };
     this.abandonRefinement();
     const thresholds = this.cutThresholds;
-    const cuts = this.maps.map((map) => ({ ...map, threshold: thresholds[map.classId] }));
+    const cuts = this.maps
+      .filter(({ classId }) => classId in thresholds)
+      .map((map) => ({ ...map, threshold: thresholds[map.classId] }));
     this.replaceUnpainted(cutMaps(cuts, this.width, this.height));
     this.show();
   }
