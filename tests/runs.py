@@ -50,11 +50,14 @@ def write_toy(folder: Path, names: dict[str, str] | None = None, masks: bool = T
 
 
 def toy_run(data: Path, out: Path, settings: list[str] | None = None, **arguments: Any) -> tagmask.Run:
-    """Run the recipe "scratch" at toy size on the data of `write_toy`, in this process alone."""
+    """Run the recipe "scratch" at toy size on the data of `write_toy`, in this process alone.
+
+    The `arguments` are those of `tagmask.run`, or `source` for another source of the images.
+    """
     import torch
 
     torch.set_num_threads(1)
-    source = tagmask.DataSource(root=str(data), masks="masks")
+    source = arguments.pop("source", None) or tagmask.DataSource(root=str(data), masks="masks")
     changes = {"recipe": RECIPE, "device": "cpu", "workers": 0, "quiet": True, **arguments}
     return tagmask.run(source, out, settings=[*SETTINGS, *(settings or [])], **changes)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import tagmask
 from tagmask.compute import Compute
 from tagmask.errors import RecipeError
 from tagmask.label_map import read_label_map
@@ -46,21 +48,17 @@ def printed(log: Path, rank: int, stream: str) -> str:
     return file.read_text()
 
 
+def run_arguments(data: Path, out: Path) -> list[str]:
+    """Return the command line of a run that several processes do exactly as one."""
+    arguments = ["run", str(data), "--masks=masks", "--recipe=scratch", "--workers=1", "--precision=float32"]
+    return [*arguments, f"--out={out}", *(f"--set={setting}" for setting in EXACT)]
+
+
 @pytest.fixture(scope="module")
 def both(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     """Return the run folder of one process, that of two processes, and the log of the latter."""
     folder = tmp_path_factory.mktemp("runs")
-    changes = [f"--set={setting}" for setting in EXACT]
-    arguments = [
-        "run",
-        str(data),
-        "--masks=masks",
-        "--recipe=scratch",
-        "--workers=1",
-        "--precision=float32",
-        f"--out={folder / 'two'}",
-    ]
-    result = torchrun([*arguments, *changes], folder / "log")
+    result = torchrun(run_arguments(data, folder / "two"), folder / "log")
     assert result.returncode == 0, printed(folder / "log", 0, "stderr")
     toy_run(data, folder / "one", EXACT, precision="float32")
     return folder / "one", folder / "two", folder / "log"
@@ -113,6 +111,30 @@ def test_only_the_main_process_prints(both: tuple[Path, Path, Path]) -> None:
     assert "report" in printed(log, 0, "stdout")
     assert printed(log, 1, "stdout") == ""
     assert printed(log, 1, "stderr") == ""
+
+
+@pytest.mark.slow
+def test_all_processes_learn_from_the_reviews_that_the_main_process_has_read(
+    both: tuple[Path, Path, Path], data: Path, tmp_path: Path
+) -> None:
+    labels = np.full((40, 48), 2, np.uint8)
+    for name in ("one", "two"):
+        review = tagmask.load(shutil.copytree(both[0].parent / name, tmp_path / name)).review
+        for image_id in ("0", "3", "5"):
+            review.record(image_id, "corrected", labels, source="test")
+    result = torchrun(run_arguments(data, tmp_path / "two"), tmp_path / "log")
+    said = printed(tmp_path / "log", 0, "stderr")
+    assert result.returncode == 0, said
+    assert "3 reviewed masks: makes pseudo_masks, segment again" in said
+    toy_run(data, tmp_path / "one", EXACT, precision="float32")
+    one, two = (load_file(tmp_path / name / "segment/segmenter.safetensors") for name in ("one", "two"))
+    for name in one:
+        np.testing.assert_allclose(two[name], one[name], atol=1e-4, err_msg=name)
+    assert (read_label_map(tmp_path / "two/segment/masks/5.png") == 2).all()
+    (tmp_path / "two" / "review" / "log.jsonl").write_text("{}\n")
+    result = torchrun(run_arguments(data, tmp_path / "two"), tmp_path / "damaged")
+    assert result.returncode != 0
+    assert "log.jsonl, line 1 is damaged" in printed(tmp_path / "damaged", 0, "stderr")
 
 
 @pytest.mark.slow

@@ -84,6 +84,38 @@ def test_every_earlier_state_can_be_restored(review: ReviewFolder) -> None:
         review.restore("a", 99)
 
 
+def test_the_copies_for_a_run_stay_when_the_masks_change(review: ReviewFolder) -> None:
+    assert review.read_reviews() == {}
+    assert not review.path.exists()  # reading creates nothing
+    review.record("a", "accepted", labels(1), source="page")
+    review.record("sub/b", "corrected", labels(2), source="page", tags=("cat",))
+    review.record("c", "rejected", None, source="page", tags=())
+    review.record("d", "draft", labels(3), source="page")
+    review.record("e", "accepted", labels(1), source="page")
+    reviews = review.read_reviews()
+    assert {image_id: (reviewed.mask is None, reviewed.tags) for image_id, reviewed in reviews.items()} == {
+        "a": (False, None), "sub/b": (False, ("cat",)), "c": (True, ()), "e": (False, None),
+    }  # fmt: skip
+    masks = {image_id: reviewed.mask for image_id, reviewed in reviews.items() if reviewed.mask}
+    assert masks["a"] == masks["e"]  # of the same content
+    review.record("a", "draft", labels(3), source="page")
+    review.record("sub/b", "rejected", None, source="page")
+    assert {image_id: read_label_map(mask).max() for image_id, mask in masks.items()} == {"a": 1, "sub/b": 2, "e": 1}
+    assert list(review.read_reviews()) == ["sub/b", "c", "e"]
+    (review.path / "used" / ".0.tmp").touch()  # of a killed process
+    review.remove_unused_copies([masks["e"]])
+    assert list((review.path / "used").iterdir()) == [masks["e"]]
+
+
+def test_masks_can_be_read_without_copies(review: ReviewFolder) -> None:
+    review.record("a", "accepted", labels(1), source="page")
+    assert review.read_reviews(copy=False)["a"].mask == review.mask_path("a")
+    assert not (review.path / "used").exists()
+    review.mask_path("a").unlink()
+    with pytest.raises(RunError, match=r"masks/a\.png does not exist"):
+        review.read_reviews()
+
+
 def test_a_state_without_its_mask_is_refused(review: ReviewFolder) -> None:
     with pytest.raises(ValueError, match="the mask is missing"):
         review.record("a", "accepted", None, source="page")

@@ -22,9 +22,10 @@ from tagmask.pipeline import check_processes, fingerprint, run_stages, with_adde
 from tagmask.progress import Reporter
 from tagmask.recipe import Recipe, load_recipe, read_recipe_text, read_stage_names
 from tagmask.results import Run, make_reporter
+from tagmask.reviews import count_reviewed_masks, reviewed_mask_paths, reviews_fingerprint
 from tagmask.run_folder import RunFolder, RunSources
 from tagmask.stage_files import files_are_as_remembered
-from tagmask.text import join_first_names
+from tagmask.text import join_first_names, pluralize
 
 
 def run(
@@ -86,6 +87,8 @@ def run(
             chosen = with_added_stages(resolve_recipe(recipe, settings, seed, result.compute), data[0], folder)
             check_processes(chosen, result.compute.world_size)
             result.compute.barrier()  # every process has read the stages that were added before
+            if result.compute.is_main_process:
+                folder.review.remove_unused_copies(reviewed_mask_paths(data[0]))
             sources = RunSources(images=source, held_out=held_out, skip_bad=skip_bad).with_absolute_paths()
             if result.compute.is_main_process:
                 write_run_record(folder, chosen, data[0], sources, redo=redo)
@@ -194,7 +197,8 @@ def _print_data_summary(images: TaggedImages, out: Path, reporter: Reporter) -> 
     num_bad = sum(problem.severity == "error" for problem in images.problems)
     bad = f" ({num_bad} bad ones left out)" if num_bad else ""
     names = join_first_names(images.classes, 10)
-    reporter.info(f"{len(images)} images{bad}, {len(images.classes)} classes ({names}) → {out}")
+    reviewed = f", {pluralize(count, 'reviewed mask')}" if (count := count_reviewed_masks(images)) else ""
+    reporter.info(f"{len(images)} images{bad}, {len(images.classes)} classes ({names}){reviewed} → {out}")
     for warning in tag_warnings(images):
         reporter.info(f"warning: {warning}")
 
@@ -214,7 +218,8 @@ def _request_key(request: Mapping[str, Any], images: TaggedImages, held_out: Tag
     """Return a digest of all inputs that a finished run and its report depend on."""
     sets = [images, *([held_out] if held_out is not None else [])]
     data = [(fingerprint(s), ground_truth_fingerprint(s), saliency_fingerprint(s), s.name) for s in sets]
-    return digest([request, data])
+    reviews = reviews_fingerprint(images)
+    return digest([request, data] if reviews is None else [request, data, reviews])
 
 
 def _is_finished(folder: RunFolder, request_key: str, images: TaggedImages) -> bool:

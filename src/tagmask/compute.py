@@ -9,13 +9,13 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-from tagmask.errors import RecipeError, RunError
+from tagmask.errors import RecipeError, RunError, TagmaskError
 
 if TYPE_CHECKING:
     import torch
@@ -115,6 +115,31 @@ class Compute:
 
             dist.barrier()
 
+    def from_main_process(self, make: Callable[[], T]) -> T:
+        """Return, in every process, what a function returns in the main process.
+
+        Args:
+            make: called in the main process only; its result must be picklable.
+
+        Raises:
+            TagmaskError: `make` has raised it; every process raises it.
+        """
+        if self.world_size == 1:
+            return make()
+        import torch
+        import torch.distributed as dist
+
+        result: list[Any] = [None]
+        if self.is_main_process:
+            try:
+                result = [make()]
+            except TagmaskError as error:
+                result = [error]
+        dist.broadcast_object_list(result, src=0, device=torch.device("cpu"))
+        if isinstance(result[0], TagmaskError):
+            raise result[0]
+        return cast(T, result[0])
+
     def autocast_dtype(self, network: nn.Module) -> torch.dtype:
         """Return the dtype in which a network computes.
 
@@ -191,6 +216,11 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0
 
 
+def may_have_several_processes() -> bool:
+    """Whether torchrun or SLURM has started this process; known before the process group is initialized."""
+    return bool({"TORCHELASTIC_RUN_ID", "SLURM_NTASKS"} & set(os.environ))  # importing Lightning takes seconds
+
+
 def set_threads(count: int) -> None:
     """Set the number of threads of networks and CRFs, for this process and its worker processes.
 
@@ -228,7 +258,7 @@ def default_workers(processes: int = 1) -> int:
 
 
 def _torchrun_or_slurm_environment() -> ClusterEnvironment | None:
-    if not {"TORCHELASTIC_RUN_ID", "SLURM_NTASKS"} & set(os.environ):  # importing Lightning takes seconds
+    if not may_have_several_processes():
         return None
     from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 

@@ -26,6 +26,7 @@ from tagmask.measure.image_score import ImageScore, score_image
 from tagmask.pipeline import fingerprint
 from tagmask.progress import Reporter, run_in_workers
 from tagmask.refine.image_threshold import expected_threshold, mean_root_num_tags
+from tagmask.reviews import reviews_fingerprint
 from tagmask.run_folder import RunFolder
 from tagmask.stage_folder import StageFolder
 from tagmask.text import did_you_mean
@@ -80,7 +81,9 @@ def update_image_scores(
     """
     sources = _ScoreSources.of_run(recipe, folder, images, stage)
     cache, table = folder.path / _CACHE_FILE, folder.path / SCORES_FILE
-    key = digest([sources.key(), fingerprint(images), ground_truth_fingerprint(images), tagmask.__version__])
+    inputs = [sources.key(), fingerprint(images), ground_truth_fingerprint(images), tagmask.__version__]
+    reviews = reviews_fingerprint(images)
+    key = digest(inputs if reviews is None else [*inputs, reviews])
     scores = _read_cached(cache, key)
     compute.barrier()  # every process has read the scores before the main process writes them
     if compute.is_main_process:
@@ -146,12 +149,13 @@ class _ScoreSources:
         masks = [read_label_map(stage.mask_path(sample.id)) for stage in self.masks]
         height, width = masks[self.judged].shape
         try:
-            return score_image(
+            score = score_image(
                 read_image(sample.image), masks, tags, self.num_labels, judged=self.judged, image_id=sample.id,
                 maps=ResponseMaps.load(self.maps.maps_path(sample.id)) if self.maps else None,
                 threshold=self.thresholds.get(len(tags), math.nan),
                 target=read_ground_truth(sample, (height, width)) if sample.mask else None,
             )  # fmt: skip
+            return score._replace(doubt=0.0) if sample.reviewed_mask else score
         except (ValueError, IndexError) as error:
             raise RunError(
                 f"the masks and maps of image {sample.id} do not fit each other ({error}): remove the folder "

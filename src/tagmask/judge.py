@@ -95,7 +95,8 @@ def recommend_stage(
     """Recommend the stage of a finished run whose masks of the training images are best.
 
     The last stage that makes masks is recommended, unless its network is worse than the masks that it learned from.
-    If nothing has changed since the last recommendation, it is returned.
+    If nothing has changed since the last recommendation, it is returned. Images with a reviewed mask are not compared,
+    because this is their mask in every stage.
 
     Args:
         recipe: the stages, all done.
@@ -116,7 +117,7 @@ def recommend_stage(
     previous = Recommendation.read_if_any(folder)
     if previous is not None and previous.keys == keys and not again:
         return previous
-    samples = evenly_spaced(images.samples, MAX_IMAGES)
+    samples = evenly_spaced([sample for sample in images.samples if not sample.reviewed_mask], MAX_IMAGES)
     network, pairs = stage, []
     while (teacher := _teacher(recipe.stages[stage])) is not None:
         comparison = compare_masks(

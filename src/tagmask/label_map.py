@@ -19,7 +19,7 @@ IGNORE_INDEX = 255
 
 MAX_CLASSES = 254  # a label map has 8 bits: 0 is background, 255 marks ignored pixels
 MAX_PIXELS = 100_000_000  # of a label map whose image is not known
-MAX_BYTES = 2**28  # of a file
+MAX_BYTES = 2**28  # of a file of a label map
 
 
 def voc_palette() -> list[int]:

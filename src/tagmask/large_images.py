@@ -132,7 +132,7 @@ def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return labels
     shape = size[::-1]
     if size[0] * size[1] < labels.size:
-        return np.asarray(Image.fromarray(labels).resize(shape, Image.Resampling.NEAREST))
+        return np.array(Image.fromarray(labels).resize(shape, Image.Resampling.NEAREST))
     result, largest_share = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
     for label in np.unique(labels):
         area = Image.fromarray(np.where(labels == label, 255, 0).astype(np.uint8))

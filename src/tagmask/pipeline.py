@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -10,12 +11,14 @@ from tagmask.artifacts import digest, write_text
 from tagmask.compute import Compute, explain_out_of_memory
 from tagmask.data.samples import TaggedImages
 from tagmask.errors import DataError, RecipeError
+from tagmask.label_map import write_label_map
 from tagmask.progress import Reporter
 from tagmask.recipe import Recipe, load_recipe
+from tagmask.reviews import corrected_tags_entry, describe_changed_reviews, reviewed_masks_entry
 from tagmask.run_folder import RunFolder, RunSources
 from tagmask.stage import StageContext
 from tagmask.stage_files import discard_damaged_files, remember_files
-from tagmask.stage_folder import StageFolder
+from tagmask.stage_folder import MASKS_ENTRY, TAGS_ENTRY, StageFolder, without_reviews
 from tagmask.text import pluralize
 
 _MEMORY_ADVICE = (
@@ -37,7 +40,8 @@ def run_stages(
 ) -> None:
     """Run every stage that is not done yet, and resume the one that was interrupted.
 
-    A finished stage is resumed, too, if a file of it is missing or damaged.
+    A finished stage is resumed, too, if a file of it is missing or damaged. A stage is made again if reviewed masks or
+    corrected tags have changed, and nothing else. A reviewed mask is the mask of its image in every stage.
 
     Args:
         recipe: the stages.
@@ -52,7 +56,11 @@ def run_stages(
     Raises:
         RunError: a stage was made with other settings or data, and `redo` is False.
     """
-    for number, (name, key) in enumerate(stage_keys(recipe, images).items(), 1):
+    keys = stage_keys(recipe, images)
+    if changes := _changed_reviews(keys, folder):
+        reporter.info(f"{describe_changed_reviews(list(changes.values()))}: makes {', '.join(changes)} again")
+    compute.barrier()  # every process has read the keys of all stages
+    for number, (name, key) in enumerate(keys.items(), 1):
         method, stage = recipe.stages[name], folder.stage(name)
         inputs = {kind: folder.stage(source) for kind, source in method.inputs.items()}
         title = f"[{number}/{len(recipe.stages)}] {name}"
@@ -67,7 +75,10 @@ def run_stages(
         reporter.info(title)
         _announce_download(recipe, name, stage, reporter)
         start = time.time()
-        context = StageContext(stage, images, compute, reporter, inputs, recipe.seed, max_steps, epoch_size)
+        visible = images if MASKS_ENTRY in key else images.without_reviewed_masks()
+        context = StageContext(stage, visible, compute, reporter, inputs, recipe.seed, max_steps, epoch_size)
+        if "masks" in method.makes:
+            _write_missing_reviewed_masks(context)
         with explain_out_of_memory(f"stage {name!r}", compute.device, _MEMORY_ADVICE.format(stage=name)):
             method.run(context)
         stage.mark_done(compute, time.time() - start, len(images))
@@ -84,25 +95,59 @@ def _announce_download(recipe: Recipe, name: str, stage: StageFolder, reporter: 
 
 
 def stage_keys(recipe: Recipe, images: TaggedImages) -> dict[str, dict[str, Any]]:
-    """Return, for each stage, everything that its results depend on: settings, images and the keys of its inputs."""
+    """Return, for each stage, everything that its results depend on: settings, images and the keys of its inputs.
+
+    What people have reviewed has entries of its own (see `tagmask.reviews`), in the stages that depend on it.
+    """
     keys: dict[str, dict[str, Any]] = {}
-    images_key = fingerprint(images)
+    images_key, masks, tags = fingerprint(images), reviewed_masks_entry(images), corrected_tags_entry(images)
     for name, method in recipe.stages.items():
         keys[name] = {
             "method": type(method).__module__,
             "settings": method.model_dump(mode="json", exclude={"inputs"}),
             "seed": recipe.seed,
             "images": images_key,
-            "inputs": {kind: digest(keys[source]) for kind, source in method.inputs.items()},
+            "inputs": {kind: digest(without_reviews(keys[source])) for kind, source in method.inputs.items()},
         }
         if (extra := method.extra_fingerprint(images)) is not None:
             keys[name]["extra"] = extra
+        sees_masks = method.uses_reviewed_masks() or any(MASKS_ENTRY in keys[s] for s in method.inputs.values())
+        if masks is not None and sees_masks:
+            keys[name][MASKS_ENTRY] = masks
+        if tags is not None:
+            keys[name][TAGS_ENTRY] = tags
     return keys
 
 
+def _changed_reviews(
+    keys: Mapping[str, dict[str, Any]], folder: RunFolder
+) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Return the old and the new key of each stage with results in which only reviews have changed."""
+    changes = {}
+    for name, key in keys.items():
+        stage = folder.stage(name)
+        old = stage.read_key_if_any()
+        if old is not None and old != key and without_reviews(old) == without_reviews(key) and stage.has_results:
+            changes[name] = (old, key)
+    return changes
+
+
+def _write_missing_reviewed_masks(context: StageContext) -> None:
+    """Write the reviewed masks to a stage that makes masks. The method makes only those that do not exist."""
+    reviewed = [sample for sample in context.images.samples if sample.reviewed_mask]
+    for sample in context.compute.shard(reviewed):
+        path = context.folder.mask_path(sample.id)
+        if sample.reviewed_mask and not path.exists():
+            write_label_map(path, sample.reviewed_mask.read())
+    context.compute.barrier()
+
+
 def fingerprint(images: TaggedImages) -> str:
-    """Return a hash of what every stage reads of a data set: classes, ids, tags, sizes and the images' contents."""
-    return digest([images.classes, [(s.id, s.tags, s.size, s.digest) for s in images.samples]])
+    """Return a hash of what every stage reads of a data set: classes, ids, tags, sizes and the images' contents.
+
+    It does not depend on what people have reviewed: the tags are those of the data set.
+    """
+    return digest([images.classes, [(s.id, s.data_tags, s.size, s.digest) for s in images.samples]])
 
 
 def check_processes(recipe: Recipe, num_processes: int) -> None:
@@ -141,7 +186,8 @@ def with_added_stages(recipe: Recipe, images: TaggedImages, folder: RunFolder) -
         added = {name: method for name, method in saved.stages.items() if name not in recipe.stages}
         extended = Recipe(description=recipe.description, seed=recipe.seed, stages={**recipe.stages, **added})
         for name, key in stage_keys(extended, images).items():
-            if name in added and folder.stage(name).record_with_key(key, redo=True) is None:
+            old = folder.stage(name).read_key_if_any()
+            if name in added and (old is None or without_reviews(old) != without_reviews(key)):
                 return recipe
         return extended
     return recipe

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tagmask.artifacts import digest, write_text
-from tagmask.compute import Compute, Precision, default_workers, is_main_process
+from tagmask.compute import Compute, Precision, default_workers, is_main_process, may_have_several_processes
 from tagmask.data.samples import TaggedImages
 from tagmask.data.source import DataSource, align_classes
 from tagmask.data.verify import verify_images
@@ -367,7 +367,7 @@ class Run:
     @property
     def review(self) -> ReviewFolder:
         """The reviewed masks of the run."""
-        return ReviewFolder(self.folder / "review")
+        return self._files.review
 
     def predict_files(
         self,
@@ -469,12 +469,14 @@ class Run:
     def read_and_verify_images(
         self, reporter: Reporter, skip_bad: bool | None = None
     ) -> tuple[TaggedImages, TaggedImages | None]:
-        """Read and verify the training images and the held-out images; see `read_run_data`."""
+        """Read and verify the training images, with their reviews, and the held-out images; see `read_run_data`."""
         skip_bad = self._skip_bad if skip_bad is None else skip_bad
         workers = default_workers() if self._workers is None else self._workers
+        read_reviews = self.review.read_reviews  # which others can change: the main process reads for all
+        reviews = self.compute.from_main_process(read_reviews) if may_have_several_processes() else read_reviews()
         return read_run_data(
             self.images, self.held_out, skip_bad=skip_bad, workers=workers, reporter=reporter,
-            folder=self._files,
+            folder=self._files, reviews=reviews,
         )  # fmt: skip
 
 

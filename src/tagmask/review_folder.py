@@ -4,6 +4,7 @@ run/review/
     log.jsonl                       one line per change, oldest first; nothing is ever removed from it
     masks/<id>.png                  the reviewed mask of an image
     history/<id>/<number>.png       earlier reviewed masks of an image, to which the log refers
+    used/<digest>.png               copies of the masks that a run learns from, which no change of a mask touches
 
 The log is the only record: the state of an image is that of its last line. A mask is written before its line.
 """
@@ -11,9 +12,10 @@ The log is the only record: the state of an image is that of its last line. A ma
 from __future__ import annotations
 
 import getpass
+import hashlib
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,9 +26,9 @@ from typing import IO, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tagmask.artifacts import atomic_write
+from tagmask.artifacts import atomic_write, read_bytes
 from tagmask.errors import RunError
-from tagmask.label_map import read_label_map, write_label_map
+from tagmask.label_map import MAX_BYTES, read_label_map, write_label_map
 
 fcntl: ModuleType | None
 try:
@@ -74,6 +76,19 @@ class ReviewEvent(BaseModel):
 
 
 @dataclass(frozen=True)
+class ReviewedImage:
+    """What a run takes from the review of one image.
+
+    Attributes:
+        mask: the copy of the accepted or corrected mask; None: the person has rejected the mask.
+        tags: the class names that the image shows, if the person changed them; None: as in the data set.
+    """
+
+    mask: Path | None
+    tags: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
 class ReviewFolder:
     """The folder of the reviewed masks of a run.
 
@@ -114,6 +129,49 @@ class ReviewFolder:
     def read_ground_truth(self) -> dict[str, ReviewEvent]:
         """Read the last change of each image that is accepted or corrected. Raises RunError if the log is damaged."""
         return {image_id: event for image_id, event in self.read_states().items() if event.is_ground_truth}
+
+    def read_reviews(self, *, copy: bool = True) -> dict[str, ReviewedImage]:
+        """Read the images that are accepted, corrected or rejected, by id.
+
+        Args:
+            copy: copy the masks to used/, so that they stay as they are while a run learns from them. A copy is named
+                after its content, so that a mask that was copied before is not copied again.
+
+        Raises:
+            RunError: the log is damaged, a mask is missing, or a file cannot be written.
+        """
+        if not self.log_path.exists():
+            return {}
+        with self._shared_lock():  # so that each mask is the one that the log speaks of
+            states = {image_id: event for image_id, event in self.read_states().items() if event.state != "draft"}
+            path = self._copy_mask if copy else self.mask_path
+            return {
+                image_id: ReviewedImage(path(image_id) if event.is_ground_truth else None, event.tags)
+                for image_id, event in states.items()
+            }
+
+    def _copy_mask(self, image_id: str) -> Path:
+        """Copy the reviewed mask of an image to used/, unless it is there; return the copy."""
+        content = read_bytes(self.mask_path(image_id), MAX_BYTES)
+        path = self._used_path / f"{hashlib.blake2b(content, digest_size=12).hexdigest()}.png"
+        if not path.exists():
+            with atomic_write(path) as temporary:
+                temporary.write_bytes(content)
+        return path
+
+    def remove_unused_copies(self, used: Collection[Path]) -> None:
+        """Remove the copies of masks that a run does not use any longer, and what a killed process left there.
+
+        Args:
+            used: the copies that `read_reviews` has returned for the run.
+        """
+        if self._used_path.is_dir():
+            for path in set(self._used_path.iterdir()) - set(used):
+                path.unlink(missing_ok=True)
+
+    @property
+    def _used_path(self) -> Path:
+        return self.path / "used"
 
     def read_log(self) -> Iterator[ReviewEvent]:
         """Read all changes, oldest first. Raises RunError if the log is damaged.
@@ -233,6 +291,18 @@ class ReviewFolder:
         with atomic_write(self.path / "history" / name) as temporary:
             temporary.write_bytes(content)
         return name
+
+    @contextmanager
+    def _shared_lock(self) -> Iterator[None]:
+        """Hold a lock on the log that keeps others from changing it (without effect on Windows)."""
+        try:
+            with self.log_path.open("rb") as log:
+                if fcntl is not None:
+                    with suppress(OSError):  # a file system without locks
+                        fcntl.flock(log, fcntl.LOCK_SH)
+                yield
+        except OSError as error:
+            raise RunError(f"cannot read {self.log_path}: {error.strerror}; make it readable.") from error
 
     @contextmanager
     def _locked_log(self) -> Iterator[IO[bytes]]:

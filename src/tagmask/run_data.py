@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from tagmask.data.samples import TaggedImages
 from tagmask.data.source import DataSource, align_classes
 from tagmask.data.verify import verify_images
-from tagmask.errors import DataError
+from tagmask.errors import DataError, RunError
 from tagmask.progress import Reporter
+from tagmask.review_folder import ReviewedImage
+from tagmask.reviews import with_reviews
 from tagmask.run_folder import RunFolder
+from tagmask.text import join_first_names
 
 
 def read_run_data(
@@ -21,6 +25,7 @@ def read_run_data(
     workers: int,
     reporter: Reporter,
     folder: RunFolder | None = None,
+    reviews: Mapping[str, ReviewedImage] | None = None,
 ) -> tuple[TaggedImages, TaggedImages | None]:
     """Read and verify the training images and the held-out images, with one class list. Raises DataError.
 
@@ -31,6 +36,7 @@ def read_run_data(
         workers: threads.
         reporter: prints progress.
         folder: the run folder, where the list of verified images is kept; None: verify all images.
+        reviews: what people have said about the training images of the run, by image id.
     """
 
     def verify(images: TaggedImages, remembered: Path | None) -> TaggedImages:
@@ -39,6 +45,9 @@ def read_run_data(
         )
 
     images = source.read()
+    if reviews and folder:
+        _check_classes_of_reviews(images, folder)
+    images = with_reviews(images, reviews or {})
     others = None if held_out is None else align_classes(_read_held_out(held_out), held_out, images.classes)
     images = verify(images, folder.verification_cache_path if folder else None)
     if others is None:
@@ -47,10 +56,22 @@ def read_run_data(
     return images, replace(others, name=f"{others.name}, held out") if others.name == images.name else others
 
 
+def _check_classes_of_reviews(images: TaggedImages, folder: RunFolder) -> None:
+    """Raise RunError if the class ids in the reviewed masks of a run are those of another class list."""
+    if not folder.record_path.exists():
+        return
+    classes = folder.read_record().classes
+    if classes != images.classes:
+        raise RunError(
+            f"the reviewed masks in {folder.review.path} are of the classes {join_first_names(classes, 10)}, but the "
+            f"data has {join_first_names(images.classes, 10)}: choose another --out, with these masks as --reviewed."
+        )
+
+
 def _read_held_out(source: DataSource) -> TaggedImages:
     """Read held-out images. A split that cannot be read may have been meant as a folder, so the error says both."""
     try:
-        return source.read()
+        return source.read().without_reviewed_masks()
     except DataError as error:
         if source.split is None or Path(source.split).exists():
             raise

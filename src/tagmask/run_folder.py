@@ -6,6 +6,7 @@ run/
     evaluation.json      what was measured
     recommendation.json  the stage whose masks are probably the best
     report.html
+    review/              masks and tags that people have reviewed
     <stage>/stage.json   record: settings, inputs, versions, status, time
     <stage>/maps/<id>.safetensors, masks/<id>.png, *.safetensors + config.json
 """
@@ -25,6 +26,7 @@ from tagmask.artifacts import read_json, read_model, write_json
 from tagmask.data.source import DataSource
 from tagmask.errors import RunError
 from tagmask.label_map import MAX_CLASSES
+from tagmask.review_folder import ReviewFolder
 from tagmask.stage_folder import StageFolder
 from tagmask.text import shorten
 
@@ -126,6 +128,11 @@ class RunFolder:
     def held_out_path(self) -> Path:
         """The folder of the network's masks of held-out images."""
         return self.path / "held_out"
+
+    @property
+    def review(self) -> ReviewFolder:
+        """The reviewed masks of the run."""
+        return ReviewFolder(self.path / "review")
 
     def stage(self, name: str) -> StageFolder:
         """Return the folder of a stage."""

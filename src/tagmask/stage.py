@@ -119,12 +119,15 @@ class Method(BaseModel):
     Attributes:
         needs: the kinds of artifacts that the method reads.
         makes: the kinds of artifacts that it writes.
+        learns_from_pixels: whether the method learns from labels of single pixels, so that it uses reviewed masks;
+            methods that read or write masks always do. The other methods do not see them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     needs: ClassVar[tuple[ArtifactKind, ...]] = ()
     makes: ClassVar[tuple[ArtifactKind, ...]] = ()
+    learns_from_pixels: ClassVar[bool] = False
 
     inputs: dict[ArtifactKind, str] = Field(
         {}, description="stages to read from, e.g. {maps: cam}; by default the latest stage that makes what is needed"
@@ -133,6 +136,10 @@ class Method(BaseModel):
     def required_inputs(self) -> tuple[ArtifactKind, ...]:
         """Return the kinds of artifacts that the method reads with these settings; by default `needs`."""
         return self.needs
+
+    def uses_reviewed_masks(self) -> bool:
+        """Return whether the results depend on the reviewed masks of the images."""
+        return self.learns_from_pixels or "masks" in (*self.required_inputs(), *self.makes)
 
     def check_images(self, images: TaggedImages) -> None:
         """Raise a DataError if the images lack something that the method needs; called before the run begins."""

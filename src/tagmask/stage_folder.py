@@ -17,6 +17,9 @@ from tagmask.errors import RunError
 if TYPE_CHECKING:
     from tagmask.compute import Compute
 
+MASKS_ENTRY, TAGS_ENTRY = "reviewed", "tags"
+"""The entries of a key that say what people have reviewed. A stage in which only these change is made again."""
+
 
 class StageRecord(BaseModel):
     """What `stage.json` holds.
@@ -137,23 +140,28 @@ class StageFolder:
         """Read the record if it has this key; None if the stage has to be made from the start.
 
         Raises:
-            RunError: the stage was made from something else, and `redo` is False.
+            RunError: the stage was made from something else than before, reviews aside, and `redo` is False.
         """
         record = self.read_record_if_any()
         if record is None or record.key == key:
             return record
-        has_results = any(path.name != self.record_path.name for path in self.path.iterdir())
-        if has_results and not redo:
+        if self.has_results and not redo and without_reviews(record.key) != without_reviews(key):
             raise RunError(
                 f"{self.path} was made with other settings ({_describe_difference(record.key, key)}); choose another "
                 "--out, or add --redo to make this stage and the stages that depend on it again."
             )
         return None
 
+    @property
+    def has_results(self) -> bool:
+        """Whether the folder holds more than the record."""
+        return self.path.is_dir() and any(path.name != self.record_path.name for path in self.path.iterdir())
+
     def begin(self, key: dict[str, Any], compute: Compute, *, redo: bool = False) -> bool:
         """Prepare the folder to start or resume the stage; every process calls it.
 
-        Results of another key are removed if `redo` is True, and unfinished temporary files always.
+        Results of another key are removed if `redo` is True, or if only reviews have changed. Unfinished temporary
+        files are always removed.
 
         Returns:
             False if the stage with this key is done already, and there is nothing to do.
@@ -194,6 +202,11 @@ class StageFolder:
 
     def _write(self, record: StageRecord) -> None:
         write_json(self.record_path, record.model_dump(mode="json"))
+
+
+def without_reviews(key: dict[str, Any]) -> dict[str, Any]:
+    """Return the key of a stage without what people have reviewed."""
+    return {name: value for name, value in key.items() if name not in (MASKS_ENTRY, TAGS_ENTRY)}
 
 
 def _remove_folder(folder: Path) -> None:

@@ -53,6 +53,15 @@ def test_scenes_can_be_written_and_read(command: RunCommand, tmp_path: Path) -> 
     assert command("check", tmp_path / "s", "--split", "train", "--json").json["num_images"] == 3
 
 
+def test_check_counts_reviewed_masks(command: RunCommand, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "reviewed").mkdir()
+    for i in (0, 6):
+        shutil.copy(data / "masks" / f"{i}.png", tmp_path / "reviewed")
+    assert command("check", data, "--reviewed", tmp_path / "reviewed", "--json").json["num_reviewed"] == 2
+    assert "reviewed masks" in command("check", data, "--reviewed", tmp_path / "reviewed").out
+    assert "reviewed masks" not in command("check", data).out
+
+
 def test_saliency(command: RunCommand, data: Path, tmp_path: Path) -> None:
     """The maps are computed from the images only, and `check` reads them."""
     folder = shutil.copytree(data, tmp_path / "data")

@@ -63,9 +63,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def write_images(folder: Path) -> Path:
-    """Write tagged images with masks and saliency maps."""
+    """Write tagged images with masks and saliency maps; three of the masks are given as reviewed ones, too."""
     lines = ["image,tags"]
-    for name in ("images", "masks", "saliency"):
+    for name in ("images", "masks", "saliency", "reviewed"):
         (folder / name).mkdir(parents=True)
     for i in range(NUM_IMAGES):
         rng = np.random.default_rng(i)
@@ -79,6 +79,8 @@ def write_images(folder: Path) -> Path:
             labels[y : y + 10, x : x + 10] = label
         Image.fromarray(image).save(folder / "images" / f"{i}.png")
         Image.fromarray(labels).save(folder / "masks" / f"{i}.png")
+        if i % 4 == 1:
+            Image.fromarray(labels).save(folder / "reviewed" / f"{i}.png")
         Image.fromarray((labels > 0).astype(np.uint8) * 255).save(folder / "saliency" / f"{i}.png")
         lines.append(f"{i}.png,{';'.join(tags)}")
     (folder / "tags.csv").write_text("\n".join(lines) + "\n")
@@ -148,7 +150,7 @@ def campaign(folder: Path, num_kills: int, seed: int, seconds: float = math.inf)
     data, rng, recipe = write_images(folder / "data"), random.Random(seed), make_recipe(folder)
     source = tagmask.DataSource(
         root=str(data / "images"), tags=str(data / "tags.csv"), masks=str(data / "masks"),
-        saliency=str(data / "saliency"),
+        saliency=str(data / "saliency"), reviewed=str(data / "reviewed"),
     )  # fmt: skip
 
     def run(out: Path) -> int:

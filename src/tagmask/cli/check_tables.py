@@ -49,6 +49,8 @@ def _facts(report: CheckReport) -> Iterator[tuple[str, str]]:
         yield "images without tags", format_count(report.num_untagged)
     yield "ground-truth masks", format_count(report.num_masks)
     yield "saliency maps", format_count(report.num_saliency)
+    if report.num_reviewed:
+        yield "reviewed masks", format_count(report.num_reviewed)
     for name, sides in (("height", report.heights), ("width", report.widths)):
         if sides:
             smallest, median, largest = map(format_count, sides)

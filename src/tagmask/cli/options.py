@@ -138,11 +138,19 @@ class ClassOptions(ImageOptions):
 
 @dataclass(frozen=True)
 class DataOptions(ClassOptions):
-    """Options that say how a folder of images is read, with saliency maps."""
+    """Options that say how a folder of images is read, with saliency maps and reviewed masks."""
 
     saliency: Annotated[
         str | None,
         typer.Option(help="A folder of saliency maps, as grayscale PNG files.", rich_help_panel=DATA_PANEL),
+    ] = None
+    reviewed: Annotated[
+        str | None,
+        typer.Option(
+            help="A folder of masks (PNG) that a person has drawn or corrected, for a part of the images; they are "
+            "learned from as ground truth.",
+            rich_help_panel=DATA_PANEL,
+        ),
     ] = None
     limit: Annotated[
         int | None,
@@ -153,8 +161,9 @@ class DataOptions(ClassOptions):
     ] = None  # fmt: skip
 
     def source(self, root: str) -> DataSource:
-        """Return where the images of a folder, their tags and their saliency maps come from."""
-        return super().source(root).model_copy(update={"saliency": self.saliency, "limit": self.limit})
+        """Return where the images of a folder, their tags, saliency maps and reviewed masks come from."""
+        added = {"saliency": self.saliency, "reviewed": self.reviewed, "limit": self.limit}
+        return super().source(root).model_copy(update=added)
 
 
 @dataclass(frozen=True)

@@ -55,13 +55,15 @@ class CheckReport:
         num_untagged: the number of images without any tag.
         num_masks: the number of images with a ground-truth mask.
         num_saliency: the number of images with a saliency map.
+        num_reviewed: the number of images with a reviewed mask.
         co_occurrence: [K][K], the number of images that show both classes. The diagonal is `images_per_class`.
         heights, widths: the smallest, median and largest side in pixels; None if there are no images.
         largest: the image with the most pixels: its id, and its megapixels; None if there are no images.
         num_large: the number of images that are reduced or cut into tiles (`tagmask.large_images`).
         misspelled_tags: tags that may be misspelled.
-        tags_without_pixels: (image id, class name) of each tag whose class is not in the mask.
-        pixels_without_tags: (image id, class name) of each class in a mask without a tag.
+        tags_without_pixels: (image id, class name) of each tag whose class is not in the mask: the ground truth, or
+            else the reviewed mask.
+        pixels_without_tags: (image id, class name) of each class in such a mask without a tag.
         duplicates: ids of images whose files are identical.
         problems: all errors and warnings about single items.
         tag_warnings: sentences about the tags of the whole set (`tagmask.data.tag_warnings`).
@@ -76,6 +78,7 @@ class CheckReport:
     num_untagged: int
     num_masks: int
     num_saliency: int
+    num_reviewed: int
     co_occurrence: tuple[tuple[int, ...], ...]
     heights: tuple[int, int, int] | None
     widths: tuple[int, int, int] | None
@@ -137,6 +140,7 @@ def check_images(images: TaggedImages, *, workers: int, progress: Progress) -> C
         num_untagged=sum(not sample.tags for sample in samples),
         num_masks=sum(sample.mask is not None for sample in samples),
         num_saliency=sum(sample.saliency is not None for sample in samples),
+        num_reviewed=sum(sample.reviewed is not None for sample in samples),
         co_occurrence=tuple(map(tuple, co_occurrence.tolist())),
         heights=_min_median_max(sizes[:, 0]) if usable else None,
         widths=_min_median_max(sizes[:, 1]) if usable else None,
@@ -172,8 +176,9 @@ def _compare_tags_and_masks(
     tags_without_pixels: list[tuple[str, ...]] = []
     pixels_without_tags: list[tuple[str, ...]] = []
     for sample, inspection in usable:
-        if sample.tags is not None and inspection.mask_classes is not None:
-            tags, pixels = set(sample.tags), set(inspection.mask_classes)
+        mask_classes = inspection.mask_classes if sample.mask else inspection.reviewed_classes
+        if sample.tags is not None and mask_classes is not None:
+            tags, pixels = set(sample.tags), set(mask_classes)
             tags_without_pixels += [(sample.id, classes[k - 1]) for k in sorted(tags - pixels)]
             pixels_without_tags += [(sample.id, classes[k - 1]) for k in sorted(pixels - tags)]
     return tags_without_pixels, pixels_without_tags

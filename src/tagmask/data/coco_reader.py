@@ -21,7 +21,9 @@ from tagmask.errors import DataError
 from tagmask.text import pluralize, shorten
 
 
-def read_coco(images: Path | str, annotations: Path, *, saliency: Path | None = None) -> TaggedImages:
+def read_coco(
+    images: Path | str, annotations: Path, *, saliency: Path | None = None, leave_out: Sequence[Path | None] = ()
+) -> TaggedImages:
     """Read COCO's format. The tags of an image are the categories of its annotations, including crowds.
 
     The classes are the categories in the order of their ids, which become 1, 2, 3, ... A category "background" is not
@@ -33,6 +35,7 @@ def read_coco(images: Path | str, annotations: Path, *, saliency: Path | None = 
         images: the folder that the file names are relative to, or a URL.
         annotations: the file of instances.
         saliency: a folder of PNGs named `<id>.png`. The id is the name of the image without suffix.
+        leave_out: folders in which no images are looked for, besides that of the saliency maps.
 
     Raises:
         DataError: the folder or the file cannot be read. Errors in single images are in `problems` instead.
@@ -40,7 +43,7 @@ def read_coco(images: Path | str, annotations: Path, *, saliency: Path | None = 
     content = _read_instances(annotations)
     classes, class_ids = _read_categories(content["categories"], annotations)
     saliency_folders = [saliency] if saliency else []
-    files = find_image_files(images, leave_out=saliency_folders)
+    files = find_image_files(images, leave_out=(*saliency_folders, *leave_out))
     entries, problems = _group_by_image(content, annotations)
     entry_by_name: dict[str, _Entry] = {}
     tags_and_masks: dict[str, tuple[tuple[int, ...], CocoMask | None]] = {}

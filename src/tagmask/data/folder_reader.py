@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from tagmask.data.class_names import (
@@ -36,6 +37,7 @@ def read_folders(
     masks: Path | None = None,
     saliency: Path | None = None,
     class_list: Path | None = None,
+    leave_out: Sequence[Path | None] = (),
     refuse_roots: bool = False,
 ) -> TaggedImages:
     """Read images from one folder per class; each image has the tag of its folder.
@@ -50,12 +52,13 @@ def read_folders(
         masks, saliency: folders of PNGs named `<class folder>/<image>.png`.
         class_list: a file of class names, one per line. By default `classes.txt` in `root`, or else the names of the
             class folders, sorted. Masks hold the ids of this list.
+        leave_out: folders in which no images are looked for, besides those of masks and saliency maps.
         refuse_roots: whether folders that look like the parts of a data set (train, annotations) are an error.
 
     Raises:
         DataError: the folder does not exist, or has no class folder with an image.
     """
-    files = ImageFiles(root, leave_out=(masks, saliency))
+    files = ImageFiles(root, leave_out=(masks, saliency, *leave_out))
     if refuse_roots and not split:
         refuse_dataset_root(root, files.names)
     prefix = f"{split.strip('/')}/" if split else ""
@@ -89,7 +92,7 @@ def read_folders(
     mask_folders = [masks] if masks else []
     samples, warnings = attach_masks(samples, mask_folders, [saliency] if saliency else [])
     warnings += _warn_other_files(root, files.others)
-    warnings += _warn_empty_folders(root / prefix, names, prefix, (masks, saliency))
+    warnings += _warn_empty_folders(root / prefix, names, prefix, (masks, saliency, *leave_out))
     if not split:
         warnings += _warn_split_names(root, tags)
     name = os.path.basename(os.path.abspath(root)) + (f" ({split})" if split else "")
@@ -97,7 +100,12 @@ def read_folders(
 
 
 def read_untagged(
-    root: Path, *, masks: Path | None = None, saliency: Path | None = None, class_list: Path | None = None
+    root: Path,
+    *,
+    masks: Path | None = None,
+    saliency: Path | None = None,
+    class_list: Path | None = None,
+    leave_out: Sequence[Path | None] = (),
 ) -> TaggedImages:
     """Read all images of a folder and its subfolders; their tags are not known.
 
@@ -105,11 +113,12 @@ def read_untagged(
         root: the folder.
         masks, saliency: folders of PNGs named `<image>.png`, with the same subfolders.
         class_list: as for `read_folders`. Without one, the set has no classes.
+        leave_out: folders in which no images are looked for, besides those of masks and saliency maps.
 
     Raises:
         DataError: the folder does not exist, or has no image.
     """
-    files = ImageFiles(root, leave_out=(masks, saliency))
+    files = ImageFiles(root, leave_out=(masks, saliency, *leave_out))
     if not files.names:
         raise DataError(f"there is no image in {root}; correct the path.")
     class_file = find_class_list(root, class_list)

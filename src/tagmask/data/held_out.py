@@ -77,6 +77,7 @@ def _folder_source(
             "masks": masks or in_folder(training.masks),
             "annotations": annotations,
             "saliency": None,
+            "reviewed": None,
             "class_list": _class_list(training, folder),
         }
     )

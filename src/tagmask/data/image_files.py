@@ -12,7 +12,7 @@ from pathlib import Path
 from tagmask.data.image_ids import file_suffix, normalize_unicode, strip_image_suffix
 from tagmask.data.images import SUFFIXES, is_url
 from tagmask.data.regular_files import read_regular_file
-from tagmask.data.samples import PngMask, Problem, Sample
+from tagmask.data.samples import PngMask, Problem, ReviewedMask, Sample, TaggedImages
 from tagmask.errors import DataError
 from tagmask.text import shorten
 
@@ -239,6 +239,22 @@ def attach_masks(
         for sample in samples
     ]
     return attached, mask_problems + saliency_problems
+
+
+def attach_reviewed_masks(images: TaggedImages, folder: Path | None) -> TaggedImages:
+    """Return the images with the existing reviewed mask `<folder>/<id>.png` of each; unchanged without a folder.
+
+    Raises:
+        DataError: the folder does not exist.
+    """
+    if folder is None:
+        return images
+    paths, problems = _find_pngs(images.samples, [folder])
+    samples = tuple(
+        replace(sample, reviewed=ReviewedMask(PngMask(Path(paths[sample.id])))) if sample.id in paths else sample
+        for sample in images.samples
+    )
+    return replace(images, samples=samples, problems=(*images.problems, *problems))
 
 
 def _find_pngs(samples: Sequence[Sample], folders: Sequence[Path]) -> tuple[dict[str, str], list[Problem]]:

@@ -22,7 +22,8 @@ from tagmask.large_images import is_large, random_window
 
 ExtraTargets = Callable[[Sample], Mapping[str, np.ndarray]]
 """Loads the label maps of a sample that are augmented together with its image: name → [H, W] uint8, at the size of the
-image (see `TrainingSet`). Pixels outside the image become `IGNORE_INDEX`."""
+image (see `TrainingSet`). Pixels outside the image become `IGNORE_INDEX`. "labels" holds class ids: `TrainingSet`
+replaces it by the reviewed mask of the image, if there is one."""
 
 
 def multi_hot(tags: Sequence[int] | None, num_classes: int) -> Tensor:
@@ -47,7 +48,7 @@ class TrainingSet(Dataset[dict[str, Any]]):
         images: the training images.
         transform: the augmentation, applied to the image and the extra targets together.
         seed: the seed of the augmentation.
-        extra_targets: loads further label maps of a sample.
+        extra_targets: loads further label maps of a sample. A reviewed mask replaces "labels".
         windows: whether large images are learned from at full resolution.
     """
 
@@ -66,7 +67,11 @@ class TrainingSet(Dataset[dict[str, Any]]):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, index = key
         sample = self.images.samples[index]
-        targets = self.extra_targets(sample) if self.extra_targets else {}
+        targets = dict(self.extra_targets(sample)) if self.extra_targets else {}
+        if "labels" in targets:
+            height, width = targets["labels"].shape
+            if (reviewed := sample.read_reviewed_labels((height, width))) is not None:
+                targets["labels"] = reviewed
         if self.windows and sample.size is not None and is_large(sample.size):
             window = random_window(sample.size, np.random.default_rng([self.seed, epoch, index]))
             image = sample.read_window(window)

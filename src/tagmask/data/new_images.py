@@ -78,7 +78,7 @@ def list_images(source: DataSource) -> TaggedImages:
         DataError: as `DataSource.read`.
     """
     if source.split is None and source.detect_format() == "folders":
-        leave_out = [source.resolve_path(source.masks), source.resolve_path(source.saliency)]
+        leave_out = [source.resolve_path(path) for path in (source.masks, source.saliency, source.reviewed)]
         names = ImageFiles(Path(source.root), leave_out).names
         if names and not any("/" in name for name in names):
             source = source.model_copy(update={"format": "images"})

@@ -15,7 +15,7 @@ from tagmask.data.file_stamp import file_stamp
 from tagmask.data.images import read_image, read_image_window, read_mask_image, read_reduced_image
 from tagmask.errors import DataError
 from tagmask.label_map import IGNORE_INDEX
-from tagmask.large_images import Window, reduced_size
+from tagmask.large_images import Window, reduced_size, resize_labels
 from tagmask.text import did_you_mean, shorten
 
 
@@ -77,6 +77,20 @@ def _lookup_table(new_ids: tuple[tuple[int, int], ...], old_table: bytes) -> byt
 
 
 @dataclass(frozen=True)
+class ReviewedMask:
+    """What a person has said about the pixels of a training image. It is ground truth for what is learned.
+
+    Attributes:
+        mask: the accepted or corrected label map; None: the person has rejected the mask of the run, so that nothing is
+            known about the pixels, and nothing is learned from them.
+        digest: of the bytes of the mask file; None until `verify_images` has filled it in, or if the mask is None.
+    """
+
+    mask: PngMask | None
+    digest: str | None = None
+
+
+@dataclass(frozen=True)
 class Sample:
     """One image, and what is known about it.
 
@@ -89,6 +103,8 @@ class Sample:
         size: (H, W) in pixels; None until `verify_images` has filled it in.
         digest: of the bytes of the image file; None until `verify_images` has filled it in, and for images at URLs.
         saliency_crc: CRC-32 of the bytes of the saliency file; None until `verify_images` has filled it in.
+        reviewed: what a person has said about the pixels; None: nothing.
+        uncorrected_tags: the tags of the data set, if a person has corrected them; None: they are `tags`.
     """
 
     id: str
@@ -99,6 +115,36 @@ class Sample:
     size: tuple[int, int] | None = None
     digest: str | None = None
     saliency_crc: int | None = None
+    reviewed: ReviewedMask | None = None
+    uncorrected_tags: tuple[int, ...] | None = None
+
+    @property
+    def reviewed_mask(self) -> PngMask | None:
+        """The mask that a person has accepted or corrected, if there is one."""
+        return self.reviewed.mask if self.reviewed else None
+
+    @property
+    def data_tags(self) -> tuple[int, ...] | None:
+        """The tags of the data set, whether or not a person has corrected them."""
+        return self.tags if self.uncorrected_tags is None else self.uncorrected_tags
+
+    def read_reviewed_labels(self, size: tuple[int, int]) -> np.ndarray | None:
+        """Read what is known about the pixels by review, [H, W] uint8.
+
+        Args:
+            size: (H, W) of the result: that of the image, or its reduced size (`tagmask.large_images`).
+
+        Returns:
+            The reviewed mask; all pixels ignored if the mask was rejected; None if the image was not reviewed.
+
+        Raises:
+            DataError: the mask cannot be read.
+        """
+        if self.reviewed is None:
+            return None
+        if self.reviewed.mask is None:
+            return np.full(size, IGNORE_INDEX, np.uint8)
+        return resize_labels(self.reviewed.mask.read(), size)
 
     def read_image(self) -> np.ndarray:
         """Read the image, [H, W, 3] uint8.
@@ -197,16 +243,34 @@ class TaggedImages:
         new_ids = {
             self.classes.index(name) + 1: new_id for new_id, name in enumerate(class_names, 1) if name in self.classes
         }
+
+        def new_tags(tags: tuple[int, ...] | None) -> tuple[int, ...] | None:
+            return None if tags is None else tuple(sorted(new_ids[t] for t in tags if t in new_ids))
+
         samples = tuple(
             replace(
                 sample,
-                tags=None if sample.tags is None else tuple(sorted(new_ids[t] for t in sample.tags if t in new_ids)),
+                tags=new_tags(sample.tags),
                 mask=sample.mask.remap(new_ids) if sample.mask else None,
+                reviewed=_remap_reviewed(sample.reviewed, new_ids),
+                uncorrected_tags=new_tags(sample.uncorrected_tags),
             )
             for sample in self.samples
         )
         return replace(self, classes=tuple(class_names), samples=samples)
 
+    def without_reviewed_masks(self) -> TaggedImages:
+        """Return the same images, of whose pixels nothing is known; `self` if that is so already."""
+        if not any(sample.reviewed for sample in self.samples):
+            return self
+        return replace(self, samples=tuple(replace(sample, reviewed=None) for sample in self.samples))
+
     def select(self, keep: Callable[[Sample], bool]) -> TaggedImages:
         """Return the images for which `keep` returns True."""
         return replace(self, samples=tuple(sample for sample in self.samples if keep(sample)))
+
+
+def _remap_reviewed(reviewed: ReviewedMask | None, new_ids: dict[int, int]) -> ReviewedMask | None:
+    if reviewed is None or reviewed.mask is None:
+        return reviewed
+    return replace(reviewed, mask=reviewed.mask.remap(new_ids))

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tagmask.data.class_names import find_class_list
 from tagmask.data.coco_reader import read_coco
 from tagmask.data.folder_reader import read_folders, read_untagged
-from tagmask.data.image_files import require_folder
+from tagmask.data.image_files import attach_reviewed_masks, require_folder
 from tagmask.data.images import is_url
 from tagmask.data.limit import limit_images
 from tagmask.data.samples import PngMask, TaggedImages
@@ -65,6 +65,8 @@ class DataSource(BaseModel):
         annotations: COCO's JSON file of instances.
         masks: a folder of ground-truth masks: PNGs of class ids, named after the images.
         saliency: a folder of saliency maps: grey PNGs, named after the images.
+        reviewed: a folder of masks that a person has drawn or corrected: PNGs of class ids, named after the images, for
+            a part of the images. They are learned from as ground truth.
         class_list: a file of class names, one per line. By default classes.txt in `root`, if it exists.
         classes: keep only these classes, in this order. Tags of other classes are dropped, and their mask pixels
             become background.
@@ -82,17 +84,18 @@ class DataSource(BaseModel):
     annotations: str | None = None
     masks: str | None = None
     saliency: str | None = None
+    reviewed: str | None = None
     class_list: str | None = None
     classes: tuple[str, ...] | None = None
     limit: int | None = Field(default=None, ge=1)
 
     def read(self) -> TaggedImages:
-        """Read the tags, and list the images, masks and saliency maps. Image files are not opened.
+        """Read the tags, and list the images and their masks and saliency maps. Image files are not opened.
 
         Raises:
             DataError: the data does not exist, cannot be read, or has too many classes.
         """
-        images = self._read_all_classes()
+        images = attach_reviewed_masks(self._read_all_classes(), self.resolve_path(self.reviewed))
         if self.classes is not None:
             images = images.restrict(self.classes)
         if len(images.classes) > MAX_CLASSES:
@@ -108,7 +111,7 @@ class DataSource(BaseModel):
         Only paths that exist in the current directory are changed. The others are relative to `root`.
         """
         files = {name: getattr(self, name) for name in ("split", "tags", "annotations", "class_list")}
-        folders = {name: getattr(self, name) for name in ("root", "masks", "saliency")}
+        folders = {name: getattr(self, name) for name in ("root", "masks", "saliency", "reviewed")}
         existing = {name: path for name, path in files.items() if path and os.path.isfile(path)}
         existing |= {name: path for name, path in folders.items() if path and os.path.isdir(path)}
         return self.model_copy(update={name: os.path.abspath(path) for name, path in existing.items()})
@@ -161,18 +164,18 @@ class DataSource(BaseModel):
         root = self.root if is_url(self.root) else Path(self.root)
         tags = self.resolve_path(self.tags)
         masks, saliency = self.resolve_path(self.masks), self.resolve_path(self.saliency)
-        class_list = self.resolve_path(self.class_list)
+        class_list, leave_out = self.resolve_path(self.class_list), [self.resolve_path(self.reviewed)]
         if format == "coco":
             annotations = self.resolve_path(self.annotations)
             if annotations is None:
                 raise DataError(f"{root} is to be read as COCO, but no JSON file is named; name it as the annotations.")
-            return read_coco(root, annotations, saliency=saliency)
+            return read_coco(root, annotations, saliency=saliency, leave_out=leave_out)
         if format == "table":
             table = tags or self._find_in_root(*_TABLE_FILES) or Path(root) / _TABLE_FILES[0]
             columns = {"image_column": self.image_column, "tags_column": self.tags_column}
             return read_table(
                 root, read_tag_table(table, **columns), split=self.split, masks=masks, saliency=saliency,
-                class_list=class_list,
+                class_list=class_list, leave_out=leave_out,
             )  # fmt: skip
         if format == "yolo":
             names_file = (
@@ -180,9 +183,11 @@ class DataSource(BaseModel):
             )
             if names_file is None:
                 raise DataError(f"{root} has no data.yaml and no classes.txt with the class names of YOLO; add one.")
-            return read_yolo(Path(root), names_file, split=self.split, masks=masks, saliency=saliency)
+            return read_yolo(
+                Path(root), names_file, split=self.split, masks=masks, saliency=saliency, leave_out=leave_out
+            )
         if format == "images":
-            return read_untagged(Path(root), masks=masks, saliency=saliency, class_list=class_list)
+            return read_untagged(Path(root), masks=masks, saliency=saliency, class_list=class_list, leave_out=leave_out)
         if format == "voc":
             voc_tags = self.tags or "auto"
             if voc_tags not in ("auto", "xml", "masks"):
@@ -192,7 +197,7 @@ class DataSource(BaseModel):
             )
         return read_folders(
             Path(root), split=self.split, masks=masks, saliency=saliency, class_list=class_list,
-            refuse_roots=self.format == "auto",
+            leave_out=leave_out, refuse_roots=self.format == "auto",
         )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ def read_table(
     masks: Path | None = None,
     saliency: Path | None = None,
     class_list: Path | None = None,
+    leave_out: Sequence[Path | None] = (),
 ) -> TaggedImages:
     """Read a folder of images whose tags are in a table.
 
@@ -40,6 +41,7 @@ def read_table(
         masks, saliency: folders of PNGs named `<id>.png`. The id is the path of the image without suffix.
         class_list: a file of class names, one per line, that fixes the class ids. By default `classes.txt` in the
             folder, or else the tags of the table, sorted. Masks hold these ids.
+        leave_out: folders in which no images are looked for, besides those of masks and saliency maps.
 
     Raises:
         DataError: the folder cannot be read, or the table has no tag. Errors in single lines are in `problems` instead.
@@ -48,7 +50,7 @@ def read_table(
     if not tag_table.names and not class_file:
         raise DataError(f"{tag_table.path} has no tag; write the names of the classes that each image shows into it.")
     rows = tag_table.rows_of_split(split)
-    files = find_image_files(folder, leave_out=(masks, saliency))
+    files = find_image_files(folder, leave_out=(masks, saliency, *leave_out))
     classes = tag_table.names
     if class_file:
         classes = read_class_list(class_file)

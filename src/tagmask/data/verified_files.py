@@ -13,9 +13,9 @@ from tagmask.data.file_stamp import file_stamp
 from tagmask.data.samples import Sample
 from tagmask.errors import RunError
 
-VerifiedSample = tuple[int, int, str | None, int | None]
-"""What is remembered of a sample: the height, width and digest of its image, and the CRC-32 of its saliency file (or
-None). JSON stores it as a list."""
+VerifiedSample = tuple[int, int, str | None, int | None] | tuple[int, int, str | None, int | None, str]
+"""What is remembered of a sample: the height, width and digest of its image, the CRC-32 of its saliency file (or None),
+and if it has a reviewed mask, the digest of that. JSON stores it as a list."""
 
 _MAX_BYTES = 2**30  # of a million samples and more
 _VERSION = 2  # increase it when `verify_images` checks more than before
@@ -29,9 +29,10 @@ def verification_key(sample: Sample, num_classes: int) -> str | None:
     image = file_stamp(sample.image)
     mask = sample.mask.fingerprint() if sample.mask else ""
     saliency = file_stamp(sample.saliency) if sample.saliency else ""
-    if image is None or mask is None or saliency is None:
+    reviewed = sample.reviewed_mask.fingerprint() if sample.reviewed_mask else ""
+    if image is None or mask is None or saliency is None or reviewed is None:
         return None
-    content = f"{_VERSION}\n{num_classes}\n{image}\n{mask}\n{saliency}"
+    content = f"{_VERSION}\n{num_classes}\n{image}\n{mask}\n{saliency}" + f"\n{reviewed}" * bool(reviewed)
     return hashlib.blake2b(content.encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
 
 

@@ -26,7 +26,7 @@ _CHUNK_SIZE = 512  # samples submitted to the threads at once, so that the queue
 def verify_images(
     images: TaggedImages, *, skip_bad: bool, workers: int, progress: Progress, remembered: Path | None = None
 ) -> TaggedImages:
-    """Check that every image, mask and saliency map can be used.
+    """Check that every image, mask, saliency map and reviewed mask can be used.
 
     Files are decoded, unless `remembered` says that they have been verified before and their paths, sizes and mtimes
     are the same as then. The progress counts only the images that are decoded.
@@ -40,7 +40,7 @@ def verify_images(
             anything changed. A missing or damaged file has no effect. None: decode everything.
 
     Returns:
-        The images that can be used, with their `size`, `digest` and `saliency_crc`.
+        The images that can be used, with their `size`, `digest`, `saliency_crc` and the digest of the reviewed mask.
 
     Raises:
         DataError: an image, mask, saliency map or tag cannot be used (the first three are named), or no image is left.
@@ -53,7 +53,13 @@ def verify_images(
     if errors and not skip_bad:
         raise DataError(_summarize(errors, f"{len(errors):,} of {num_images:,} images of {images.name}"))
     samples = tuple(
-        replace(sample, size=inspection.size, digest=inspection.image_digest, saliency_crc=inspection.saliency_crc)
+        replace(
+            sample,
+            size=inspection.size,
+            digest=inspection.image_digest,
+            saliency_crc=inspection.saliency_crc,
+            reviewed=sample.reviewed and replace(sample.reviewed, digest=inspection.reviewed_digest),
+        )
         for sample, inspection in zip(images.samples, inspections, strict=True)
         if inspection.problem is None
     )
@@ -86,7 +92,7 @@ def _inspect_unless_remembered(
     new = iter(list(inspect_samples(pending, num_classes, workers, progress)))
     inspections = [_from_remembered(*result) if result else next(new) for result in known]
     current: dict[str, VerifiedSample] = {
-        key: (*inspection.size, inspection.image_digest, inspection.saliency_crc)
+        key: _to_remember(inspection, *inspection.size)
         for key, inspection in zip(keys, inspections, strict=True)
         if key and inspection.size
     }
@@ -96,8 +102,17 @@ def _inspect_unless_remembered(
     return inspections
 
 
-def _from_remembered(height: int, width: int, image_digest: str | None, saliency_crc: int | None) -> Inspection:
-    return Inspection(size=(height, width), image_digest=image_digest, saliency_crc=saliency_crc)
+def _to_remember(inspection: Inspection, height: int, width: int) -> VerifiedSample:
+    result = (height, width, inspection.image_digest, inspection.saliency_crc)
+    return (*result, inspection.reviewed_digest) if inspection.reviewed_digest else result
+
+
+def _from_remembered(
+    height: int, width: int, image_digest: str | None, saliency_crc: int | None, reviewed_digest: str | None = None
+) -> Inspection:
+    return Inspection(
+        size=(height, width), image_digest=image_digest, saliency_crc=saliency_crc, reviewed_digest=reviewed_digest
+    )
 
 
 def _summarize(errors: Sequence[Problem], count: str) -> str:
@@ -118,6 +133,8 @@ class Inspection:
         saliency_crc: CRC-32 of the saliency file; None if there is none.
         mask_classes: the class ids that have pixels in the mask, ascending; None if there is no mask.
         image_digest: a digest of the bytes of the image file; None if it is at a URL.
+        reviewed_digest: a digest of the bytes of the reviewed mask; None if there is none.
+        reviewed_classes: the class ids that have pixels in the reviewed mask, ascending; None if there is none.
         problem: why the sample cannot be used; the other attributes are then None.
     """
 
@@ -125,6 +142,8 @@ class Inspection:
     saliency_crc: int | None = None
     mask_classes: tuple[int, ...] | None = None
     image_digest: str | None = None
+    reviewed_digest: str | None = None
+    reviewed_classes: tuple[int, ...] | None = None
     problem: Problem | None = None
 
 
@@ -151,10 +170,10 @@ def inspect_samples(
 
 def _inspect(sample: Sample, num_classes: int) -> Inspection:
     where = sample.image
-    mask_classes = saliency_crc = image_digest = None
+    mask_classes = saliency_crc = image_digest = reviewed_digest = reviewed_classes = None
     try:
         if not is_url(sample.image):
-            image_digest = hashlib.blake2b(read_bytes(sample.image), digest_size=12).hexdigest()
+            image_digest = file_digest(read_bytes(sample.image))
         height, width = size = read_image(where).shape[:2]
         if sample.mask:
             where = str(sample.mask.path) if isinstance(sample.mask, PngMask) else f"the mask of {sample.image}"
@@ -165,9 +184,18 @@ def _inspect(sample: Sample, num_classes: int) -> Inspection:
             where = str(sample.saliency)
             saliency_crc = zlib.crc32(read_bytes(where))
             check_aspect_ratio(where, read_grey(where).shape, size)
-        return Inspection((height, width), saliency_crc, mask_classes, image_digest)
+        if sample.reviewed_mask:
+            where = str(sample.reviewed_mask.path)
+            reviewed_digest = file_digest(read_bytes(where))
+            reviewed_classes = _find_mask_classes(sample.reviewed_mask.read(), size, num_classes)
+        return Inspection((height, width), saliency_crc, mask_classes, image_digest, reviewed_digest, reviewed_classes)
     except DataError as error:
         return Inspection(problem=Problem.from_error(where, error))
+
+
+def file_digest(content: bytes) -> str:
+    """Return the digest of the content of an image or of a reviewed mask."""
+    return hashlib.blake2b(content, digest_size=12).hexdigest()
 
 
 def _check_mask_size(mask_size: tuple[int, int], image_size: tuple[int, int]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,13 @@ def find_yolo_names(root: Path) -> Path | None:
 
 
 def read_yolo(
-    root: Path, names_file: Path, *, split: str | None = None, masks: Path | None = None, saliency: Path | None = None
+    root: Path,
+    names_file: Path,
+    *,
+    split: str | None = None,
+    masks: Path | None = None,
+    saliency: Path | None = None,
+    leave_out: Sequence[Path | None] = (),
 ) -> TaggedImages:
     """Read images with YOLO's labels (boxes or polygons). The tags of an image are the classes of its objects.
 
@@ -40,6 +46,7 @@ def read_yolo(
         names_file: `data.yaml` with the key `names`, or a list of class names, one per line. It fixes the class ids.
         split: a key of `data.yaml` that names a folder of images, or the name of a folder in the paths of the images.
         masks, saliency: folders of PNGs named `<id>.png`. The id is the path of the image without suffix.
+        leave_out: folders in which no images are looked for, besides those of masks and saliency maps.
 
     Raises:
         DataError: the folder or the class names cannot be read, or there is no such split. Errors in single label files
@@ -48,7 +55,7 @@ def read_yolo(
     is_yaml = names_file.suffix.lower() in (".yaml", ".yml")
     settings = _read_settings(names_file) if is_yaml else {}
     classes = _class_names(settings, names_file) if is_yaml else read_class_list(names_file)
-    files = ImageFiles(root, leave_out=(masks, saliency))
+    files = ImageFiles(root, leave_out=(masks, saliency, *leave_out))
     names = files.names if split is None else _names_of_split(root, files.names, split, settings)
     if not names:
         raise DataError(f"there is no image in {root}; give the folder of {names_file.name}.")

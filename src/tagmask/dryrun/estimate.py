@@ -97,7 +97,10 @@ def dry_run(
         folder = RunFolder(Path(temporary))
         timer = LoopTimer(make_reporter(quiet).console, folder.path)
         with timer.time_stage(DATA):
-            data = read_run_data(source, held_out, skip_bad=skip_bad, workers=compute.workers, reporter=timer)
+            data = read_run_data(
+                source, held_out, skip_bad=skip_bad, workers=compute.workers, reporter=timer,
+                reviews=RunFolder(Path(out)).review.read_reviews(copy=False),
+            )  # fmt: skip
             check_stages(chosen, data[0], RunFolder(Path(out)), redo=redo)
             write_run_record(folder, chosen, data[0], RunSources(images=source, held_out=held_out))
         num_pixels = NUM_PIXELS["cpu" if compute.device.type == "cpu" else "gpu"]

@@ -9,11 +9,13 @@ from tagmask.stage import StageContext
 
 
 def label_shares(context: StageContext, num_labels: int) -> np.ndarray:
-    """Return the share of each label in the pixels of the pseudo-masks: [num_labels] float64, background first."""
+    """Return the share of each label in the pixels that are learned from: [num_labels] float64, background first."""
     counts = np.zeros(num_labels)
     with context.reporter.progress("counting labels", len(context.images)) as advance:
         for sample in context.images.samples:
             labels = read_label_map(context.inputs["masks"].mask_path(sample.id))
+            if (reviewed := sample.read_reviewed_labels((labels.shape[0], labels.shape[1]))) is not None:
+                labels = reviewed
             counts += np.bincount(labels.ravel(), minlength=IGNORE_INDEX + 1)[:num_labels]
             advance(1)
     return counts / max(1, counts.sum())

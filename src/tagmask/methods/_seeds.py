@@ -11,7 +11,7 @@ from joblib import delayed
 
 from tagmask.data.samples import Sample
 from tagmask.label_map import read_label_map, write_label_map
-from tagmask.large_images import reduced_size
+from tagmask.large_images import reduced_size, resize_labels
 from tagmask.maps import ResponseMaps
 from tagmask.refine.dense_crf import compile_crf_kernels
 from tagmask.refine.map_cutting import confident_seeds
@@ -37,6 +37,7 @@ class SeedFolder:
 def write_missing_seeds(settings: SeedSettings, context: StageContext) -> SeedFolder:
     """Write the seeds of every image that has none yet, from the stage's input maps, in parallel.
 
+    The seeds of an image with a reviewed mask are this mask.
     The seeds of a large image have its reduced size (`tagmask.large_images`), as `TrainingSet` expects.
     """
     folder = SeedFolder(context.folder)
@@ -54,5 +55,9 @@ def write_missing_seeds(settings: SeedSettings, context: StageContext) -> SeedFo
 
 def _write_seeds(settings: SeedSettings, sample: Sample, maps_path: Path, seeds_path: Path) -> None:
     maps = ResponseMaps.load(maps_path)
-    image = sample.read_reduced_image()
-    write_label_map(seeds_path, confident_seeds(image, maps.resized(reduced_size(maps.size)), settings))
+    size = reduced_size(maps.size)
+    if sample.reviewed_mask:
+        seeds = resize_labels(sample.reviewed_mask.read(), size)
+    else:
+        seeds = confident_seeds(sample.read_reduced_image(), maps.resized(size), settings)
+    write_label_map(seeds_path, seeds)

@@ -145,6 +145,8 @@ def make_saliency_target(
       (max_k A_k ≥ 0.1); or if there is no saliency map;
     - 0 (background) otherwise.
 
+    The target of an image with a reviewed mask is not made here: it is the foreground of this mask.
+
     Args:
         saliency: S [H, W] float, 0..1, at the size of the image; None: there is none.
         maps: the response maps A_k of the image.
@@ -198,7 +200,7 @@ def write_missing_saliency_targets(context: StageContext, completion: Completion
         DataError: a saliency map cannot be read, or its aspect ratio is not that of its image.
     """
     samples = context.images.samples
-    if num_without := sum(sample.saliency is None for sample in samples):
+    if num_without := sum(sample.saliency is None and sample.reviewed is None for sample in samples):
         context.reporter.info(
             f"  {num_without} of {len(samples)} images have no saliency map: their masks alone are learned"
         )
@@ -209,7 +211,7 @@ def write_missing_saliency_targets(context: StageContext, completion: Completion
     groups = context.pending_shard([[sample] for sample in samples], path)
     jobs = (
         delayed(_write_saliency_target)(
-            completion, sample.saliency, context.inputs["maps"].maps_path(sample.id), path(sample.id)
+            completion, sample, context.inputs["maps"].maps_path(sample.id), path(sample.id)
         )
         for (sample,) in groups
     )
@@ -217,10 +219,11 @@ def write_missing_saliency_targets(context: StageContext, completion: Completion
     context.compute.barrier()
 
 
-def _write_saliency_target(
-    completion: Completion, saliency_path: Path | None, maps_path: Path, target_path: Path
-) -> None:
+def _write_saliency_target(completion: Completion, sample: Sample, maps_path: Path, target_path: Path) -> None:
+    if (labels := sample.read_reviewed_labels(sample.size) if sample.size else None) is not None:
+        write_label_map(target_path, np.where(labels == IGNORE_INDEX, labels, labels > 0).astype(np.uint8))
+        return
     maps = ResponseMaps.load(maps_path)
     reduced = maps.resized(reduced_size(maps.size))
-    saliency = read_and_resize_saliency(saliency_path, reduced.size) if saliency_path else None
+    saliency = read_and_resize_saliency(sample.saliency, reduced.size) if sample.saliency else None
     write_label_map(target_path, resize_labels(make_saliency_target(saliency, reduced, completion), maps.size))

@@ -38,6 +38,7 @@ class Amn(BackboneSettings, TrainingSettings, InferenceSettings):
 
     needs: ClassVar[tuple[ArtifactKind, ...]] = ("maps", "classifier")
     makes: ClassVar[tuple[ArtifactKind, ...]] = ("maps",)
+    learns_from_pixels: ClassVar[bool] = True
 
     seeds: SeedSettings = Field(SeedSettings(), description="the labels that the network learns from")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout before the head, in training only")

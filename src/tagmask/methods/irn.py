@@ -58,6 +58,7 @@ class Irn(BackboneSettings, TrainingSettings):
 
     needs: ClassVar[tuple[ArtifactKind, ...]] = ("maps", "classifier")
     makes: ClassVar[tuple[ArtifactKind, ...]] = ("maps",)
+    learns_from_pixels: ClassVar[bool] = True
     learning_rates: ClassVar[tuple[str, ...]] = ("lr", "displacement_lr")
 
     seeds: SeedSettings = Field(

@@ -23,6 +23,7 @@ from tagmask.report.examples import (
     held_out_examples,
 )
 from tagmask.report.next_steps import next_steps
+from tagmask.reviews import count_reviewed_masks
 from tagmask.run_folder import RunFolder
 from tagmask.stage import ArtifactKind
 from tagmask.stage_folder import StageFolder
@@ -56,6 +57,8 @@ def collect_report(
     if held_out is not None:
         counts["held-out images"] = len(held_out)
         examples += held_out_examples(stages, folder, held_out)
+    if num_reviewed := count_reviewed_masks(images):
+        counts["reviewed masks"] = num_reviewed
     counts["images without a tag"] = sum(not sample.tags for sample in images.samples)
     num_tagged = Counter(tag for sample in images.samples for tag in sample.tags or ())
     histories = {name: history for name in recipe.stages if (history := read_history(folder.stage(name)))}
