@@ -128,3 +128,19 @@ def test_the_number_of_threads_is_that_of_networks_and_of_the_crf(when: str) -> 
     command = [sys.executable, "-c", textwrap.dedent(THREADS_SCRIPT), when]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["1", "1"]
+
+
+def test_idle_threads_sleep() -> None:
+    code = "from tagmask.compute import let_threads_sleep; let_threads_sleep(); import torch"
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", code], env=environment | {"OMP_DISPLAY_ENV": "true", **given},
+            capture_output=True, text=True, check=True, timeout=120,
+        ).stderr
+        for given in ({}, {"OMP_WAIT_POLICY": "ACTIVE"})
+    ]  # fmt: skip
+    if "OMP_WAIT_POLICY" not in said[0]:
+        pytest.skip("PyTorch has no OpenMP here")
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in said[0]
+    assert "OMP_WAIT_POLICY = 'ACTIVE'" in said[1]

@@ -67,6 +67,7 @@ class Compute:
         Raises:
             RecipeError: this machine does not have the device.
         """
+        let_threads_sleep()
         import torch
         import torch.distributed as dist
 
@@ -219,6 +220,15 @@ def is_main_process() -> bool:
 def may_have_several_processes() -> bool:
     """Whether torchrun or SLURM has started this process; known before the process group is initialized."""
     return bool({"TORCHELASTIC_RUN_ID", "SLURM_NTASKS"} & set(os.environ))  # importing Lightning takes seconds
+
+
+def let_threads_sleep() -> None:
+    """Let idle threads of networks and CRFs sleep instead of spin, unless the user has chosen otherwise.
+
+    A thread that spins takes a core from the thread that it waits for: beside other processes, a training step was ten
+    times slower (benchmarks/busy_machine.py). OpenMP reads the variable once, when PyTorch or numba loads it.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def set_threads(count: int) -> None:

@@ -9,6 +9,7 @@ import threading
 import warnings
 from typing import NoReturn
 
+from tagmask.compute import let_threads_sleep
 from tagmask.errors import WORKER_KILLED, TagmaskError
 
 STOPPED_STATUS = 130  # the exit status that shells give to a command that Ctrl-C ended
@@ -59,6 +60,7 @@ def _prepare_environment() -> None:
     # Large tensors in pages of 2 MB: on CPUs, getting pages of 4 KB from Linux takes as long as the convolutions
     # (benchmarks/maps.py). PyTorch reads this variable at its first allocation.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    let_threads_sleep()
     given = [text for text in os.environ.get("PYTHONWARNINGS", "").split(",") if text]
     missing = [text for text in _IGNORED_WARNINGS if text not in given]
     os.environ["PYTHONWARNINGS"] = ",".join([*missing, *given])  # for worker processes
