@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import json
 import multiprocessing
 from pathlib import Path
 
@@ -139,6 +140,16 @@ def test_a_damaged_line_is_named(review: ReviewFolder) -> None:
     review.log_path.write_text(review.log_path.read_text() + '{"state": "perfect"}\n')
     with pytest.raises(RunError, match=r"log\.jsonl, line 2 is damaged"):
         review.read_states()
+
+
+@pytest.mark.parametrize(("field", "path"), [("image", "../../secret"), ("image", "/etc/x"), ("before", "a/../../x")])
+def test_a_path_that_leads_out_of_the_folder_is_refused(review: ReviewFolder, field: str, path: str) -> None:
+    review.record("a", "corrected", labels(1), source="page")
+    line = json.loads(review.log_path.read_text()) | {field: path}
+    review.log_path.write_text(json.dumps(line) + "\n")
+    with pytest.raises(RunError, match=r"log\.jsonl, line 1 is damaged .* leads out of the folder"):
+        review.read_reviews()
+    assert not (review.path / "used").exists()
 
 
 def test_a_full_disk_changes_no_state(review: ReviewFolder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,12 +19,12 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import ModuleType
 from typing import IO, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from tagmask.artifacts import atomic_write, read_bytes
 from tagmask.errors import RunError
@@ -63,6 +63,13 @@ class ReviewEvent(BaseModel):
     tags: tuple[str, ...] | None = None
     source: str
     before: str | None = None
+
+    @field_validator("image", "before")
+    @classmethod
+    def _stays_in_its_folder(cls, path: str | None) -> str | None:
+        if path is not None and (".." in PurePath(path).parts or PurePath(path).is_absolute()):
+            raise ValueError(f"{path!r} leads out of the folder")
+        return path
 
     @property
     def has_mask(self) -> bool:

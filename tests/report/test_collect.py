@@ -11,7 +11,7 @@ import pytest
 from tests.report.fake_run import SIZE, FakeRun, labels_up_to, maps_up_to, write_stage_record
 
 from tagmask.data.images import read_image
-from tagmask.data.samples import Problem, TaggedImages
+from tagmask.data.samples import PngMask, Problem, ReviewedMask, TaggedImages
 from tagmask.data.tag_warnings import tag_warnings
 from tagmask.evaluate import held_out_folder
 from tagmask.judge import Recommendation
@@ -166,6 +166,14 @@ def test_notes(tmp_path: Path, toy_images: TaggedImages) -> None:
     page = render(report)
     assert "Images to look at first" in page
     assert "Worst images" not in page
+
+
+def test_reviewed_masks_are_counted(tmp_path: Path, toy_images: TaggedImages) -> None:
+    reviews = {"0": ReviewedMask(PngMask(tmp_path / "0.png"), "digest"), "1": ReviewedMask(None)}
+    samples = tuple(replace(sample, reviewed=reviews.get(sample.id)) for sample in toy_images.samples)
+    report = FakeRun(tmp_path, replace(toy_images, samples=samples), FIRST, {"cam": 4}, MASKS, CUT).report()
+    assert report.counts["reviewed masks"] == 1
+    assert report.notes[1].startswith("Reviewed masks: 1 of 8.")
 
 
 def test_report_of_a_run_that_has_not_finished(tmp_path: Path, toy_images: TaggedImages) -> None:

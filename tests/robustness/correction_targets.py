@@ -61,7 +61,7 @@ def make_correction_targets(folder: Path) -> Iterator[Target]:
 
     def read_log(content: bytes) -> None:
         review.log_path.write_bytes(content)
-        review.read_states()
+        review.read_reviews()
 
     yield Target("review log", "json", [review.log_path.read_bytes()], read_log)
 

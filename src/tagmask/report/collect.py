@@ -159,6 +159,11 @@ def _notes(recipe: Recipe, folder: RunFolder, images: TaggedImages, held_out: Ta
     record = folder.stage(next(iter(recipe.stages))).read_record_if_any()
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items()) if record else ""
     notes = [f"Run folder {folder.path.resolve()}. Seed {recipe.seed}." + f" Versions: {versions}." * bool(versions)]
+    if num_reviewed := count_reviewed_masks(images):
+        notes.append(
+            f"Reviewed masks: {num_reviewed:,} of {len(images):,}. A reviewed mask is the mask of its image in every "
+            "stage, so the scores of the training images count it, too."
+        )
     if not any(sample.mask for sample in images.samples):
         notes.append("The training images have no ground truth, so the quality of their masks is unknown.")
     if held_out is None:
