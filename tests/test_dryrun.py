@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import doctest
+import io
 import json
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +21,7 @@ import timm
 import torch
 
 import tagmask
+from tagmask import expected_times
 from tagmask.cli import main
 from tagmask.compute import Compute
 from tagmask.data.loading import ShuffledBatches
@@ -47,9 +52,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run_folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the complete run."""
-    return toy_run(data, tmp_path_factory.mktemp("runs") / "run", CHANGES, held_out=source(data)).folder
+def run_folder(data: Path, result: DryRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the complete run, made after the dry run; its messages are in the file "log" beside it."""
+    folder = tmp_path_factory.mktemp("runs")
+    with redirect_stderr(io.StringIO()) as messages:
+        run = toy_run(data, folder / "run", CHANGES, held_out=source(data), quiet=False, device="cpu")
+    (folder / "log").write_text(messages.getvalue())
+    return run.folder
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +97,14 @@ def test_counts_equal_those_of_the_run(result: DryRun, run_folder: Path) -> None
     assert counts["the data", "check images"] == (8, "images")
     stages = list(dict.fromkeys(t.stage for t in result.timings))
     assert stages == ["the data", "cam", "pseudo_masks", "segment", "the report", "held-out images"]
+
+
+def test_the_run_tells_the_time_that_is_left(run_folder: Path) -> None:
+    lines = (run_folder.parent / "log").read_text().splitlines()
+    stages = [line for line in lines if line.startswith("[")]
+    assert len(stages) == 3
+    assert all(re.search(r" \(about .*; the whole rest of the run about .*\)$", line) for line in stages), stages
+    assert doctest.testmod(expected_times).failed == 0
 
 
 def test_total_time_is_the_sum_of_its_parts(result: DryRun) -> None:

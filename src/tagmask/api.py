@@ -16,9 +16,17 @@ from tagmask.data.tag_warnings import tag_warnings
 from tagmask.data.verify import ground_truth_fingerprint, verify_images
 from tagmask.errors import DataError, RecipeError, RunError, TagmaskError
 from tagmask.evaluate import score_masks, segment_held_out
+from tagmask.expected_times import load_expected_times
 from tagmask.folder_lock import lock_folder, refuse_if_locked
 from tagmask.measure import SegmentationReport
-from tagmask.pipeline import check_processes, fingerprint, run_stages, with_added_stages, write_run_record
+from tagmask.pipeline import (
+    check_processes,
+    expected_times_key,
+    fingerprint,
+    run_stages,
+    with_added_stages,
+    write_run_record,
+)
 from tagmask.progress import Reporter
 from tagmask.recipe import Recipe, load_recipe, read_recipe_text, read_stage_names
 from tagmask.results import Run, make_reporter
@@ -188,7 +196,8 @@ def _run_and_report(
 ) -> None:
     from tagmask.report.update import update_report  # here, because it imports PyTorch
 
-    run_stages(recipe, data[0], folder, compute=compute, reporter=reporter, redo=redo)
+    expected = load_expected_times(expected_times_key(recipe, *data, compute))
+    run_stages(recipe, data[0], folder, compute=compute, reporter=reporter, redo=redo, expected_seconds=expected)
     update_report(recipe, folder, *data, compute, reporter)
 
 

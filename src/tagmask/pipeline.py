@@ -11,6 +11,7 @@ from tagmask.artifacts import digest, write_text
 from tagmask.compute import Compute, explain_out_of_memory
 from tagmask.data.samples import TaggedImages
 from tagmask.errors import DataError, RecipeError
+from tagmask.expected_times import TimeLeft
 from tagmask.label_map import write_label_map
 from tagmask.progress import Reporter
 from tagmask.recipe import Recipe, load_recipe
@@ -37,6 +38,7 @@ def run_stages(
     redo: bool = False,
     max_steps: int | None = None,
     epoch_size: int | None = None,
+    expected_seconds: Mapping[str, float] | None = None,
 ) -> None:
     """Run every stage that is not done yet, and resume the one that was interrupted.
 
@@ -52,6 +54,7 @@ def run_stages(
         redo: remove and make again the stages whose settings or inputs have changed.
         max_steps: ends every training early (dry runs); None: train completely.
         epoch_size: the number of images of an epoch (dry runs); None: that of `images`.
+        expected_seconds: the estimated times of the stages and of what follows them, by name; None: not known.
 
     Raises:
         RunError: a stage was made with other settings or data, and `redo` is False.
@@ -60,6 +63,7 @@ def run_stages(
     if changes := _changed_reviews(keys, folder):
         reporter.info(f"{describe_changed_reviews(list(changes.values()))}: makes {', '.join(changes)} again")
     compute.barrier()  # every process has read the keys of all stages
+    time_left = TimeLeft(expected_seconds or {})
     for number, (name, key) in enumerate(keys.items(), 1):
         method, stage = recipe.stages[name], folder.stage(name)
         inputs = {kind: folder.stage(source) for kind, source in method.inputs.items()}
@@ -71,8 +75,9 @@ def run_stages(
         compute.barrier()
         if not stage.begin(key, compute, redo=redo):
             reporter.info(f"{title}: already done")
+            time_left.skip(name)
             continue
-        reporter.info(title)
+        reporter.info(f"{title}{time_left.describe(name)}")
         _announce_download(recipe, name, stage, reporter)
         start = time.time()
         visible = images if MASKS_ENTRY in key else images.without_reviewed_masks()
@@ -82,6 +87,7 @@ def run_stages(
         with explain_out_of_memory(f"stage {name!r}", compute.device, _MEMORY_ADVICE.format(stage=name)):
             method.run(context)
         stage.mark_done(compute, time.time() - start, len(images))
+        time_left.finish(name, time.time() - start)
     if compute.is_main_process:
         remember_files(folder, {name: method.makes for name, method in recipe.stages.items()}, images)
 
@@ -140,6 +146,12 @@ def _write_missing_reviewed_masks(context: StageContext) -> None:
         if sample.reviewed_mask and not path.exists():
             write_label_map(path, sample.reviewed_mask.read())
     context.compute.barrier()
+
+
+def expected_times_key(recipe: Recipe, images: TaggedImages, held_out: TaggedImages | None, compute: Compute) -> str:
+    """Return a digest of what the time of a run depends on, under which a dry run keeps its estimates."""
+    sets = [len(s) for s in (images, held_out) if s is not None]
+    return digest([recipe.to_yaml(), fingerprint(images), sets, str(compute.device), compute.world_size])
 
 
 def fingerprint(images: TaggedImages) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,11 @@ class DryRun:
     def seconds(self) -> float:
         """The time of the whole run."""
         return sum(timing.seconds for timing in self.timings)
+
+    def seconds_by_stage(self, leave_out: Sequence[str] = ()) -> dict[str, float]:
+        """Return the time of each stage and of each other part of the run, in order."""
+        names = [name for name in dict.fromkeys(timing.stage for timing in self.timings) if name not in leave_out]
+        return {name: sum(timing.seconds for timing in self.timings if timing.stage == name) for name in names}
 
     @property
     def disk_needed(self) -> int:

@@ -21,7 +21,8 @@ from tagmask.dryrun.timing import LoopTimer
 from tagmask.dryrun.weights import find_external_weights
 from tagmask.errors import RunError
 from tagmask.evaluate import evaluate_run, held_out_folder
-from tagmask.pipeline import check_stages, run_stages, write_run_record
+from tagmask.expected_times import save_expected_times
+from tagmask.pipeline import check_stages, expected_times_key, run_stages, write_run_record
 from tagmask.recipe import Recipe
 from tagmask.report.update import update_report
 from tagmask.results import make_reporter
@@ -56,7 +57,8 @@ def dry_run(
 
     All images are verified. Then a few of them go through every stage in a temporary folder, with the batch and crop
     sizes of the recipe, and each training takes a few steps. Nothing is downloaded: random weights, which cost as
-    much, replace those of timm's hub. `out` is not written.
+    much, replace those of timm's hub. `out` is not written. The estimated times are kept in the user's cache folder,
+    so that the run can tell the time that is left of it.
 
     Args:
         images: see `run`, as all other arguments.
@@ -109,7 +111,9 @@ def dry_run(
         disk = _run_timed(_for_dry_run(chosen), folder, subset, held_out_subset, compute, timer)
         disk[CHECKPOINT] = timer.largest_checkpoint
         memory = peak_memory(compute)
-    return DryRun(tuple(timer.timings), weights, disk, available_disk_space(Path(out)), memory)
+    result = DryRun(tuple(timer.timings), weights, disk, available_disk_space(Path(out)), memory)
+    save_expected_times(expected_times_key(chosen, *data, compute), result.seconds_by_stage(leave_out=(DATA,)))
+    return result
 
 
 def _for_dry_run(recipe: Recipe) -> Recipe:
