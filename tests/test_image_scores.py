@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from tagmask.artifacts import write_json
 from tagmask.compute import Compute
-from tagmask.data.samples import TaggedImages
+from tagmask.data.samples import PngMask, ReviewedMask, TaggedImages
 from tagmask.errors import RunError
 from tagmask.image_scores import SCORES_FILE, format_csv, sort_scores, update_image_scores
 from tagmask.label_map import write_label_map
@@ -62,6 +63,21 @@ def test_scores_are_computed_again_only_if_something_changed(run: FakeRun) -> No
     stage = run.folder.stage("segment")
     write_json(stage.record_path, {"status": "done", "key": {"settings": {"lr": 1}}})
     assert scores_of(run)[0].foreground == pytest.approx(40 / 48)
+
+
+def test_a_review_removes_the_doubt_and_scores_nothing_again(run: FakeRun) -> None:
+    first = scores_of(run)
+    write_label_map(run.folder.stage("segment").mask_path("0"), labels_up_to(40, (1,)))  # would change its score
+    reviewed = {"0": ReviewedMask(PngMask(Path("0.png"))), "1": ReviewedMask(None)}
+    samples = tuple(replace(sample, reviewed=reviewed.get(sample.id)) for sample in run.images.samples)
+    run.images = replace(run.images, samples=samples)
+    expected = [first[0]._replace(doubt=0.0), *first[1:]]
+    assert first[0].doubt > 0
+    assert format_csv(scores_of(run), run.images.classes) == format_csv(expected, run.images.classes)
+    table = (run.folder.path / SCORES_FILE).read_text()
+    assert table == format_csv(sort_scores(expected), run.images.classes)
+    run.images = replace(run.images, samples=tuple(replace(sample, reviewed=None) for sample in samples))
+    assert format_csv(scores_of(run), run.images.classes) == format_csv(first, run.images.classes)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"key": 1, "scores": []}', '{"key": "a", "scores": [["a", "b"]]}'])

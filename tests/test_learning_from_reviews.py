@@ -136,6 +136,8 @@ def test_the_next_run_notices_what_changes_during_a_run(
 def test_reviewed_masks_have_no_doubt_and_are_counted(continued: tagmask.Run) -> None:
     scores = continued.scores(quiet=True)
     assert all(score.doubt == 0 for score in scores if score.image in CORRECTED)
+    table = (continued.folder / "scores.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in table[1:]] == [score.image for score in scores]
     assert {score.image for score in sort_scores(scores)[-3:]} >= set(CORRECTED)  # after them only the untagged image
     assert "reviewed masks" in continued.report.read_text(encoding="utf-8")
 

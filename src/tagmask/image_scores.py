@@ -26,7 +26,7 @@ from tagmask.measure.image_score import ImageScore, score_image
 from tagmask.pipeline import fingerprint
 from tagmask.progress import Reporter, run_in_workers
 from tagmask.refine.image_threshold import expected_threshold, mean_root_num_tags
-from tagmask.reviews import reviews_fingerprint
+from tagmask.reviews import corrected_tags_entry
 from tagmask.run_folder import RunFolder
 from tagmask.stage_folder import StageFolder
 from tagmask.text import did_you_mean
@@ -63,7 +63,8 @@ def update_image_scores(
 ) -> list[ImageScore]:
     """Score the masks of all training images, or read the scores if nothing has changed since they were written.
 
-    Writes `scores.csv`. Every process calls it; the main process does the work, in worker processes.
+    A reviewed mask has no doubt. Writes `scores.csv`. Every process calls it; the main process does the work, in worker
+    processes.
 
     Args:
         recipe: the stages.
@@ -82,19 +83,29 @@ def update_image_scores(
     sources = _ScoreSources.of_run(recipe, folder, images, stage)
     cache, table = folder.path / _CACHE_FILE, folder.path / SCORES_FILE
     inputs = [sources.key(), fingerprint(images), ground_truth_fingerprint(images), tagmask.__version__]
-    reviews = reviews_fingerprint(images)
-    key = digest(inputs if reviews is None else [*inputs, reviews])
+    tags = corrected_tags_entry(images)
+    key = digest(inputs if tags is None else [*inputs, tags])
     scores = _read_cached(cache, key)
     compute.barrier()  # every process has read the scores before the main process writes them
     if compute.is_main_process:
         if scores is None:
             scores = _score_in_workers(sources, images, compute, reporter)
-            table.unlink(missing_ok=True)
             write_json(cache, {"key": key, "scores": [list(score.without_nan().values()) for score in scores]})
-        if not table.exists():
-            write_text(table, format_csv(sort_scores(scores), images.classes))
+        content = format_csv(sort_scores(_without_doubt_about_reviewed_masks(scores, images)), images.classes)
+        if not table.exists() or table.read_text(encoding="utf-8", errors="replace") != content:
+            write_text(table, content)
     compute.barrier()
-    return scores if scores is not None else _read_cached(cache, key) or []
+    scores = scores if scores is not None else _read_cached(cache, key) or []
+    return _without_doubt_about_reviewed_masks(scores, images)
+
+
+def _without_doubt_about_reviewed_masks(scores: Sequence[ImageScore], images: TaggedImages) -> list[ImageScore]:
+    """Return the scores, those of images with a reviewed mask with the doubt 0.
+
+    The scores in the cache are those before, so that a review, which changes little, does not make them again.
+    """
+    reviewed = {sample.id for sample in images.samples if sample.reviewed_mask}
+    return [score._replace(doubt=0.0) if score.image in reviewed else score for score in scores]
 
 
 @dataclass(frozen=True)
@@ -149,13 +160,12 @@ class _ScoreSources:
         masks = [read_label_map(stage.mask_path(sample.id)) for stage in self.masks]
         height, width = masks[self.judged].shape
         try:
-            score = score_image(
+            return score_image(
                 read_image(sample.image), masks, tags, self.num_labels, judged=self.judged, image_id=sample.id,
                 maps=ResponseMaps.load(self.maps.maps_path(sample.id)) if self.maps else None,
                 threshold=self.thresholds.get(len(tags), math.nan),
                 target=read_ground_truth(sample, (height, width)) if sample.mask else None,
             )  # fmt: skip
-            return score._replace(doubt=0.0) if sample.reviewed_mask else score
         except (ValueError, IndexError) as error:
             raise RunError(
                 f"the masks and maps of image {sample.id} do not fit each other ({error}): remove the folder "
