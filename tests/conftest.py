@@ -19,11 +19,17 @@ from tagmask.stage_folder import StageFolder
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 GOLDENS = Path(__file__).parent / "goldens"
+NUM_THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+os.environ.setdefault("OMP_NUM_THREADS", str(NUM_THREADS))  # of the processes that tests start
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+@pytest.fixture(autouse=True)
+def _threads() -> None:
+    """Let each test begin with one thread beside other workers of pytest-xdist, whatever the test before it has set.
+
+    Several threads that wait for each other on a busy core cost many times the CPU time of one thread.
+    """
+    torch.set_num_threads(NUM_THREADS)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,6 +5,7 @@ Derive a test class from `MethodContract`, and set the method and toy settings.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from tagmask.stage_folder import StageFolder
 from tagmask.training import read_history
 
 TOY_CAM: dict[str, Any] = {
-    "backbone": "resnet18", "weights": "none", "output_stride": 8, "frozen_stride": 0, "freeze_norm": False,
+    "backbone": "test_resnet", "weights": "none", "output_stride": 8, "frozen_stride": 0, "freeze_norm": False,
     "epochs": 1, "batch_size": 4, "crop_size": 32, "long_side_range": [40, 48], "lr": 0.01, "head_lr": 0.01,
     "scales": [1.0, 0.5],
 }  # fmt: skip
@@ -54,26 +55,42 @@ class MethodContract:
         method: the method.
         settings: toy settings.
         trains: whether the method trains a network.
+        finished_folder: the folder of the finished stage, after the first call of `finished`.
     """
 
     method: ClassVar[type[Method]]
     settings: ClassVar[dict[str, Any]] = {}
     trains: ClassVar[bool] = True
+    finished_folder: ClassVar[Path]
+
+    def context(
+        self, make_context: MakeContext, earlier_stages: dict[str, Path], name: str = "stage", **changes: Any
+    ) -> StageContext:
+        """Return the context of a stage folder of this name, which does not exist yet."""
+        inputs = {kind: earlier_stages[kind] for kind in self.method(**self.settings).required_inputs()}
+        return make_context(name, **inputs, **changes)
 
     def run(
         self, make_context: MakeContext, earlier_stages: dict[str, Path], name: str = "stage", **changes: Any
     ) -> StageContext:
         """Run the method with its toy settings in a stage folder of this name."""
-        method = self.method(**self.settings)
-        inputs = {kind: earlier_stages[kind] for kind in method.required_inputs()}
-        context = make_context(name, **inputs, **changes)
-        method.run(context)
+        context = self.context(make_context, earlier_stages, name, **changes)
+        self.method(**self.settings).run(context)
+        return context
+
+    def finished(self, make_context: MakeContext, earlier_stages: dict[str, Path]) -> StageContext:
+        """Return the context of a finished stage, whose files the test can change: the method runs once per class."""
+        cls = type(self)
+        if "finished_folder" not in vars(cls):
+            cls.finished_folder = self.run(make_context, earlier_stages, "finished").folder.path
+        context = self.context(make_context, earlier_stages)
+        shutil.copytree(cls.finished_folder, context.folder.path)
         return context
 
     def test_training_writes_finite_losses(self, make_context: MakeContext, earlier_stages: dict[str, Path]) -> None:
         if not self.trains:
             pytest.skip("the method trains nothing")
-        history = read_history(self.run(make_context, earlier_stages).folder)
+        history = read_history(self.finished(make_context, earlier_stages).folder)
         assert history
         assert all(np.isfinite(epoch["loss"]) for epoch in history)
 
@@ -82,7 +99,7 @@ class MethodContract:
     ) -> None:
         if "maps" not in self.method.makes:
             pytest.skip("the method makes no maps")
-        context = self.run(make_context, earlier_stages)
+        context = self.finished(make_context, earlier_stages)
         for sample in context.images.samples:  # one of them has no tags, another one has all
             maps = ResponseMaps.load(context.folder.maps_path(sample.id))
             assert tuple(maps.classes) == sample.tags
@@ -96,14 +113,14 @@ class MethodContract:
     ) -> None:
         if "masks" not in self.method.makes:
             pytest.skip("the method makes no masks")
-        context = self.run(make_context, earlier_stages)
+        context = self.finished(make_context, earlier_stages)
         for sample in context.images.samples:
             labels = read_label_map(context.folder.mask_path(sample.id))
             assert labels.shape == sample.size
             assert set(np.unique(labels)) <= {0, 255, *(sample.tags or ())}
 
     def test_results_depend_only_on_the_seed(self, make_context: MakeContext, earlier_stages: dict[str, Path]) -> None:
-        first = self.run(make_context, earlier_stages, "first")
+        first = self.finished(make_context, earlier_stages)
         second = self.run(make_context, earlier_stages, "second")
         assert self.files(first) == self.files(second)
         assert self.is_same(first.folder.path, second.folder.path)
@@ -114,7 +131,7 @@ class MethodContract:
     def test_resume_makes_only_missing_files_and_with_the_same_bytes(
         self, make_context: MakeContext, earlier_stages: dict[str, Path]
     ) -> None:
-        context = self.run(make_context, earlier_stages)
+        context = self.finished(make_context, earlier_stages)
         files = [context.folder.path / name for name in self.files(context) if name.suffix in (".safetensors", ".png")]
         removed = {file.parent: file for file in files}  # the weights, and the last map, mask, seed, ...
         assert {folder.name for folder in removed} >= {"maps", "masks"} & set(self.method.makes)
@@ -132,7 +149,7 @@ class MethodContract:
         """A process that is killed right after it has written the weights leaves its checkpoint behind."""
         if not self.trains:
             pytest.skip("the method trains nothing")
-        folder = self.run(make_context, earlier_stages).folder.path
+        folder = self.finished(make_context, earlier_stages).folder.path
         [weights], checkpoint = folder.glob("*.safetensors"), folder / "training" / "last.ckpt"
         written = weights.stat().st_mtime_ns
         assert not checkpoint.parent.exists()

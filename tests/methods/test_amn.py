@@ -51,7 +51,7 @@ class TestAmn(MethodContract):
     def test_the_maps_of_background_and_tagged_classes_are_stored(
         self, make_context: MakeContext, earlier_stages: dict[str, Path]
     ) -> None:
-        context = self.run(make_context, earlier_stages)
+        context = self.finished(make_context, earlier_stages)
         for sample in context.images.samples:
             maps = ResponseMaps.load(context.folder.maps_path(sample.id))
             assert maps.background is not None
@@ -60,7 +60,7 @@ class TestAmn(MethodContract):
                 assert set(np.unique(labels)) <= {0, *(sample.tags or ())}
 
     def test_seeds_agree_at_both_thresholds(self, make_context: MakeContext, earlier_stages: dict[str, Path]) -> None:
-        context = self.run(make_context, earlier_stages)
+        context = self.finished(make_context, earlier_stages)
         for sample in context.images.samples:
             cam = ResponseMaps.load(StageFolder(earlier_stages["maps"]).maps_path(sample.id))
             seeds = read_label_map(SeedFolder(context.folder).path(sample.id))
@@ -116,8 +116,8 @@ class TestAmn(MethodContract):
         self, make_context: MakeContext, earlier_stages: dict[str, Path]
     ) -> None:
         context = make_context(maps=earlier_stages["maps"], classifier=earlier_stages["classifier"])
-        with pytest.raises(RecipeError, match=r"'resnet18'.*'test_resnet'.*leave backbone"):
-            Amn(**TOY, backbone="test_resnet").run(context)
+        with pytest.raises(RecipeError, match=r"'test_resnet'.*'resnet10t'.*leave backbone"):
+            Amn(**TOY, backbone="resnet10t").run(context)
         Amn(**TOY, backbone="test_vit", weights="none").run(context)
 
 

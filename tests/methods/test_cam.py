@@ -158,11 +158,11 @@ def test_zero_epochs_make_maps_with_the_initial_network(make_context: MakeContex
 def test_weights_from_a_file(make_context: MakeContext, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The message names the normalization, because a wrong one is not noticed otherwise."""
     torch.manual_seed(3)
-    net = Backbone("resnet18").net
+    net = Backbone("test_resnet").net
     torch.save(net.state_dict(), tmp_path / "weights.pth")
     context = replace(make_context(), reporter=Reporter.to_stderr())
     Cam(**{**TOY_CAM, "epochs": 0, "weights": str(tmp_path / "weights.pth")}).run(context)
-    assert "weights.pth: images are normalized with mean (0.485, 0.456, 0.406)" in capsys.readouterr().err
+    assert "weights.pth: images are normalized with mean (0.5, 0.5, 0.5)" in capsys.readouterr().err
     loaded = Classifier.load(context.folder.path).backbone.net.state_dict()
     assert all(torch.equal(value, loaded[name]) for name, value in net.state_dict().items())
 

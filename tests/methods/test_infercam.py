@@ -89,7 +89,7 @@ def recorded_maps(image: Tensor, tags: tuple[int, ...] = (1,), **settings: Any) 
 @pytest.mark.parametrize("stride", [8, 16])
 def test_maps_equal_a_plain_loop(stride: int) -> None:
     torch.manual_seed(3)
-    classifier = Classifier(Backbone("resnet18", "none", stride), tuple("abcd")).eval()
+    classifier = Classifier(Backbone("test_resnet", "none", stride), tuple("abcd")).eval()
     images = torch.nn.functional.interpolate(torch.randn(4, 3, 9, 7), (72, 56), mode="bilinear")
     tags = [(2,), (1, 4), (1, 2, 3), ()]
     results = infercam_maps(classifier.activations, images, tags, InferCam(scales=(1.0, 0.5)))
@@ -101,16 +101,14 @@ def test_maps_equal_a_plain_loop(stride: int) -> None:
 
 def test_maps_do_not_depend_on_batch_size_and_threads() -> None:
     torch.manual_seed(0)
-    classifier = Classifier(Backbone("resnet18", "none", 8), tuple("abc")).eval()
+    classifier = Classifier(Backbone("test_resnet", "none", 8), tuple("abc")).eval()
     images = torch.randn(3, 3, 40, 48)
     tags = [(1,), (1, 2, 3), (2, 3)]
+    torch.set_num_threads(2)
     batch = infercam_maps(classifier.activations, images, tags, InferCam(scales=(1.0, 0.5)))
     one_by_one = InferCam(scales=(1.0, 0.5), inference_batch_size=1)
-    torch.set_num_threads(1)
-    try:
-        alone = [infercam_maps(classifier.activations, images[[i]], [tags[i]], one_by_one)[0] for i in range(3)]
-    finally:
-        torch.set_num_threads(2)
+    torch.set_num_threads(1)  # the fixture `_threads` restores it
+    alone = [infercam_maps(classifier.activations, images[[i]], [tags[i]], one_by_one)[0] for i in range(3)]
     for a, b in zip(batch, alone, strict=True):
         np.testing.assert_allclose(a.maps, b.maps, atol=1e-4)
 
@@ -187,13 +185,10 @@ def test_iterations_end_when_less_than_min_growth_is_newly_found() -> None:
 
 def test_a_complete_piece_leaves_the_batch() -> None:
     torch.set_num_threads(1)
-    try:
-        network = Recorder()
-        empty = torch.full((1, 3, 40, 60), -1.0)
-        settings = InferCam(scales=(1.0,), split=False)
-        infercam_maps(network, torch.cat([noise_with_square(), empty]), [(1,), (1,)], settings)
-    finally:
-        torch.set_num_threads(2)
+    network = Recorder()
+    empty = torch.full((1, 3, 40, 60), -1.0)
+    settings = InferCam(scales=(1.0,), split=False)
+    infercam_maps(network, torch.cat([noise_with_square(), empty]), [(1,), (1,)], settings)
     assert [len(x) for x in network.inputs] == [4, 2]  # images and their horizontal flips
 
 

@@ -44,7 +44,7 @@ class TestIrn(MethodContract):
     }  # fmt: skip
 
     def test_seeds_and_instances_are_written(self, make_context: MakeContext, earlier_stages: dict[str, Path]) -> None:
-        context = self.run(make_context, earlier_stages)
+        context = self.finished(make_context, earlier_stages)
         seeds = [read_label_map(SeedFolder(context.folder).path(sample.id)) for sample in context.images.samples]
         assert set(np.unique(np.stack(seeds))) <= {0, 1, 2, 3, 255}
         coco = COCO(context.folder.path / INSTANCES_FILE)
@@ -60,7 +60,7 @@ class TestIrn(MethodContract):
     def test_maps_are_the_input_maps_after_the_walk(
         self, make_context: MakeContext, earlier_stages: dict[str, Path]
     ) -> None:
-        context = self.run(make_context, earlier_stages)
+        context = self.finished(make_context, earlier_stages)
         for sample, boundary, _ in predictions(context):
             before = ResponseMaps.load(context.inputs["maps"].maps_path(sample.id))
             expected = walk_maps(before, boundary, RandomWalkSettings(steps=16))
@@ -72,7 +72,7 @@ class TestIrn(MethodContract):
         self, make_context: MakeContext, earlier_stages: dict[str, Path]
     ) -> None:
         """The automatic threshold is Otsu's threshold of the maps after the walk."""
-        context = self.run(make_context, earlier_stages)
+        context = self.finished(make_context, earlier_stages)
         masks = make_context("masks", maps=context.folder.path)
         PseudoMasks(refine="none").run(masks)
         maps = {s.id: ResponseMaps.load(context.folder.maps_path(s.id)) for s in context.images.samples}
@@ -86,7 +86,7 @@ class TestIrn(MethodContract):
     def test_the_automatic_instance_threshold_is_otsus(
         self, make_context: MakeContext, earlier_stages: dict[str, Path]
     ) -> None:
-        context = self.run(make_context, earlier_stages)
+        context = self.finished(make_context, earlier_stages)
         maps = [ResponseMaps.load(context.folder.maps_path(sample.id)) for sample in context.images.samples]
         record = context.folder.read_threshold_if_any()
         assert record is not None

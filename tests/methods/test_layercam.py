@@ -39,7 +39,7 @@ class TestLayerCam(MethodContract):
 
     def test_a_missing_layer_is_an_error(self, make_context: MakeContext, earlier_stages: dict[str, Path]) -> None:
         context = make_context(classifier=earlier_stages["classifier"])
-        with pytest.raises(RecipeError, match=r"'resnet18' has no layer -6: give layers from -5 .* to -1"):
+        with pytest.raises(RecipeError, match=r"'test_resnet' has no layer -6: give layers from -5 .* to -1"):
             LayerCam(layers=(-1, -6)).run(context)
 
 

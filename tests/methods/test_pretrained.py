@@ -24,8 +24,8 @@ COLORS = {"red": [0], "green": [1, 3], "blue": [2]}
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the weights file of a small random network with 1,000 outputs."""
     torch.manual_seed(0)
-    file = tmp_path_factory.mktemp("weights") / "resnet10t.safetensors"
-    safetensors.torch.save_file(timm.create_model("resnet10t").state_dict(), file)
+    file = tmp_path_factory.mktemp("weights") / "test_resnet.safetensors"
+    safetensors.torch.save_file(timm.create_model("test_resnet").state_dict(), file)
     return file
 
 
@@ -35,15 +35,15 @@ class TestPretrained(MethodContract):
 
     @pytest.fixture(autouse=True)
     def _settings(self, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        settings = {"backbone": "resnet10t", "weights": str(weights), "outputs": COLORS, "scales": (1.0,)}
+        settings = {"backbone": "test_resnet", "weights": str(weights), "outputs": COLORS, "scales": (1.0,)}
         monkeypatch.setattr(type(self), "settings", settings)
 
 
 def test_logits_are_those_of_the_network_without_bias_and_mean(weights: Path) -> None:
     """The mean over all logits does not change the softmax of the network."""
-    method = Pretrained(backbone="resnet10t", weights=str(weights), outputs=COLORS, output_stride=32)
+    method = Pretrained(backbone="test_resnet", weights=str(weights), outputs=COLORS, output_stride=32)
     classifier = method.classifier(("red", "green")).eval()
-    net = timm.create_model("resnet10t").eval()
+    net = timm.create_model("test_resnet").eval()
     net.load_state_dict(safetensors.torch.load_file(weights))
     images = torch.randn(2, 3, 64, 96)
     with torch.inference_mode():
@@ -113,11 +113,11 @@ def test_num_outputs_is_only_for_weights_files(weights: Path) -> None:
 def test_a_weights_file_with_another_number_of_outputs(
     tmp_path: Path, make_context: MakeContext, toy_images: TaggedImages
 ) -> None:
-    net: Any = timm.create_model("resnet10t", num_classes=3)
+    net: Any = timm.create_model("test_resnet", num_classes=3)
     safetensors.torch.save_file(net.state_dict(), tmp_path / "w.safetensors")
     outputs = {name: [i] for i, name in enumerate(toy_images.classes)}
     method = Pretrained(
-        backbone="resnet10t", weights=str(tmp_path / "w.safetensors"), num_outputs=3, outputs=outputs, scales=(1.0,)
+        backbone="test_resnet", weights=str(tmp_path / "w.safetensors"), num_outputs=3, outputs=outputs, scales=(1.0,)
     )
     context = make_context(images=replace(toy_images, samples=toy_images.samples[:2]))
     method.run(context)

@@ -41,7 +41,7 @@ def segmenter(tmp_path_factory: pytest.TempPathFactory, toy_images: TaggedImages
     """Return the folder of a random segmentation network."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("segment")
-    Segmenter("Unet", "resnet18", toy_images.classes).save(folder)
+    Segmenter("Unet", "test_resnet", toy_images.classes).save(folder)
     return folder
 
 
@@ -68,14 +68,9 @@ class TestThresholdPerImageWithNetwork(MethodContract):
     settings = {"threshold": "per-image", "cue": "network", "crf": {"steps": 2}}  # noqa: RUF012
     trains = False
 
-    @pytest.fixture(autouse=True)
-    def _set_segmenter(self, segmenter: Path) -> None:
-        self.segmenter = segmenter
-
-    def run(
-        self, make_context: MakeContext, earlier_stages: dict[str, Path], name: str = "stage", **changes: Any
-    ) -> StageContext:
-        return super().run(make_context, {**earlier_stages, "segmenter": self.segmenter}, name, **changes)
+    @pytest.fixture
+    def earlier_stages(self, earlier_stages: dict[str, Path], segmenter: Path) -> dict[str, Path]:
+        return {**earlier_stages, "segmenter": segmenter}
 
 
 def constant_maps(size: tuple[int, int], *values: float, classes: tuple[int, ...] | None = None) -> ResponseMaps:
