@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+import tagmask
 from tagmask.maps import ResponseMaps
+from tagmask.refine.dense_crf import apply_crf, unary_from_labels
 from tagmask.refine.map_cutting import confident_seeds, cut_maps
 from tagmask.refine.settings import CrfSettings, SeedSettings
 
@@ -41,6 +43,48 @@ def test_the_crf_refines_the_label_maps_of_both_thresholds() -> None:
     assert np.array_equal(seeds == 2, high == 2)
     assert np.array_equal(seeds == 0, (high == 0) & (low == 0))
     assert np.array_equal(seeds == 255, (high == 0) & (low != 0))
+
+
+def test_one_threshold_per_class() -> None:
+    """By hand: the class whose activation exceeds its own threshold the most; at equal margins the lower id."""
+    maps = maps_of([0.9, 0.5, 0.5, 0.5], [0.6, 0.4, 0.25, 0.1])
+    assert cut_maps(IMAGE, maps, [0.6, 0.2], None)[0, [0, 15]].tolist() == [3, 0]  # 0.3 < 0.4; -0.1 and -0.1
+    assert cut_maps(IMAGE, maps, [0.25, 0.5], None)[0, [0, 15]].tolist() == [2, 2]
+    assert cut_maps(IMAGE, maps_of([0.75] * 4, [0.5] * 4), [0.5, 0.25], None)[0, 0] == 2  # 0.25 = 0.25
+    assert not cut_maps(IMAGE, maps, [1, 1], None).any()
+
+
+@pytest.mark.parametrize("threshold", [0, 0.05, 0.3, 0.4999, 0.5, 1 / 3, 0.9, 1])
+def test_equal_thresholds_are_one_threshold(threshold: float) -> None:
+    rng = np.random.default_rng(0)
+    grids = rng.choice(rng.random(12).astype(np.float16), (3, 24, 30))  # with many ties
+    grids[0, :3] = 0.5
+    maps = ResponseMaps(np.array([1, 4, 9]), grids, (95, 118))
+    np.testing.assert_array_equal(maps.label_map([threshold] * 3), maps.label_map(threshold))
+
+
+def test_one_threshold_per_class_of_a_large_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    maps = ResponseMaps(np.array([1, 4]), rng.random((2, 25, 30)), (98, 118))
+    whole = maps.label_map([0.3, 0.6])
+    monkeypatch.setattr(tagmask.large_images, "MAX_PIXELS", 1000)
+    np.testing.assert_array_equal(maps.label_map([0.3, 0.6]), whole)
+
+
+def test_the_number_of_thresholds_must_fit() -> None:
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        maps_of([0.5] * 4, [0.6] * 4).label_map([0.3])
+
+
+def test_the_crf_refines_what_several_thresholds_cut() -> None:
+    """The dense CRF gets the label map of the thresholds: the same result as from its own functions."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (40, 48, 3)).astype(np.uint8)
+    maps = ResponseMaps(np.array([2, 5]), rng.random((2, 10, 12)), (40, 48))
+    labels = maps.label_map([0.5, 0.7])
+    unary = unary_from_labels(np.searchsorted([0, 2, 5], labels).astype(np.uint8), 3, 0.8)
+    expected = np.array([0, 2, 5])[apply_crf(image, unary, CrfSettings()).argmax(0)]
+    np.testing.assert_array_equal(cut_maps(image, maps, [0.5, 0.7], CrfSettings(), 0.8), expected)
 
 
 def test_thresholds_in_the_wrong_order_are_refused() -> None:

@@ -7,16 +7,18 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tagmask.compute import exit_with_parent
 from tagmask.errors import TagmaskError
 from tagmask.progress import LoopUnit, Reporter
 from tagmask.recipe import Recipe
+from tagmask.text import shorten
 
 _NICENESS = 10  # of the process: the page comes first
 
@@ -49,11 +51,12 @@ class Doubt:
         """Begin to compute the scores, or to read them if nothing has changed since they were computed."""
         self.progress = 0.0
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
-            self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, encoding="utf-8",
+            self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8",
             env=environment, start_new_session=True,  # Ctrl-C is for the server, which calls `stop`
         )  # fmt: skip
-        threading.Thread(target=self._read, args=(self._process,), name="doubt", daemon=True).start()
+        threading.Thread(target=self._read, args=(self._process, errors), name="doubt", daemon=True).start()
 
     def stop(self) -> None:
         """End the process."""
@@ -64,7 +67,7 @@ class Doubt:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(5)
 
-    def _read(self, process: subprocess.Popen[str]) -> None:
+    def _read(self, process: subprocess.Popen[str], errors: IO[str]) -> None:
         assert process.stdout is not None
         for line in process.stdout:
             message = json.loads(line)
@@ -75,7 +78,10 @@ class Doubt:
             else:
                 self.error = message["error"]
         if process.wait() and not self._is_stopped:
-            self.error = f"the process that scores the masks has ended early (status {process.returncode})."
+            errors.seek(0)
+            reason = shorten((errors.read().splitlines() or [f"status {process.returncode}"])[-1])
+            self.error = f"the process that scores the masks has ended early ({reason})."
+        errors.close()
         if self.error:
             print(f"warning: the images cannot be sorted by doubt: {self.error}", file=sys.stderr)
         self.progress = None
@@ -102,14 +108,16 @@ def _print(message: dict[str, Any]) -> None:
     print(json.dumps(message), flush=True)
 
 
-def main(folder: str, stage: str, *modules: str) -> None:
+def print_scores(folder: str, stage: str, *modules: str) -> None:
     """Score the masks of a run, and print JSON lines: {"progress": 0..1}, then {"scores": [...]} or {"error": ...}.
 
     Images that cannot be read are left out.
+
+    Args:
+        folder: the run folder.
+        stage: the stage whose masks are scored.
+        modules: the modules of the recipe's methods that are not tagmask's; they are imported.
     """
-    exit_with_parent(os.getppid())
-    with suppress(OSError, AttributeError):
-        os.nice(_NICENESS)
     import tagmask
     from tagmask.image_scores import update_image_scores
     from tagmask.method_modules import import_method_module
@@ -128,4 +136,7 @@ def main(folder: str, stage: str, *modules: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    exit_with_parent(os.getppid())
+    with suppress(OSError, AttributeError):
+        os.nice(_NICENESS)
+    print_scores(*sys.argv[1:])

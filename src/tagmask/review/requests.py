@@ -17,7 +17,7 @@ T = TypeVar("T")
 Version = Annotated[int, Field(ge=0)]
 ClassId = Annotated[int, Field(strict=False, ge=1, le=MAX_CLASSES)]
 Activation = Annotated[float, Field(strict=False, ge=0, le=1)]
-Tags = list[Annotated[int, Field(ge=1)]]
+Tags = list[Annotated[int, Field(strict=True, ge=1)]]
 
 
 class _Request(BaseModel):

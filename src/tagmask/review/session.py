@@ -130,8 +130,8 @@ class ReviewSession:
                 maps_error = str(error)
         return {
             "id": image.id, "key": image.key, "width": image.size[1], "height": image.size[0],
-            "tags": tags if saved.tags is None else saved.tags, "data_tags": tags, "version": saved.version, "state": saved.state, "maps": maps,
-            "maps_error": maps_error, "score": self.doubt.scores.get(image.id),
+            "tags": tags if saved.tags is None else saved.tags, "data_tags": tags, "version": saved.version,
+            "state": saved.state, "maps": maps, "maps_error": maps_error, "score": self.doubt.scores.get(image.id),
             "threshold": self._cutting.expected_threshold(len(tags), self._typical_num_tags),
             "too_large": image.is_too_large, "has_ground_truth": image.sample.mask is not None,
         }  # fmt: skip
