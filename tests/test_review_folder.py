@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 import tagmask.artifacts
-from tagmask import review_folder
+from tagmask import review_folder, review_log
 from tagmask.errors import RunError
 from tagmask.label_map import read_label_map
 from tagmask.review_folder import ReviewFolder
+from tagmask.review_log import ReviewLog
 
 
 def labels(value: int) -> np.ndarray:
@@ -38,7 +39,7 @@ def test_masks_states_and_the_log(review: ReviewFolder) -> None:
     }
     assert (review.read_mask("a") == 255).all()
     assert (read_label_map(review.path / "masks" / "sub" / "b.png") == 2).all()
-    assert [(event.image, event.source) for event in review.read_log()] == [
+    assert [(event.image, event.source) for event in review.log.read()] == [
         ("a", "page"), ("sub/b", "page"), ("a", "import"),
     ]  # fmt: skip
     first, last = review.history("a")
@@ -165,12 +166,40 @@ def test_a_full_disk_changes_no_state(review: ReviewFolder, monkeypatch: pytest.
     assert (review.read_mask("a") == 1).all()
 
 
+@pytest.mark.parametrize(
+    ("step", "kept"),
+    [((ReviewFolder, "_write_pending"), ("accepted", 1)), ((ReviewFolder, "_keep_in_history"), ("accepted", 1)),
+     ((ReviewLog, "append"), ("accepted", 1)), ((ReviewFolder, "_replace_mask"), ("draft", 2))],
+)  # fmt: skip
+@pytest.mark.parametrize("reader", ["read_states", "read_ground_truth", "read_reviews", "record"])
+def test_a_process_killed_at_any_step_leaves_the_mask_of_the_state(
+    review: ReviewFolder, monkeypatch: pytest.MonkeyPatch, step: tuple[type, str], kept: tuple[str, int], reader: str
+) -> None:
+    review.record("sub/a", "accepted", labels(1), source="page")
+
+    def kill(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(*step, kill)
+        review.record("sub/a", "draft", labels(2), source="page")
+    if reader == "record":
+        review.record("b", "rejected", None, source="page")
+    else:
+        getattr(review, reader)()
+    assert (review.read_mask("sub/a") == kept[1]).all()
+    assert review.read_states()["sub/a"].state == kept[0]
+    assert not [*review.path.glob("pending*")]
+    review.restore("sub/a", 0)
+    assert (review.read_mask("sub/a") == 1).all()
+
+
 def _record_many(path: Path, value: int) -> None:
     for _ in range(20):
         ReviewFolder(path).record("a", "corrected", labels(value), source=str(value))
 
 
-@pytest.mark.skipif(review_folder.fcntl is None, reason="this system has no file locks")
+@pytest.mark.skipif(review_log.fcntl is None, reason="this system has no file locks")
 def test_two_processes_lose_no_change(review: ReviewFolder) -> None:
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=_record_many, args=(review.path, value)) for value in (1, 2)]

@@ -13,7 +13,8 @@ from tagmask.corrections.formats import load_reader
 from tagmask.corrections.known_images import KnownImages
 from tagmask.errors import DataError
 from tagmask.label_map import IGNORE_INDEX, present_classes
-from tagmask.review_folder import ReviewFolder, ReviewState
+from tagmask.review_folder import ReviewFolder
+from tagmask.review_log import ReviewState
 from tagmask.text import join_first_names, pluralize
 
 

@@ -6,80 +6,27 @@ run/review/
     history/<id>/<number>.png       earlier reviewed masks of an image, to which the log refers
     used/<digest>.png               copies of the masks that a run learns from, which no change of a mask touches
 
-The log is the only record: the state of an image is that of its last line. A mask is written before its line.
+The log is the only record: the state of an image is that of its last line. A new mask is first written beside the log
+(pending-*.png), then its line, and then the file becomes the mask. If a process is killed in between, the next one
+finishes the change if it has its line, and drops it if not.
 """
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import os
 import uuid
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path, PurePath
-from types import ModuleType
-from typing import IO, Literal
+from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from tagmask.artifacts import atomic_write, read_bytes
 from tagmask.errors import RunError
 from tagmask.label_map import MAX_BYTES, read_label_map, write_label_map
-
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
-ReviewState = Literal["open", "draft", "rejected", "accepted", "corrected"]
-
-
-class ReviewEvent(BaseModel):
-    """One change: a line of the log.
-
-    Attributes:
-        time: ISO 8601, in UTC.
-        user: the name of the user's account.
-        image: id of the image.
-        state: "accepted": a person has seen the mask and left it as it was. "corrected": a person has changed it.
-            "draft": a person is changing it, and has not said that it is right. "rejected": the mask is wrong; there is
-            no reviewed mask. "open": the image is not reviewed any longer, and has no reviewed mask.
-        tags: the class names that the image shows, if the person changed them; None: as in the data set.
-        source: what made the change, for example "import of corrected.zip (cvat)".
-        before: the file in history/ that holds the reviewed mask from before the change; None if there was none.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    time: str
-    user: str
-    image: str
-    state: ReviewState
-    tags: tuple[str, ...] | None = None
-    source: str
-    before: str | None = None
-
-    @field_validator("image", "before")
-    @classmethod
-    def _stays_in_its_folder(cls, path: str | None) -> str | None:
-        if path is not None and (".." in PurePath(path).parts or PurePath(path).is_absolute()):
-            raise ValueError(f"{path!r} leads out of the folder")
-        return path
-
-    @property
-    def has_mask(self) -> bool:
-        """Whether the image has a mask in masks/ after this change."""
-        return self.state in ("draft", "accepted", "corrected")
-
-    @property
-    def is_ground_truth(self) -> bool:
-        """Whether a person has said that this mask is right."""
-        return self.state in ("accepted", "corrected")
+from tagmask.review_log import ReviewEvent, ReviewLog, ReviewState, user_name
 
 
 @dataclass(frozen=True)
@@ -113,6 +60,11 @@ class ReviewFolder:
     path: Path
 
     @property
+    def log(self) -> ReviewLog:
+        """The log of all changes."""
+        return ReviewLog(self.log_path)
+
+    @property
     def log_path(self) -> Path:
         """The path of the log."""
         return self.path / "log.jsonl"
@@ -130,7 +82,11 @@ class ReviewFolder:
 
     def read_states(self) -> dict[str, ReviewEvent]:
         """Read the last change of each image whose state is not "open". Raises RunError if the log is damaged."""
-        last = {event.image: event for event in self.read_log()}
+        self.finish_interrupted()
+        return self._read_states()
+
+    def _read_states(self) -> dict[str, ReviewEvent]:
+        last = {event.image: event for event in self.log.read()}
         return {image_id: event for image_id, event in last.items() if event.state != "open"}
 
     def read_ground_truth(self) -> dict[str, ReviewEvent]:
@@ -147,10 +103,11 @@ class ReviewFolder:
         Raises:
             RunError: the log is damaged, a mask is missing, or a file cannot be written.
         """
-        if not self.log_path.exists():
+        if not self.log.path.exists():
             return {}
-        with self._shared_lock():  # so that each mask is the one that the log speaks of
-            states = {image_id: event for image_id, event in self.read_states().items() if event.state != "draft"}
+        self.finish_interrupted()
+        with self.log.shared_lock():  # so that each mask is the one that the log speaks of
+            states = {image_id: event for image_id, event in self._read_states().items() if event.state != "draft"}
             path = self._copy_mask if copy else self.mask_path
             return {
                 image_id: ReviewedImage(path(image_id) if event.is_ground_truth else None, event.tags)
@@ -179,36 +136,6 @@ class ReviewFolder:
     @property
     def _used_path(self) -> Path:
         return self.path / "used"
-
-    def read_log(self) -> Iterator[ReviewEvent]:
-        """Read all changes, oldest first. Raises RunError if the log is damaged.
-
-        A line that a power cut has torn is left out.
-        """
-        if not self.log_path.exists():
-            return
-        with self.log_path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if (event := self.parse_line(line, number)) is not None:
-                    yield event
-
-    def parse_line(self, line: bytes, number: int) -> ReviewEvent | None:
-        """Read one line of the log; None if it is not JSON, because a power cut has torn it.
-
-        Args:
-            line: the line, with or without its end.
-            number: of the line, from 1, for the error.
-
-        Raises:
-            RunError: the line is JSON, but not a change.
-        """
-        try:
-            return ReviewEvent.model_validate_json(line.decode(errors="replace"))
-        except ValidationError as error:
-            [first, *_] = error.errors()
-            if first["type"] == "json_invalid":
-                return None
-            raise RunError(f"{self.log_path}, line {number} is damaged ({first['msg']}): remove this line.") from error
 
     def record(
         self,
@@ -243,20 +170,48 @@ class ReviewFolder:
         )  # fmt: skip
         if event.has_mask != (labels is not None):
             raise ValueError(f"the state is {state!r}, and the mask is {'missing' if labels is None else 'given'}")
-        with self._locked_log() as log:
+        with self.log.locked() as log:
+            self._finish_interrupted()
             check()
-            path = self.mask_path(image_id)
-            event = event.model_copy(update={"before": self._keep_in_history(image_id)})
-            if labels is None:
-                path.unlink(missing_ok=True)
+            pending = None if labels is None else self._write_pending(labels)
+            event = event.model_copy(update={"before": self._keep_in_history(image_id), "pending": pending})
+            self.log.append(log, event)
+            if pending is None:
+                self.mask_path(image_id).unlink(missing_ok=True)
             else:
-                write_label_map(path, labels)
-            self._append(log, event)
+                self._replace_mask(self.path / pending, image_id)
         return event
+
+    def finish_interrupted(self) -> None:
+        """Finish a change whose process was killed after it wrote the line of the log. Raises RunError if it cannot."""
+        if any(self._pending_files()):
+            with self.log.locked():
+                self._finish_interrupted()
+
+    def _finish_interrupted(self) -> None:
+        for path in self._pending_files():
+            images = [event.image for event in self.log.read() if event.pending == path.name]
+            self._replace_mask(path, images[-1]) if images else path.unlink(missing_ok=True)
+
+    def _pending_files(self) -> list[Path]:
+        return [*self.path.glob("pending-*.png")]
+
+    def _write_pending(self, labels: np.ndarray) -> str:
+        """Write a mask beside the log, surely to disk; return its name."""
+        path = self.path / f"pending-{uuid.uuid4().hex[:12]}.png"
+        write_label_map(path, labels)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        return path.name
+
+    def _replace_mask(self, pending: Path, image_id: str) -> None:
+        path = self.mask_path(image_id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(pending, path)
 
     def history(self, image_id: str) -> list[ReviewEvent]:
         """Return all changes of an image, oldest first."""
-        return [event for event in self.read_log() if event.image == image_id]
+        return [event for event in self.log.read() if event.image == image_id]
 
     def restore(
         self, image_id: str, number: int, *, source: str = "undo", check: Callable[[], None] = lambda: None
@@ -298,49 +253,3 @@ class ReviewFolder:
         with atomic_write(self.path / "history" / name) as temporary:
             temporary.write_bytes(content)
         return name
-
-    @contextmanager
-    def _shared_lock(self) -> Iterator[None]:
-        """Hold a lock on the log that keeps others from changing it (without effect on Windows)."""
-        try:
-            with self.log_path.open("rb") as log:
-                if fcntl is not None:
-                    with suppress(OSError):  # a file system without locks
-                        fcntl.flock(log, fcntl.LOCK_SH)
-                yield
-        except OSError as error:
-            raise RunError(f"cannot read {self.log_path}: {error.strerror}; make it readable.") from error
-
-    @contextmanager
-    def _locked_log(self) -> Iterator[IO[bytes]]:
-        """Open the log for appending, and hold a lock on it (without effect on Windows)."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with self.log_path.open("a+b") as log:
-                if fcntl is not None:
-                    with suppress(OSError):  # a file system without locks
-                        fcntl.flock(log, fcntl.LOCK_EX)
-                yield log
-        except OSError as error:
-            raise RunError(
-                f"cannot write {self.log_path}: {error.strerror}; free space or choose another folder."
-            ) from error
-
-    @staticmethod
-    def _append(log: IO[bytes], event: ReviewEvent) -> None:
-        """Append a line, on a line of its own even if a power cut has torn the last one."""
-        is_torn = False
-        if log.seek(0, os.SEEK_END):
-            log.seek(-1, os.SEEK_END)
-            is_torn = log.read(1) != b"\n"
-        log.write(b"\n" * is_torn + event.model_dump_json(exclude_none=True).encode() + b"\n")
-        log.flush()
-        os.fsync(log.fileno())
-
-
-def user_name() -> str:
-    """Return the name of the user's account."""
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):  # a user id without a name, as in containers
-        return "unknown"

@@ -6,21 +6,21 @@ import threading
 from collections import Counter
 
 from tagmask.errors import RunError
-from tagmask.review_folder import ReviewEvent, ReviewFolder
+from tagmask.review_log import ReviewEvent, ReviewLog
 
 
 class Changes:
-    """All changes in the log of a run, as of the last `update`.
+    """All changes in a log, as of the last `update`.
 
     Args:
-        review: the reviewed masks.
+        log: the log of a run.
 
     Attributes:
         events: the changes, oldest first.
     """
 
-    def __init__(self, review: ReviewFolder) -> None:
-        self._review = review
+    def __init__(self, log: ReviewLog) -> None:
+        self._log = log
         self._lock = threading.Lock()
         self._clear()
 
@@ -37,14 +37,12 @@ class Changes:
         """
         with self._lock:
             try:
-                status = self._review.log_path.stat()
+                status = self._log.path.stat()
             except FileNotFoundError:
                 self._clear()
                 return
             except OSError as error:
-                raise RunError(
-                    f"{self._review.log_path} cannot be read ({error.strerror}): make it readable."
-                ) from error
+                raise RunError(f"{self._log.path} cannot be read ({error.strerror}): make it readable.") from error
             if status.st_ino != self._inode or status.st_size < self._offset:  # someone has edited the file
                 self._clear()
                 self._inode = status.st_ino
@@ -52,16 +50,16 @@ class Changes:
                 self._read()
 
     def _read(self) -> None:
-        with self._review.log_path.open("rb") as file:
+        with self._log.path.open("rb") as file:
             file.seek(self._offset)
             *lines, rest = file.read().split(b"\n")
         for line in lines:
-            event = self._review.parse_line(line, self._num_lines + 1)
+            event = self._log.parse_line(line, self._num_lines + 1)
             self._offset += len(line) + 1
             self._num_lines += 1
             if event is not None:
                 self._append(event)
-        if rest and (event := self._review.parse_line(rest, self._num_lines + 1)) is not None:
+        if rest and (event := self._log.parse_line(rest, self._num_lines + 1)) is not None:
             self._offset += len(rest)
             self._append(event)
 

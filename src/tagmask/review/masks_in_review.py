@@ -12,7 +12,8 @@ from tagmask.errors import RunError
 from tagmask.label_map import present_classes, read_label_map
 from tagmask.review.changes import Changes
 from tagmask.review.images import ReviewImage, image_key
-from tagmask.review_folder import ReviewEvent, ReviewFolder, ReviewState
+from tagmask.review_folder import ReviewFolder
+from tagmask.review_log import ReviewEvent, ReviewState
 from tagmask.stage_folder import StageFolder
 
 _SOURCE = "review page"
@@ -58,7 +59,8 @@ class MasksInReview:
         self, review: ReviewFolder, stage: StageFolder, images: Mapping[str, ReviewImage], classes: Sequence[str]
     ) -> None:
         self._review, self._stage, self._images, self._classes = review, stage, images, classes
-        self._changes = Changes(review)
+        review.finish_interrupted()
+        self._changes = Changes(review.log)
         self._changes.update()
 
     def update(self) -> None:

@@ -24,7 +24,7 @@ from tagmask.review.images import ReviewImage, find_images
 from tagmask.review.masks_in_review import MasksInReview
 from tagmask.review.pictures import check_size, encode_photo, photo_etag, read_or_draw_thumbnail
 from tagmask.review.superpixels import SuperpixelSize, compute_superpixels, enlarge
-from tagmask.review_folder import user_name
+from tagmask.review_log import user_name
 
 COLUMNS = (
     "key", "id", "width", "height", "tags", "state", "doubt", "version", "corrected_tags", "has_ground_truth",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tagmask.review.images import image_key
-from tagmask.review_folder import ReviewEvent
+from tagmask.review_log import ReviewEvent
 from tests.review.browser.small_run import SIZE
 
 if TYPE_CHECKING:
