@@ -25,7 +25,7 @@ atexit.register(lambda: print(*sys.modules, file=sys.stderr))
 from tagmask.cli import main
 main()
 """
-DATA_OPTIONS = {"--tags", "--format", "--split", "--annotations", "--masks", "--class-list",
+DATA_OPTIONS = {"--tags", "--format", "--split", "--annotations", "--coco-order", "--coco-crowds", "--masks", "--class-list",
                 "--image-column", "--tags-column"}  # fmt: skip
 
 
@@ -99,9 +99,10 @@ def test_every_command_and_option_has_a_help_text(command: RunCommand, name: str
                 "--val-annotations",
                 "--skip-bad",
                 "--limit",
+                "--reviewed",
             },
         ),
-        ("check", {"--saliency", "--classes", "--limit"}),
+        ("check", {"--saliency", "--classes", "--limit", "--reviewed"}),
         ("saliency", {"--skip-bad"}),
         ("thresholds", {"--classes", "--data"}),
         ("evaluate", {"--classes", "--data"}),

@@ -16,7 +16,8 @@ from pycocotools.coco import COCO
 
 from tagmask.data.coco_mask import CocoMask, CocoObject, decode_run_lengths
 from tagmask.data.coco_reader import read_coco
-from tagmask.data.samples import TaggedImages
+from tagmask.data.samples import PngMask, TaggedImages
+from tagmask.data.source import DataSource
 from tagmask.data.verify import verify_images
 from tagmask.errors import DataError
 from tagmask.progress import Reporter
@@ -97,6 +98,40 @@ def test_small_objects_cover_large_ones_and_crowds(tmp_path: Path) -> None:
     kept = mask.remap({3: 1}).read()  # keep only the yak: the cat on it and the crowd of dogs become background
     assert kept[13, 13] == kept[5, 25] == 0
     assert (kept == 1).sum() == 200 - 16
+
+
+def test_ground_truth_of_published_figures(tmp_path: Path) -> None:
+    """ReCAM's evaluation paints the annotations in the order of the file, and leaves out crowds."""
+    crowd = np.zeros((H, W), np.uint8)
+    crowd[:, 20:] = 1
+    annotations = [
+        annotation(1, 3, box(12, 12, 4, 4)),
+        annotation(2, 90, box(10, 10, 20, 10)),
+        annotation(3, 17, uncompressed(crowd), iscrowd=1),
+    ]
+    file = write(tmp_path, annotations)
+    source = DataSource(
+        root=str(tmp_path / "images"), annotations=str(file), coco_order="file", coco_crowds="background"
+    )
+    mask = source.read().samples[1].mask
+    default = read(tmp_path, annotations).samples[1].mask
+    assert mask is not None
+    assert default is not None
+    expected = np.zeros((H, W), np.uint8)
+    expected[10:20, 10:30] = 3
+    np.testing.assert_array_equal(mask.read(), expected)
+    assert mask.fingerprint() != default.fingerprint()
+
+
+def test_png_masks_replace_the_drawn_ones(tmp_path: Path) -> None:
+    file = write(tmp_path, [annotation(1, 3, box(12, 12, 4, 4)), annotation(2, 3, box(1, 1, 4, 4), image=2)])
+    (tmp_path / "truth" / "sub").mkdir(parents=True)
+    Image.fromarray(np.full((H, W), 2, np.uint8)).save(tmp_path / "truth" / "sub" / "a.png")
+    images = DataSource(root=str(tmp_path / "images"), annotations=str(file), masks=str(tmp_path / "truth")).read()
+    masks = {sample.id: sample.mask for sample in images.samples}
+    assert isinstance(masks["sub/a"], PngMask)
+    assert isinstance(masks["b"], CocoMask)
+    assert (masks["sub/a"].read() == 2).all()
 
 
 def test_all_shapes_as_pycocotools_decodes_them(tmp_path: Path) -> None:

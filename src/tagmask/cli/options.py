@@ -92,6 +92,22 @@ class ImageOptions:
     annotations: Annotated[
         str | None, typer.Option(help="COCO's JSON file of objects (instances_*.json).", rich_help_panel=DATA_PANEL)
     ] = None
+    coco_order: Annotated[
+        Literal["area", "file"] | None,
+        typer.Option(
+            help="How COCO's objects are drawn into ground-truth masks: area (the largest first) or file (in the order "
+            "of the file, as in published figures).",
+            show_default="area", rich_help_panel=DATA_PANEL,
+        ),
+    ] = None  # fmt: skip
+    coco_crowds: Annotated[
+        Literal["ignored", "background"] | None,
+        typer.Option(
+            help="What the pixels of COCO's crowds are in ground-truth masks: ignored, or background (as in published "
+            "figures).",
+            show_default="ignored", rich_help_panel=DATA_PANEL,
+        ),
+    ] = None  # fmt: skip
     masks: Annotated[
         str | None,
         typer.Option(
@@ -112,7 +128,8 @@ class ImageOptions:
 
         return DataSource(
             root=root, format=self.format, split=self.split, tags=self.tags, annotations=self.annotations,
-            masks=self.masks, class_list=self.class_list, image_column=self.image_column, tags_column=self.tags_column,
+            coco_order=self.coco_order, coco_crowds=self.coco_crowds, masks=self.masks, class_list=self.class_list,
+            image_column=self.image_column, tags_column=self.tags_column,
         )  # fmt: skip
 
     def non_default_flags(self) -> list[str]:

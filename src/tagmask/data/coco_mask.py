@@ -6,7 +6,7 @@ import hashlib
 import marshal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pycocotools import mask as rle
@@ -14,6 +14,9 @@ from pycocotools import mask as rle
 from tagmask.errors import DataError
 from tagmask.label_map import IGNORE_INDEX
 from tagmask.text import shorten
+
+DrawingOrder = Literal["area", "file"]
+CrowdPixels = Literal["ignored", "background"]
 
 _MAX_COORDINATE = 100_000.0  # pixels; pycocotools takes time proportional to the length of each edge
 
@@ -54,25 +57,30 @@ class CocoMask:
     Attributes:
         size: (H, W) in pixels.
         objects: the annotations, in the order of the file.
+        order: "area": the largest object is drawn first, so that small objects stay visible. "file": later annotations
+            cover earlier ones, as in published figures (e.g. of ReCAM).
+        crowds: what the pixels of crowds become, over which the objects are drawn.
     """
 
     size: tuple[int, int]
     objects: tuple[CocoObject, ...]
+    order: DrawingOrder = "area"
+    crowds: CrowdPixels = "ignored"
 
     def read(self) -> np.ndarray:
         """Draw the label map, [H, W] uint8.
 
-        Crowd regions are drawn first, as ignored pixels (255). The objects follow, the largest first, so that small
-        objects stay visible.
+        Crowd regions are drawn first. The objects follow, in the order of the attribute `order`.
 
         Raises:
             DataError: run lengths are damaged.
         """
         labels = np.zeros(self.size, np.uint8)
         regions = [(item.to_rle(*self.size), item) for item in self.objects if item.shape]
-        regions.sort(key=lambda pair: (not pair[1].crowd, -int(rle.area(pair[0]))))
+        regions.sort(key=lambda pair: (not pair[1].crowd, -int(rle.area(pair[0])) if self.order == "area" else 0))
+        crowd_label = IGNORE_INDEX if self.crowds == "ignored" else 0
         for region, item in regions:
-            label = IGNORE_INDEX if item.crowd and item.class_id else item.class_id
+            label = crowd_label if item.crowd and item.class_id else item.class_id
             labels[rle.decode(region).astype(bool)] = label
         return labels
 
@@ -85,7 +93,9 @@ class CocoMask:
     def fingerprint(self) -> str:
         """Return a digest of the annotations."""
         objects = [(item.class_id, item.crowd, item.shape) for item in self.objects]
-        content = marshal.dumps((self.size, objects), 2)  # later versions depend on reference counts
+        content = marshal.dumps(
+            (self.size, objects, self.order, self.crowds), 2
+        )  # later versions depend on reference counts
         return hashlib.blake2b(content, digest_size=12).hexdigest()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tagmask.data.class_names import BACKGROUND, normalize_class_name
-from tagmask.data.coco_mask import CocoMask, parse_segmentation
+from tagmask.data.coco_mask import CocoMask, CrowdPixels, DrawingOrder, parse_segmentation
 from tagmask.data.image_files import attach_masks, find_image_files
 from tagmask.data.image_ids import unique_ids
 from tagmask.data.images import MAX_PIXELS, image_size, is_url
@@ -22,7 +22,14 @@ from tagmask.text import pluralize, shorten
 
 
 def read_coco(
-    images: Path | str, annotations: Path, *, saliency: Path | None = None, leave_out: Sequence[Path | None] = ()
+    images: Path | str,
+    annotations: Path,
+    *,
+    masks: Path | None = None,
+    saliency: Path | None = None,
+    order: DrawingOrder = "area",
+    crowds: CrowdPixels = "ignored",
+    leave_out: Sequence[Path | None] = (),
 ) -> TaggedImages:
     """Read COCO's format. The tags of an image are the categories of its annotations, including crowds.
 
@@ -34,16 +41,18 @@ def read_coco(
     Args:
         images: the folder that the file names are relative to, or a URL.
         annotations: the file of instances.
-        saliency: a folder of PNGs named `<id>.png`. The id is the name of the image without suffix.
-        leave_out: folders in which no images are looked for, besides that of the saliency maps.
+        masks, saliency: folders of PNGs named `<id>.png`. The id is the name of the image without suffix. PNGs of masks
+            hold class ids; an image with one has it in place of the drawn mask.
+        order, crowds: how masks are drawn, see `CocoMask`.
+        leave_out: further folders in which no images are looked for.
 
     Raises:
         DataError: the folder or the file cannot be read. Errors in single images are in `problems` instead.
     """
     content = _read_instances(annotations)
     classes, class_ids = _read_categories(content["categories"], annotations)
-    saliency_folders = [saliency] if saliency else []
-    files = find_image_files(images, leave_out=(*saliency_folders, *leave_out))
+    mask_folders, saliency_folders = [masks] if masks else [], [saliency] if saliency else []
+    files = find_image_files(images, leave_out=(*mask_folders, *saliency_folders, *leave_out))
     entries, problems = _group_by_image(content, annotations)
     entry_by_name: dict[str, _Entry] = {}
     tags_and_masks: dict[str, tuple[tuple[int, ...], CocoMask | None]] = {}
@@ -60,11 +69,15 @@ def read_coco(
             problems.append(Problem.from_error(entry.where, error))
     ids = unique_ids(list(entry_by_name))
     samples = [Sample(i, files.path(name), *tags_and_masks[name]) for i, name in zip(ids, entry_by_name, strict=True)]
-    samples, warnings = attach_masks(samples, [], saliency_folders)
-    masks = [mask for _, mask in tags_and_masks.values()]
-    if not any(mask and mask.objects for mask in masks):  # the file has boxes only
-        samples = [replace(sample, mask=None) for sample in samples]
-    elif num_without := sum(mask is None for mask in masks):
+    drawn = [mask for _, mask in tags_and_masks.values()]
+    has_segmentations = any(mask and mask.objects for mask in drawn)  # otherwise the file has boxes only
+    samples = [
+        replace(sample, mask=replace(mask, order=order, crowds=crowds) if mask and has_segmentations else None)
+        for sample, mask in zip(samples, drawn, strict=True)
+    ]
+    samples, warnings = attach_masks(samples, mask_folders, saliency_folders)
+    num_without = sum(sample.mask is None for sample in samples)
+    if has_segmentations and num_without:
         message = f"has annotations without segmentation, which leaves {pluralize(num_without, 'image')} without a mask"
         warnings.append(Problem(str(annotations), message, "nothing needs to be done", "warning"))
     return TaggedImages(classes, tuple(samples), (*problems, *files.problems, *warnings), annotations.stem)

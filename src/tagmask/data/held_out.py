@@ -76,6 +76,8 @@ def _folder_source(
             "tags": tags or in_folder(training.tags),
             "masks": masks or in_folder(training.masks),
             "annotations": annotations,
+            "coco_order": training.coco_order if annotations else None,
+            "coco_crowds": training.coco_crowds if annotations else None,
             "saliency": None,
             "reviewed": None,
             "class_list": _class_list(training, folder),

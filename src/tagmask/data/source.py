@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from tagmask.data.class_names import find_class_list
+from tagmask.data.coco_mask import CrowdPixels, DrawingOrder
 from tagmask.data.coco_reader import read_coco
 from tagmask.data.folder_reader import read_folders, read_untagged
 from tagmask.data.image_files import attach_reviewed_masks, require_folder
@@ -27,12 +28,12 @@ from tagmask.text import join_first_names
 Format = Literal["voc", "coco", "yolo", "table", "folders", "images"]
 
 _UNUSED_SETTINGS: dict[Format, tuple[str, ...]] = {
-    "voc": ("annotations", "image_column", "tags_column"),
-    "coco": ("tags", "split", "masks", "class_list", "image_column", "tags_column"),
-    "yolo": ("annotations", "image_column", "tags_column"),
-    "table": ("annotations",),
-    "folders": ("tags", "annotations", "image_column", "tags_column"),
-    "images": ("tags", "annotations", "split", "image_column", "tags_column"),
+    "voc": ("annotations", "image_column", "tags_column", "coco_order", "coco_crowds"),
+    "coco": ("tags", "split", "class_list", "image_column", "tags_column"),
+    "yolo": ("annotations", "image_column", "tags_column", "coco_order", "coco_crowds"),
+    "table": ("annotations", "coco_order", "coco_crowds"),
+    "folders": ("tags", "annotations", "image_column", "tags_column", "coco_order", "coco_crowds"),
+    "images": ("tags", "annotations", "split", "image_column", "tags_column", "coco_order", "coco_crowds"),
 }
 _TABLE_FILES = ("tags.csv", "annotations.xml")  # in the root; the latter is an export of CVAT
 
@@ -63,6 +64,10 @@ class DataSource(BaseModel):
             for YOLO the file of class names.
         image_column, tags_column: the columns of a table that hold the image and the tags, if they have other names.
         annotations: COCO's JSON file of instances.
+        coco_order: how COCO's objects are drawn into ground-truth masks: "area" (the default; the largest first, so
+            that small objects stay visible) or "file" (in the order of the file, as in published figures).
+        coco_crowds: what the pixels of COCO's crowds are in ground-truth masks: "ignored" (the default) or "background"
+            (as in published figures).
         masks: a folder of ground-truth masks: PNGs of class ids, named after the images.
         saliency: a folder of saliency maps: grey PNGs, named after the images.
         reviewed: a folder of masks that a person has drawn or corrected: PNGs of class ids, named after the images, for
@@ -82,6 +87,8 @@ class DataSource(BaseModel):
     image_column: str | None = None
     tags_column: str | None = None
     annotations: str | None = None
+    coco_order: DrawingOrder | None = None
+    coco_crowds: CrowdPixels | None = None
     masks: str | None = None
     saliency: str | None = None
     reviewed: str | None = None
@@ -169,7 +176,10 @@ class DataSource(BaseModel):
             annotations = self.resolve_path(self.annotations)
             if annotations is None:
                 raise DataError(f"{root} is to be read as COCO, but no JSON file is named; name it as the annotations.")
-            return read_coco(root, annotations, saliency=saliency, leave_out=leave_out)
+            return read_coco(
+                root, annotations, masks=masks, saliency=saliency, order=self.coco_order or "area",
+                crowds=self.coco_crowds or "ignored", leave_out=leave_out,
+            )  # fmt: skip
         if format == "table":
             table = tags or self._find_in_root(*_TABLE_FILES) or Path(root) / _TABLE_FILES[0]
             columns = {"image_column": self.image_column, "tags_column": self.tags_column}
