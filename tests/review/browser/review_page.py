@@ -25,11 +25,13 @@ class ReviewPage:
 
     Attributes:
         errors: JavaScript errors so far.
+        thumbnails: the number of small pictures that were loaded, where a test counts them.
     """
 
     def __init__(self, tab: Any, server: Server) -> None:
         self.tab, self.server = tab, server
         self.errors: list[str] = []
+        self.thumbnails = 0
         tab.on("pageerror", lambda error: self.errors.append(str(error)))
 
     def goto(self, url: str) -> None:

@@ -101,9 +101,9 @@ def test_an_answer_that_got_lost_is_no_conflict(page: ReviewPage) -> None:
     assert len(page.server.review.history("solo/05")) == 1
 
 
-def test_two_tabs(page: ReviewPage, context: Any, server: Server) -> None:
+def test_two_tabs(page: ReviewPage, chromium: Any, server: Server) -> None:
     page.open("pair/07")
-    other = ReviewPage(context.new_page(), server)
+    other = ReviewPage(chromium.new_page(), server)  # in a window of its own, since tabs in the background are slow
     other.goto(server.url)
     other.open("pair/07")
     theirs = paint(other, 20, 20)
@@ -132,6 +132,7 @@ def test_two_tabs(page: ReviewPage, context: Any, server: Server) -> None:
     np.testing.assert_array_equal(page.mask(), theirs)
     assert page.status == "Saved"
     assert not other.errors
+    other.tab.context.close()
 
 
 def test_versions_can_be_restored(page: ReviewPage) -> None:
