@@ -14,15 +14,18 @@ export async function openDocument(key) {
   if (last?.key === key) return;
   if (last) store.getAutosave().flush(last);
   store.document.value = null;
+  store.documentError.value = null;
   try {
     const document = unsaved.peek().get(key) ?? (await loadDocument(key));
     if (!isEditorOpen(key)) return;
     show(document);
   } catch (error) {
     if (!(error instanceof api.ApiError)) throw error;
-    if (error.status !== 0 || !isEditorOpen(key)) return store.notify(`The image cannot be opened: ${error.message}.`);
-    store.notify("The server does not answer; the page tries again.");
-    setTimeout(() => isEditorOpen(key) && !store.document.peek() && openDocument(key), 2000);
+    if (!isEditorOpen(key)) return;
+    store.documentError.value = error.message;
+    if (error.status === 0 || error.status === 403) {
+      setTimeout(() => isEditorOpen(key) && !store.document.peek() && openDocument(key), 2000);
+    }
   }
 }
 
@@ -80,12 +83,22 @@ export function finish(wanted) {
   step(+1);
 }
 
+/** Gives the open image the mask of the run again. */
 export async function reopen() {
   const document = store.document.peek();
   if (!document) return;
   document.cancel();
   await store.getAutosave().request(document, "open", 0);
   if (document.save.peek().phase === "saved") await tell(() => reload(document.key));
+}
+
+/** Does the same for an image whose reviewed mask cannot be read. */
+export function reopenDamaged(row) {
+  return tell(async () => {
+    const result = await api.postState(row.key, { state: "open", base: row.version });
+    store.updateRows([{ key: row.key, ...result }]);
+    await openDocument(row.key);
+  });
 }
 
 /** Returns the open image to an earlier saved version. */

@@ -3,7 +3,7 @@
 /** A request that failed. `status` is that of HTTP, or 0 if the server did not answer. */
 export class ApiError extends Error {
   constructor(status, message, body = {}) {
-    super(message);
+    super(message.replace(/\.$/, ""));
     this.status = status;
     this.body = body;
   }

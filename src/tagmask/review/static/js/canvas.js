@@ -7,7 +7,7 @@ import * as store from "./store.js";
 
 const MARGIN = 20; // CSS pixels around an image that fits into the window
 const MAX_SCALE = 64;
-const SMOOTH_SCALE = 5; // below which the photo is interpolated
+const SMOOTH_SCALE = 8; // below which the photo is interpolated
 const MANY_PIXELS = 2e6; // of an image whose outlines are not drawn again while a stroke goes on
 
 export class CanvasView {

@@ -1,7 +1,7 @@
 /** The classes: which one the tools paint, which ones the image shows, and their thresholds. */
 
 import { finishCut } from "./actions.js";
-import { Check, Slider, Swatch } from "./controls.js";
+import { Check, keepFocus, Slider, Swatch } from "./controls.js";
 import { html, useSignal } from "./html.js";
 import { NOT_SURE } from "./label_map.js";
 import { chooseLabel } from "./shortcuts.js";
@@ -32,7 +32,7 @@ export function ClassPanel({ document }) {
       title="After you let go of a threshold, a dense CRF moves the outlines to the edges in the photo"
     >Refine with the CRF on release<//>`}
     ${others.length > 0 && html`<details open=${others.length <= FEW && tags.length === 0}>
-      <summary>Other classes <span class="soft">${others.length}</span></summary>
+      <summary onMouseDown=${keepFocus}>Other classes <span class="soft">${others.length}</span></summary>
       ${others.length > FEW && html`<input
         type="search" placeholder="Search classes" aria-label="Search classes" value=${search.value}
         onInput=${(event) => (search.value = event.currentTarget.value)}
@@ -80,7 +80,7 @@ function LabelRow({ document, label, name, keys }) {
 function Choose({ label, color, name, share, keys }) {
   return html`<button
     type="button" class="choose" aria-pressed=${String(store.label.value === label)} title=${`Paint ${name}`}
-    onMouseDown=${(event) => event.preventDefault()} onClick=${() => chooseLabel(label)}
+    onMouseDown=${keepFocus} onClick=${() => chooseLabel(label)}
   >
     <${Swatch} color=${color} isHatched=${label === NOT_SURE} />
     <span class="choose-name">${name}</span><span class="soft share">${share}</span>${keys !== "" && html`<kbd>${keys}</kbd>`}

@@ -4,6 +4,9 @@ import { html } from "./html.js";
 import { Icon } from "./icons.js";
 import { STATE_NAMES } from "./store.js";
 
+/** For mousedown: a click does not move the focus, so that keys keep their meaning. */
+export const keepFocus = (event) => event.preventDefault();
+
 /** A button that the mouse does not give the focus, so that keys keep their meaning after a click. */
 export function Button({ icon, name, keys, isPressed, isPrimary, isQuiet, isDisabled, children, onClick, class: more = "" }) {
   const title = name && (keys ? `${name} (${keys})` : name);
@@ -14,7 +17,7 @@ export function Button({ icon, name, keys, isPressed, isPrimary, isQuiet, isDisa
     aria-label=${children ? undefined : name}
     aria-pressed=${isPressed === undefined ? undefined : String(isPressed)}
     disabled=${isDisabled}
-    onMouseDown=${(event) => event.preventDefault()}
+    onMouseDown=${keepFocus}
     onClick=${onClick}
   >
     ${icon && html`<${Icon} name=${icon} />`}${children && html`<span>${children}</span>`}

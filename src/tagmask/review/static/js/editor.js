@@ -1,6 +1,6 @@
 /** One image: its picture, the tools and the sidebar. */
 
-import { finish, openDocument, reopen, step } from "./actions.js";
+import { finish, openDocument, reopen, reopenDamaged, step } from "./actions.js";
 import { thumbnailUrl } from "./api.js";
 import { CanvasView } from "./canvas.js";
 import { ClassPanel } from "./class_panel.js";
@@ -26,7 +26,7 @@ export function Editor() {
     <${EditorHeader} row=${store.rowsByKey.value.get(key)} />
     <${Toolbar} document=${document} />
     <main class="stage">
-      ${!document && html`<p class="loading">Loading…</p>`}
+      ${!document && html`<${Missing} row=${store.rowsByKey.value.get(key)} />`}
       ${document && html`<${document.isTooLarge ? LargePicture : Picture} key=${document.key} document=${document} />`}
     </main>
     <aside class="sidebar" aria-label="Classes and tools">
@@ -69,6 +69,16 @@ function EditorHeader({ row }) {
     <${Button} icon="next" name="Next image" keys="N" isQuiet isDisabled=${position >= keys.length - 1} onClick=${() => step(+1)} />
     <${Button} name="Keys" keys="?" isQuiet onClick=${() => (store.isHelpOpen.value = true)}>Keys<//>
   </header>`;
+}
+
+/** While an image is loading, or if it cannot be read. */
+function Missing({ row }) {
+  const error = store.documentError.value;
+  if (error === null) return html`<p class="loading">Loading…</p>`;
+  return html`<div class="loading" role="alert">
+    <p>This image cannot be opened: ${error}.</p>
+    ${row && row.state !== "open" && html`<${Button} onClick=${() => reopenDamaged(row)}>Reopen: take the mask of the run<//>`}
+  </div>`;
 }
 
 /** An image that is too large for the canvas: it can be accepted or rejected by its thumbnail. */

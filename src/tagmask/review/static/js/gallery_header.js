@@ -83,6 +83,7 @@ function Classes() {
 /** The doubt is computed once, while the page is open already. */
 function Scoring() {
   const progress = store.scoring.value;
+  if (store.scoringError.value) return html`<span class="soft" title=${store.scoringError.value}>no doubt: by name</span>`;
   if (progress === null || progress >= 1) return null;
   return html`<span class="soft" role="status">computing the doubt: ${Math.round(100 * progress)} %</span>`;
 }

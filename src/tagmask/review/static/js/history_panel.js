@@ -2,11 +2,11 @@
 
 import { restoreVersion } from "./actions.js";
 import { getHistory } from "./api.js";
-import { Button, StateBadge } from "./controls.js";
+import { Button, keepFocus, StateBadge } from "./controls.js";
 import { html, useSignal } from "./html.js";
 import { notify } from "./store.js";
 
-const TIME = new Intl.DateTimeFormat("en", { dateStyle: "medium", timeStyle: "short" });
+const TIME = new Intl.DateTimeFormat("en", { month: "short", day: "numeric", hour: "numeric", minute: "2-digit" });
 
 export function HistoryPanel({ document }) {
   const isOpen = useSignal(false);
@@ -26,7 +26,7 @@ export function HistoryPanel({ document }) {
 
   return html`<section class="panel">
     <details open=${isOpen.value} onToggle=${(event) => (isOpen.value = event.currentTarget.open)}>
-      <summary>Saved versions</summary>
+      <summary onMouseDown=${keepFocus}>Saved versions</summary>
       <ol class="versions">
         ${events.value.map((event, n) => html`<li key=${event.number}>
           <${StateBadge} state=${event.state} />

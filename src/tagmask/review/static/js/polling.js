@@ -7,13 +7,14 @@ import * as store from "./store.js";
 const PERIOD = 2000; // ms
 const POLLS_PER_SCORING = 4;
 
-export const isScoring = () => store.scoring.peek() !== null && store.scoring.peek() < 1;
+const isScoring = () => !store.scoringError.peek() && store.scoring.peek() !== null && store.scoring.peek() < 1;
 
 /** The order of the images changes once, when all of them have their doubt. */
 async function followScoring() {
   const images = await getImages();
   store.scoring.value = images.scoring;
-  if (!isScoring()) store.setImages(images);
+  store.scoringError.value = images.scoring_error ?? null;
+  if (!isScoring() || store.scoringError.value) store.setImages(images);
 }
 
 export function startPolling() {

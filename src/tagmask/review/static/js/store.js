@@ -6,6 +6,7 @@ import { batch, computed, signal } from "./html.js";
 export const run = signal(null); // answer of GET /api/run
 export const images = signal([]); // rows of GET /api/images as objects
 export const scoring = signal(null); // progress of the doubt, 0..1; null: it is there
+export const scoringError = signal(null); // why there is no doubt
 export const failure = signal(null); // why the page cannot start
 export const message = signal(null); // a short text at the lower edge, which goes away by itself
 export const isHelpOpen = signal(false);
@@ -21,6 +22,7 @@ export const route = signal({ view: "gallery" });
 export const filter = signal({ text: "", classId: null, state: null }); // null: all; classId 0: images without tags
 export const order = signal("doubt"); // or "name"
 export const document = signal(null); // the MaskDocument in the editor
+export const documentError = signal(null); // why the open image cannot be shown
 export const sequence = signal([]); // keys of the images that the editor steps through
 export const selected = signal(null); // key of the image that the gallery has marked
 
@@ -57,12 +59,13 @@ export const changeFilter = (changes) => (filter.value = { ...filter.value, ...c
 export const rowsByKey = computed(() => new Map(images.value.map((row) => [row.key, row])));
 
 /** Turns the compact rows of GET /api/images into objects; `tags` are the corrected ones, if there are any. */
-export function setImages({ images: rows, columns, scoring: progress }) {
+export function setImages({ images: rows, columns, scoring: progress, scoring_error: error = null }) {
   images.value = rows.map((values) => {
     const row = Object.fromEntries(columns.map((name, i) => [name, values[i]]));
     return { ...row, dataTags: row.tags, tags: row.corrected_tags ?? row.tags, lower: row.id.toLowerCase() };
   });
   scoring.value = progress;
+  scoringError.value = error;
 }
 
 /** Notes changes of images: a list of {key, version, state, tags}. Older ones than those known are left out. */

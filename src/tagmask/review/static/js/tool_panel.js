@@ -1,7 +1,7 @@
 /** The tools and how the picture is shown. */
 
 import { redo, undo } from "./actions.js";
-import { Button, Check, Slider } from "./controls.js";
+import { Button, Check, keepFocus, Slider } from "./controls.js";
 import { html } from "./html.js";
 import * as store from "./store.js";
 
@@ -43,7 +43,7 @@ export function ToolPanel() {
     </div>`}
     ${tool === "superpixel" && html`<div class="segments" role="group" aria-label="Size of the superpixels">
       ${SUPERPIXELS.map((size) => html`<button
-        type="button" aria-pressed=${String(superpixels === size)} onMouseDown=${(event) => event.preventDefault()}
+        type="button" aria-pressed=${String(superpixels === size)} onMouseDown=${keepFocus}
         onClick=${() => store.changeSettings({ superpixels: size })}
       >${size[0].toUpperCase() + size.slice(1)}</button>`)}
     </div>`}
@@ -63,7 +63,7 @@ export function ViewPanel({ document }) {
   const { opacity } = store.settings.value;
   const label = store.label.value;
   const hasMap = document.maps.some(({ classId }) => classId === label);
-  const name = store.classesById.value.get(label)?.name ?? "this label";
+  const name = store.classesById.value.get(label)?.name;
   return html`<section class="panel">
     <h2>View</h2>
     <div class="setting">
@@ -78,6 +78,6 @@ export function ViewPanel({ document }) {
     <${Check} isChecked=${isSolo} keys="O" onChange=${(value) => store.changeView({ isSolo: value })}>Only the chosen class<//>
     ${document.maps.length > 0 && html`<${Check}
       isChecked=${isHeatShown} keys="H" onChange=${(value) => store.changeView({ isHeatShown: value })}
-    >Response map${hasMap ? ` of ${name}` : html` <span class="soft">(none of ${name})</span>`}<//>`}
+    >Response map${hasMap ? ` of ${name}` : html` <span class="soft">(none)</span>`}<//>`}
   </section>`;
 }
