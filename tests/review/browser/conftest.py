@@ -20,7 +20,8 @@ from tagmask.review.session import ReviewSession
 from tests.review.browser.review_page import ReviewPage
 from tests.review.browser.small_run import write_small_run
 
-IMAGES = [f"pair/{n:02}" for n in range(12)] + [f"solo/{n:02}" for n in range(6)]
+IMAGES = [f"{kind}/{n:02}" for kind, count in (("extra", 4), ("pair", 12), ("solo", 6)) for n in range(count)]
+VIEWPORT, TIMEOUT = {"width": 1280, "height": 800}, 20_000  # CSS pixels; ms
 STATIC = Path(__file__).resolve().parents[3] / "src" / "tagmask" / "review" / "static"
 
 
@@ -80,16 +81,33 @@ def server(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.fixture
 def context(chromium: Any) -> Iterator[Any]:
     """A browser without cookies and stored data."""
-    context = chromium.new_context(viewport={"width": 1280, "height": 800})
-    context.set_default_timeout(10_000)
+    context = chromium.new_context(viewport=VIEWPORT)
+    context.set_default_timeout(TIMEOUT)
     with contextlib.closing(context):
         yield context
 
 
 @pytest.fixture
-def page(context: Any, server: Server) -> Iterator[ReviewPage]:
-    """The gallery. A JavaScript error fails the test."""
+def new_page(context: Any, server: Server) -> Iterator[ReviewPage]:
+    """The gallery, loaded again. A JavaScript error fails the test."""
     page = ReviewPage(context.new_page(), server)
     page.goto(server.url)
     yield page
     assert not page.errors
+
+
+@pytest.fixture(scope="session")
+def shared_page(chromium: Any, server: Server) -> ReviewPage:
+    """A page that many tests use one after the other, because loading it takes longer than most of them."""
+    page = ReviewPage(chromium.new_page(viewport=VIEWPORT), server)
+    page.tab.set_default_timeout(TIMEOUT)
+    page.goto(server.url)
+    return page
+
+
+@pytest.fixture
+def page(shared_page: ReviewPage) -> Iterator[ReviewPage]:
+    """The gallery with the settings of a new browser. A JavaScript error fails the test."""
+    shared_page.reset()
+    yield shared_page
+    assert not shared_page.errors

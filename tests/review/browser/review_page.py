@@ -13,6 +13,7 @@ from tests.review.browser.small_run import SIZE
 if TYPE_CHECKING:
     from tests.review.browser.conftest import Server
 
+_SIGNALS = ["filter", "order", "tool", "label", "view", "settings", "sequence", "selected"]
 _STORE = "const store = await import('/static/js/store.js');"
 
 
@@ -32,11 +33,22 @@ class ReviewPage:
         self.tab, self.server = tab, server
         self.errors: list[str] = []
         self.thumbnails = 0
+        self._defaults: dict[str, Any] = {}
         tab.on("pageerror", lambda error: self.errors.append(str(error)))
 
     def goto(self, url: str) -> None:
         self.tab.goto(url)
         self.tab.wait_for_selector(".gallery, .stage")
+
+    def reset(self) -> None:
+        """Go to the gallery; all filters, tools and settings become those of a new browser."""
+        self.errors.clear()
+        self.wait_until_saved()
+        if not self._defaults:
+            self._defaults = self.evaluate("Object.fromEntries(argument.map((n) => [n, store[n].value]))", _SIGNALS)
+        self.evaluate("Object.entries(argument).forEach(([n, value]) => (store[n].value = value))", self._defaults)
+        self.evaluate("(await import('/static/js/router.js')).openGallery()")
+        self.tab.wait_for_selector(".gallery")
 
     def open(self, image_id: str) -> None:
         """Show an image in the editor, and wait until its photo is there."""

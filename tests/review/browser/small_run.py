@@ -17,7 +17,7 @@ from tests.report.fake_run import write_stage_record
 
 SIZE = (90, 122)  # pixels; the width is no multiple of 4
 CLASSES = ("bird", "cat", "dog")
-TAGS = {"solo": (2,), "pair": (1, 3)}
+TAGS = {"extra": (1, 2), "pair": (1, 3), "solo": (2,)}
 THRESHOLD = 0.4
 COLORS = np.array([[110, 130, 110], [40, 90, 200], [220, 160, 40], [120, 60, 40]])
 
@@ -41,7 +41,7 @@ def write_small_run(folder: Path, image_ids: list[str]) -> Path:
 
     Args:
         folder: for the images in data/ and the run in run/.
-        image_ids: "solo/..." has the tag cat, "pair/..." the tags bird and dog.
+        image_ids: "solo/..." has the tag cat, "pair/..." the tags bird and dog, "extra/..." the tags bird and cat.
 
     Returns:
         The folder of the run.

@@ -46,6 +46,18 @@ def test_a_threshold_with_arrow_keys_does_not_leave_the_image(page: ReviewPage) 
     page.press("Control+z")
 
 
+def test_a_key_that_is_held_down_accepts_one_image_only(page: ReviewPage) -> None:
+    page.tab.get_by_label("Order").select_option("name")
+    page.open("extra/00")
+    for _ in range(4):
+        page.tab.keyboard.down("Enter")  # all but the first are repetitions
+    page.tab.keyboard.up("Enter")
+    page.wait_for_image("extra/01")
+    page.wait_until_saved()
+    assert page.saved("extra/00").state == "accepted"
+    assert page.server.review.history("extra/01") == []
+
+
 def test_keys_of_the_view(page: ReviewPage) -> None:
     page.open("pair/00")
     fitted = page.evaluate("store.canvas.value.scale")

@@ -22,7 +22,7 @@ def call(chromium: Any, server: Server) -> Any:
     return lambda code, **arguments: page.evaluate(f"async (a) => {{ {module} return {code}; }}", arguments)
 
 
-CUT = """Array.from(map.cutMaps(a.maps.map((values, n) => (
+CUT = """String.fromCharCode(...map.cutMaps(a.maps.map((values, n) => (
     { classId: a.classes[n], map: new Float32Array(values), threshold: a.thresholds[n] })), a.width, a.height))"""
 
 
@@ -32,7 +32,7 @@ def cut(call: Any, maps: ResponseMaps, thresholds: list[float]) -> np.ndarray:
         CUT, maps=maps.maps.reshape(len(maps.maps), -1).tolist(), classes=maps.classes.tolist(), thresholds=thresholds,
         width=width, height=height,
     )  # fmt: skip
-    return np.array(labels, np.uint8).reshape(maps.size)
+    return np.frombuffer(labels.encode("latin-1"), np.uint8).reshape(maps.size)
 
 
 @pytest.mark.parametrize("size", [(96, 128), (61, 83), (1, 7)])

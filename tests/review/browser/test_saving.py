@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tagmask.label_map import IGNORE_INDEX
+from tagmask.review.images import image_key
 from tests.review.browser.conftest import Server
 from tests.review.browser.review_page import ReviewPage
 
@@ -20,7 +21,8 @@ def paint(page: ReviewPage, x: float, y: float) -> np.ndarray:
     return mask
 
 
-def test_changes_are_saved_as_a_draft_and_are_there_after_a_reload(page: ReviewPage) -> None:
+def test_changes_are_saved_as_a_draft_and_are_there_after_a_reload(new_page: ReviewPage) -> None:
+    page = new_page
     page.open("solo/01")
     mask = paint(page, 20, 20)
     assert page.status == "Saving…"
@@ -32,7 +34,8 @@ def test_changes_are_saved_as_a_draft_and_are_there_after_a_reload(page: ReviewP
     np.testing.assert_array_equal(page.mask(), mask)
 
 
-def test_a_reload_before_the_autosave_loses_nothing(page: ReviewPage) -> None:
+def test_a_reload_before_the_autosave_loses_nothing(new_page: ReviewPage) -> None:
+    page = new_page
     page.open("solo/02")
     page.tab.route("**/mask?state=*", lambda route: route.abort())  # as if the page closed before the request left
     mask = paint(page, 30, 30)
@@ -46,7 +49,8 @@ def test_a_reload_before_the_autosave_loses_nothing(page: ReviewPage) -> None:
     np.testing.assert_array_equal(page.saved_mask("solo/02"), mask)
 
 
-def test_what_was_not_saved_is_saved_when_the_gallery_opens(page: ReviewPage, server: Server) -> None:
+def test_what_was_not_saved_is_saved_when_the_gallery_opens(new_page: ReviewPage, server: Server) -> None:
+    page = new_page
     page.open("solo/03")
     page.tab.route("**/mask?state=*", lambda route: route.abort())
     mask = paint(page, 30, 30)
@@ -62,7 +66,8 @@ def test_what_was_not_saved_is_saved_when_the_gallery_opens(page: ReviewPage, se
     np.testing.assert_array_equal(page.saved_mask("solo/03"), mask)
 
 
-def test_a_server_that_ends_and_starts_again(page: ReviewPage, server: Server, context: Any) -> None:
+def test_a_server_that_ends_and_starts_again(new_page: ReviewPage, server: Server, context: Any) -> None:
+    page = new_page
     page.open("solo/04")
     server.stop()
     mask = paint(page, 40, 40)
@@ -81,7 +86,8 @@ def test_a_server_that_ends_and_starts_again(page: ReviewPage, server: Server, c
     assert page.tab.locator(".bar").count() == 0
 
 
-def test_an_answer_that_got_lost_is_no_conflict(page: ReviewPage) -> None:
+def test_an_answer_that_got_lost_is_no_conflict(new_page: ReviewPage) -> None:
+    page = new_page
     page.open("solo/05")
     is_first = True
 
@@ -101,7 +107,8 @@ def test_an_answer_that_got_lost_is_no_conflict(page: ReviewPage) -> None:
     assert len(page.server.review.history("solo/05")) == 1
 
 
-def test_two_tabs(page: ReviewPage, chromium: Any, server: Server) -> None:
+def test_two_tabs(new_page: ReviewPage, chromium: Any, server: Server) -> None:
+    page = new_page
     page.open("pair/07")
     other = ReviewPage(chromium.new_page(), server)  # in a window of its own, since tabs in the background are slow
     other.goto(server.url)
@@ -135,7 +142,8 @@ def test_two_tabs(page: ReviewPage, chromium: Any, server: Server) -> None:
     other.tab.context.close()
 
 
-def test_versions_can_be_restored(page: ReviewPage) -> None:
+def test_versions_can_be_restored(new_page: ReviewPage) -> None:
+    page = new_page
     page.open("pair/08")
     page.press("Enter")
     page.wait_for_image("pair/09")
@@ -153,3 +161,17 @@ def test_versions_can_be_restored(page: ReviewPage) -> None:
     page.press("Shift+R")
     page.wait_for("store.document.value?.version === 4")
     assert page.saved("pair/08").state == "open"
+
+
+def test_a_damaged_mask_can_be_given_up(new_page: ReviewPage) -> None:
+    page = new_page
+    page.open("extra/02")
+    paint(page, 40, 40)
+    page.wait_until_saved()
+    page.press("Escape")
+    page.server.review.mask_path("extra/02").write_bytes(b"damaged")
+    page.evaluate("(await import('/static/js/router.js')).openImage(argument)", image_key("extra/02"))
+    page.tab.wait_for_selector(".loading:has-text('This image cannot be opened')")
+    page.tab.get_by_role("button", name="Reopen").click()
+    page.wait_for_image("extra/02")
+    np.testing.assert_array_equal(page.mask(), page.run_mask("extra/02"))

@@ -74,9 +74,15 @@ export function step(direction) {
   return openGallery();
 }
 
+/** The document of the image that the address names; undefined while it is loading. */
+function shownDocument() {
+  const document = store.document.peek();
+  return document && isEditorOpen(document.key) ? document : undefined;
+}
+
 /** Sets the state of the open image and goes to the next one; it is saved meanwhile. */
 export function finish(wanted) {
-  const document = store.document.peek();
+  const document = shownDocument();
   if (!document) return;
   document.commit();
   store.getAutosave().request(document, wanted, 0);
@@ -85,7 +91,7 @@ export function finish(wanted) {
 
 /** Gives the open image the mask of the run again. */
 export async function reopen() {
-  const document = store.document.peek();
+  const document = shownDocument();
   if (!document) return;
   document.cancel();
   await store.getAutosave().request(document, "open", 0);

@@ -98,6 +98,7 @@ function open(row) {
 function handleKey(event, rows, layout, element) {
   const isOther = event.ctrlKey || event.metaKey || event.altKey || store.isHelpOpen.peek();
   if (event.defaultPrevented || isOther || isUsedByField(event.target, event.key)) return;
+  if (event.repeat && !event.key.startsWith("Arrow") && !event.key.startsWith("Page")) return;
   const index = rows.findIndex(({ key }) => key === store.selected.peek());
   const page = layout.columns * Math.max(1, Math.floor(element.clientHeight / layout.rowHeight));
   const moves = {
@@ -151,13 +152,16 @@ function Tile({ row, width, height, left, top, position, total }) {
 function Thumbnail({ row }) {
   const isWaiting = useSignal(true);
   const isLoaded = useSignal(false);
+  const isBroken = useSignal(false);
   useEffect(() => {
     const timer = setTimeout(() => (isWaiting.value = false), THUMBNAIL_DELAY);
     return () => clearTimeout(timer);
   }, []);
   if (isWaiting.value) return null;
+  if (isBroken.value) return html`<span class="tile-broken">no picture</span>`;
   return html`<img
     src=${thumbnailUrl(row.key, row.version)} alt="" decoding="async" draggable=${false}
     class=${isLoaded.value ? "is-loaded" : ""} onLoad=${() => (isLoaded.value = true)}
+    onError=${() => (isBroken.value = true)}
   />`;
 }

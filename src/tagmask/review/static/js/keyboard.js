@@ -4,6 +4,7 @@ import { EDITOR_KEYS } from "./shortcuts.js";
 import { document as openDocument, isHelpOpen, route } from "./store.js";
 
 const byKey = new Map(EDITOR_KEYS.flatMap(([, shortcuts]) => shortcuts.flatMap((one) => one.keys.map((key) => [key, one]))));
+const ONCE = new Set(["Enter", "r", "Delete", "Shift+R"]); // a key that is held down judges one image only
 const WHILE_LOADING = new Set(["Escape", "g", "n", "p", "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "?"]);
 
 /** Returns the name of a pressed key, for example "a", "Ctrl+Shift+Z" or "+". */
@@ -30,6 +31,7 @@ function onKeyDown(event) {
   if (!shortcut || isUsedByField(event.target, name)) return;
   if (!openDocument.peek() && !WHILE_LOADING.has(name)) return;
   event.preventDefault();
+  if (event.repeat && ONCE.has(name)) return;
   shortcut.run(event.key);
 }
 
