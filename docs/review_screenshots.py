@@ -18,12 +18,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-SIZE = {"width": 1280, "height": 800}
 QUALITY = 82
 PAUSE = 1500  # ms, for pictures to load and the CRF to run
 
@@ -91,7 +90,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with review_server(arguments.run) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=arguments.chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport=SIZE, color_scheme="dark" if arguments.dark else "light")
+        scheme: Literal["dark", "light"] = "dark" if arguments.dark else "light"
+        page = browser.new_page(viewport={"width": 1280, "height": 800}, color_scheme=scheme)
         page.goto(address)
         review_some(page)
         save(page, arguments.out / "review-gallery.webp")

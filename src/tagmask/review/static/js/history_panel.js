@@ -6,7 +6,9 @@ import { Button, keepFocus, StateBadge } from "./controls.js";
 import { html, useSignal } from "./html.js";
 import { notify } from "./store.js";
 
-const TIME = new Intl.DateTimeFormat("en", { month: "short", day: "numeric", hour: "numeric", minute: "2-digit" });
+const TIME = new Intl.DateTimeFormat("en", {
+  month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23",
+});
 
 export function HistoryPanel({ document }) {
   const isOpen = useSignal(false);
