@@ -23,6 +23,8 @@ from typing import Any, Literal
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
+from tagmask.review.images import image_key
+
 QUALITY = 82
 PAUSE = 1500  # ms, for pictures to load and the CRF to run
 
@@ -51,6 +53,7 @@ def save(page: Any, path: Path) -> None:
 
 def review_some(page: Any) -> None:
     """Accept and reject a few images in the gallery."""
+    page.wait_for_selector("text=computing the doubt", state="detached", timeout=600_000)
     page.wait_for_function("() => document.querySelectorAll('.tile img.is-loaded').length > 8")
     for key in ("ArrowRight", "a", "ArrowRight", "r", "ArrowRight", "a", "ArrowRight", "ArrowRight"):
         page.keyboard.press(key)
@@ -59,9 +62,7 @@ def review_some(page: Any) -> None:
 
 def edit(page: Any, image: str) -> None:
     """Open an image, change its first threshold, and paint pixels that are not sure."""
-    page.get_by_label("Search names").fill(image)
-    page.keyboard.press("Enter")
-    page.locator(f".tile[aria-label^='{image}']").click()
+    page.evaluate("(key) => { location.hash = `#/image/${key}`; }", image_key(image))
     page.wait_for_selector("canvas")
     page.wait_for_timeout(PAUSE)
     page.locator(".threshold input").first.focus()
@@ -69,8 +70,10 @@ def edit(page: Any, image: str) -> None:
         page.keyboard.press("ArrowRight")
     page.wait_for_timeout(PAUSE)
     page.keyboard.press("u")
+    for _ in range(4):
+        page.keyboard.press("[")
     box = page.locator("canvas").bounding_box()
-    x, y = box["x"] + box["width"] * 0.42, box["y"] + box["height"] * 0.8
+    x, y = box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.85
     page.mouse.move(x, y)
     page.mouse.down()
     page.mouse.move(x + 120, y + 20, steps=12)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.review.browser.review_page import ReviewPage
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_gallery_open_paint_accept_next(page: ReviewPage) -> None:
@@ -81,6 +84,14 @@ def test_help_lists_every_key(page: ReviewPage) -> None:
     page.press("Escape")
     assert page.tab.locator("dialog.help[open]").count() == 0
     assert page.evaluate("store.route.value.view") == "editor"  # Escape has closed the help only
+
+
+def test_the_guide_names_every_key(page: ReviewPage) -> None:
+    _, _, guide = (ROOT / "docs" / "guides" / "reviewing.md").read_text(encoding="utf-8").partition("## Keys")
+    groups = page.evaluate("(await import('/static/js/shortcuts.js')).EDITOR_KEYS")
+    for key in (key["keys"][0] for _, keys in groups for key in keys):
+        name = {"Escape": "Esc", "Ctrl+z": "Ctrl-Z", "Ctrl+Shift+Z": "Ctrl-Shift-Z", "Shift+R": "Shift-R"}.get(key, key)
+        assert name in guide if len(name) > 1 else f"`{name.upper()}`" in guide, key
 
 
 def test_every_control_has_a_name(page: ReviewPage) -> None:

@@ -11,6 +11,7 @@ export function GalleryHeader() {
   return html`<header class="header">
     <div class="header-row">
       <h1>${name}<span class="soft">masks of ${stage}</span></h1>
+      <${Scoring} />
       <${Progress} />
       <${SaveIndicator} />
       <${Button} name="Keys" keys="?" isQuiet onClick=${() => (store.isHelpOpen.value = true)}>Keys<//>
@@ -20,7 +21,6 @@ export function GalleryHeader() {
       <${States} />
       <label class="choice"><span>Class</span><${Classes} /></label>
       <label class="choice"><span>Order</span><${Order} /></label>
-      <${Scoring} />
     </div>
   </header>`;
 }
