@@ -41,9 +41,9 @@ def test_a_reload_before_the_autosave_loses_nothing(new_page: ReviewPage) -> Non
     mask = paint(page, 30, 30)
     page.tab.on("dialog", lambda dialog: dialog.accept())  # "Leave site?"
     page.tab.reload()
-    page.tab.unroute("**/mask?state=*")
     page.wait_for_image("solo/02")
     np.testing.assert_array_equal(page.mask(), mask)
+    page.tab.unroute("**/mask?state=*")  # not while the page loads: requests that Playwright holds would never end
     page.wait_until_saved()
     page.wait_for("store.document.value.save.value.phase === 'saved'")
     np.testing.assert_array_equal(page.saved_mask("solo/02"), mask)
@@ -60,6 +60,7 @@ def test_what_was_not_saved_is_saved_when_the_gallery_opens(new_page: ReviewPage
     page.press("Escape")
     page.tab.on("dialog", lambda dialog: dialog.accept())
     page.tab.reload()
+    page.tab.wait_for_selector(".save.is-failed")
     page.tab.unroute("**/mask?state=*")
     page.tab.wait_for_selector(".tile.is-corrected[aria-label^='solo/03']")
     assert page.saved("solo/03").state == "corrected"
