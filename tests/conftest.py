@@ -14,6 +14,7 @@ from PIL import Image
 from tagmask.compute import Compute
 from tagmask.data.samples import PngMask, Sample, TaggedImages
 from tagmask.progress import Reporter
+from tagmask.report import drawing
 from tagmask.stage import ArtifactKind, StageContext
 from tagmask.stage_folder import StageFolder
 
@@ -37,6 +38,14 @@ def _own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     """Dry runs keep their estimates in the user's cache folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _small_pictures() -> Iterator[None]:
+    """Draw the pictures of reports at the size of the images: WebP would take half of the time of a toy run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "MAX_WIDTH", 60)
         yield
 
 

@@ -15,7 +15,7 @@ import tagmask
 COLORS = {"red": (220, 40, 40), "green": (40, 220, 40), "blue": (40, 40, 220)}
 RECIPE = "scratch"
 SETTINGS = [
-    "cam.backbone=resnet10t", "cam.epochs=2", "cam.batch_size=4", "cam.crop_size=32", "cam.long_side_range=[40,48]",
+    "cam.backbone=test_resnet", "cam.epochs=2", "cam.batch_size=4", "cam.crop_size=32", "cam.long_side_range=[40,48]",
     "cam.scales=[1.0]", "segment.epochs=2", "segment.batch_size=4", "segment.crop_size=32", "segment.crf.steps=2",
 ]  # fmt: skip
 TAGS = ["red", "green", "blue", "red;green", "green;blue", "", "red;green;blue", "blue"]

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import tagmask
+from tagmask import compute
 from tests.runs import SETTINGS
 
 
@@ -27,13 +28,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tags.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        tagmask.run("photos", "run", tags="tags.csv", recipe="scratch", settings=SETTINGS, device="cpu", quiet=True)
+        arguments = {"recipe": "scratch", "settings": SETTINGS, "device": "cpu", "workers": 0, "quiet": True}
+        tagmask.run("photos", "run", tags="tags.csv", **arguments)
     return folder
 
 
 @pytest.mark.parametrize("name", [*tagmask.__all__, "tagmask"])
 def test_examples(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
+    monkeypatch.setattr(compute, "default_workers", lambda processes=1: 0)  # to start them takes longer than the work
     target = tagmask if name == "tagmask" else getattr(tagmask, name)
     module = sys.modules["tagmask" if name == "tagmask" else target.__module__]
     namespace = {**vars(module), "tagmask": tagmask, "TOY_SETTINGS": SETTINGS}

@@ -12,6 +12,7 @@ import pytest
 from tagmask.evaluate import MapScores
 from tagmask.measure import ActivationStats, SegmentationReport, ThresholdReport
 from tagmask.measure.metrics import SegmentationMetric, ThresholdCurveMetric
+from tagmask.report import drawing
 from tagmask.report.content import Example, NextStep, Picture, Report, StageSummary
 
 TARGET = np.repeat([[0, 1, 2]], 9, 0).repeat(3, 1).astype(np.uint8)  # [9, 9]: three columns of each label
@@ -33,6 +34,11 @@ def scores(num_classes: int, num_ignored_rows: int) -> SegmentationReport:
     preds[:num_ignored_rows] = 255
     metric.update(preds, TARGET)
     return metric.compute()
+
+
+@pytest.fixture(autouse=True)
+def _pictures_of_full_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawing, "MAX_WIDTH", 400)
 
 
 @pytest.fixture
