@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import { unsaved } from "./autosave.js";
 import { loadDocument } from "./document.js";
+import { changedRectangle } from "./label_map.js";
 import { openGallery, openImage } from "./router.js";
 import * as store from "./store.js";
 
@@ -49,7 +50,7 @@ function saveChanges(document) {
   let labels = document.labels.slice();
   document.revision.subscribe((revision) => {
     if (revision === first) return;
-    const isMaskSame = labels.every((value, i) => value === document.labels[i]);
+    const isMaskSame = changedRectangle(labels, document.labels, document.width) === null;
     if (isMaskSame && tags === document.tags.peek()) return;
     labels = document.labels.slice();
     tags = document.tags.peek();
@@ -147,7 +148,9 @@ export function finishCut(document) {
 export function resizeBrush(factor) {
   const { diameter } = store.settings.peek();
   const next = Math.round(diameter * factor);
-  store.changeSettings({ diameter: Math.min(200, Math.max(1, next === diameter ? diameter + Math.sign(factor - 1) : next)) });
+  store.changeSettings({
+    diameter: Math.min(200, Math.max(1, next === diameter ? diameter + Math.sign(factor - 1) : next)),
+  });
 }
 
 async function tell(task) {

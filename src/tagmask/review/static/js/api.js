@@ -41,8 +41,11 @@ const json = async (path, options) => read(await request(path, options), "json")
 
 const bytes = async (path, options) => read(await request(path, options), "arrayBuffer");
 
-const post = (path, value) =>
-  ({ method: "POST", body: JSON.stringify(value), headers: { "Content-Type": "application/json" } });
+const post = (path, value) => ({
+  method: "POST",
+  body: JSON.stringify(value),
+  headers: { "Content-Type": "application/json" },
+});
 
 const image = (key, rest = "") => `images/${key}${rest}`;
 
@@ -63,13 +66,14 @@ export async function getMask(key, of = "current") {
 export const getMaps = async (key) => new Float32Array(await bytes(image(key, "/maps")));
 
 /** Returns the segment of each pixel, Uint32Array; size is "small", "medium" or "large". */
-export const getSuperpixels = async (key, size) => new Uint32Array(await bytes(image(key, `/superpixels?size=${size}`)));
+export const getSuperpixels = async (key, size) =>
+  new Uint32Array(await bytes(image(key, `/superpixels?size=${size}`)));
 
 /** Returns the mask that the maps give at some thresholds {class id: threshold}, Uint8Array. */
 export const postCut = async (key, thresholds, crf) =>
   new Uint8Array(await bytes(image(key, "/cut"), post("", { thresholds, crf })));
 
-/** Saves a mask; state is "draft" or "accept", tags are class ids or null to leave them. Returns {version, state, tags}. */
+/** Saves a mask; state is "draft" or "accept", tags are class ids. Returns {version, state, tags}. */
 export const putMask = (key, labels, { state, base, tags }) =>
   json(image(key, `/mask?state=${state}&base=${base}`), {
     method: "PUT",

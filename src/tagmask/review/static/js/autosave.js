@@ -123,7 +123,9 @@ export class Autosave {
     try {
       const details = await api.getImage(document.key);
       const labels = document.isTooLarge ? sent : (await api.getMask(document.key)).labels;
-      const isDone = { draft: ["draft"], accept: ["accepted", "corrected"], reject: ["rejected"], open: ["open"] }[wanted];
+      const isDone = { draft: ["draft"], accept: ["accepted", "corrected"], reject: ["rejected"], open: ["open"] }[
+        wanted
+      ];
       const isSame = !isDone || wanted === "reject" || wanted === "open" || isEqual(labels, sent);
       if (isSame && isEqual(details.tags, document.tags.value) && (!isDone || isDone.includes(details.state))) {
         this.#finish(document, number, { ...details, tags: details.corrected_tags });
@@ -169,7 +171,9 @@ export class Autosave {
 
   /** The keys of the images that the local storage has. */
   keptKeys() {
-    return Object.keys(localStorage).filter((name) => name.startsWith(this.prefix)).map((name) => name.slice(this.prefix.length));
+    return Object.keys(localStorage)
+      .filter((name) => name.startsWith(this.prefix))
+      .map((name) => name.slice(this.prefix.length));
   }
 
   /** Brings back what was not saved when the page was closed. */

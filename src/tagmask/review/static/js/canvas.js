@@ -93,7 +93,12 @@ export class CanvasView {
   changeColors() {
     const only = store.view.value.isSolo ? store.label.value : null;
     this.overlay.setColors(store.classesById.value.values(), store.settings.value.opacity, only);
-    this.overlay.draw(this.document.labels, { left: 0, top: 0, right: this.document.width, bottom: this.document.height });
+    this.overlay.draw(this.document.labels, {
+      left: 0,
+      top: 0,
+      right: this.document.width,
+      bottom: this.document.height,
+    });
     this.paths.mask = null;
     this.redraw();
   }
@@ -143,13 +148,19 @@ export class CanvasView {
   reveal([x, y]) {
     const [width, height] = this.size;
     const shown = [this.offset[0] + x * this.scale, this.offset[1] + y * this.scale];
-    const inside = [Math.min(width - MARGIN, Math.max(MARGIN, shown[0])), Math.min(height - MARGIN, Math.max(MARGIN, shown[1]))];
+    const inside = [
+      Math.min(width - MARGIN, Math.max(MARGIN, shown[0])),
+      Math.min(height - MARGIN, Math.max(MARGIN, shown[1])),
+    ];
     if (inside[0] !== shown[0] || inside[1] !== shown[1]) this.moveBy(inside[0] - shown[0], inside[1] - shown[1]);
   }
 
   /** Puts the keyboard's cursor into the image. */
   startCursor() {
-    this.cursor ??= this.pointer ?? [Math.floor(this.document.width / 2) + 0.5, Math.floor(this.document.height / 2) + 0.5];
+    this.cursor ??= this.pointer ?? [
+      Math.floor(this.document.width / 2) + 0.5,
+      Math.floor(this.document.height / 2) + 0.5,
+    ];
     this.element.focus();
     this.redraw();
   }
@@ -209,7 +220,12 @@ export class CanvasView {
     if (isRound) path.arc(point[0], point[1], radius, 0, 2 * Math.PI);
     if (this.cursor) {
       const arm = 9 / this.scale;
-      for (const [dx, dy] of [[1, 0], [-1, 0], [0, 1], [0, -1]]) {
+      for (const [dx, dy] of [
+        [1, 0],
+        [-1, 0],
+        [0, 1],
+        [0, -1],
+      ]) {
         path.moveTo(point[0] + dx * 0.3 * arm, point[1] + dy * 0.3 * arm);
         path.lineTo(point[0] + dx * arm, point[1] + dy * arm);
       }

@@ -20,29 +20,47 @@ export function ClassPanel({ document }) {
   return html`<section class="panel">
     <h2>In this image ${isNew && html`<span class="soft">tags corrected</span>`}</h2>
     <ul class="classes">
-      ${tags.map((classId, n) => html`<${ClassRow} key=${classId} document=${document} classId=${classId} number=${n + 1} />`)}
+      ${tags.map(
+        (classId, n) => html`<${ClassRow}
+        key=${classId} document=${document} classId=${classId} number=${n + 1}
+      />`,
+      )}
       ${!tags.length && html`<li class="soft note">No tags. Tick a class below if the image shows it.</li>`}
-      ${!document.isTooLarge && html`
+      ${
+        !document.isTooLarge &&
+        html`
         <${LabelRow} document=${document} label=${0} name="Background" keys="E" />
-        <${LabelRow} document=${document} label=${NOT_SURE} name="Not sure" keys="U" />`}
+        <${LabelRow} document=${document} label=${NOT_SURE} name="Not sure" keys="U" />`
+      }
     </ul>
     ${document.mapsError && html`<p class="soft note">No thresholds: ${document.mapsError}</p>`}
-    ${document.maps.length > 0 && html`<${Check}
+    ${
+      document.maps.length > 0 &&
+      html`<${Check}
       isChecked=${store.settings.value.crf} onChange=${(crf) => store.changeSettings({ crf })}
       title="After you let go of a threshold, a dense CRF moves the outlines to the edges in the photo"
-    >Refine with the CRF on release<//>`}
-    ${others.length > 0 && html`<details open=${others.length <= FEW && tags.length === 0}>
+    >Refine with the CRF on release<//>`
+    }
+    ${
+      others.length > 0 &&
+      html`<details open=${others.length <= FEW && tags.length === 0}>
       <summary onMouseDown=${keepFocus}>Other classes <span class="soft">${others.length}</span></summary>
-      ${others.length > FEW && html`<input
+      ${
+        others.length > FEW &&
+        html`<input
         type="search" placeholder="Search classes" aria-label="Search classes" value=${search.value}
         onInput=${(event) => (search.value = event.currentTarget.value)}
-      />`}
+      />`
+      }
       <ul class="classes others">
-        ${shown.map((classId) => html`<${ClassRow}
+        ${shown.map(
+          (classId) => html`<${ClassRow}
           key=${classId} document=${document} classId=${classId} number=${tags.length + others.indexOf(classId) + 1}
-        />`)}
+        />`,
+        )}
       </ul>
-    </details>`}
+    </details>`
+    }
   </section>`;
 }
 
@@ -60,9 +78,15 @@ function ClassRow({ document, classId, number }) {
       <input
         type="checkbox" aria-label=${`${name}: the image shows it`} title="The image shows this class" checked=${isTag}
         onChange=${(event) => document.setTag(classId, event.currentTarget.checked)}
-        onPointerUp=${(event) => { const box = event.currentTarget; setTimeout(() => box.blur()); }}
+        onPointerUp=${(event) => {
+          const box = event.currentTarget;
+          setTimeout(() => box.blur());
+        }}
       />
-      <${Choose} label=${classId} color=${color} name=${name} share=${percent(document, classId)} keys=${number <= 9 ? number : ""} />
+      <${Choose}
+        label=${classId} color=${color} name=${name} share=${percent(document, classId)}
+        keys=${number <= 9 ? number : ""}
+      />
     </div>
     ${isTag && hasMap && html`<${Threshold} document=${document} classId=${classId} name=${name} />`}
   </li>`;
@@ -83,7 +107,8 @@ function Choose({ label, color, name, share, keys }) {
     onMouseDown=${keepFocus} onClick=${() => chooseLabel(label)}
   >
     <${Swatch} color=${color} isHatched=${label === NOT_SURE} />
-    <span class="choose-name">${name}</span><span class="soft share">${share}</span>${keys !== "" && html`<kbd>${keys}</kbd>`}
+    <span class="choose-name">${name}</span><span class="soft share">${share}</span>
+    ${keys !== "" && html`<kbd>${keys}</kbd>`}
   </button>`;
 }
 

@@ -8,7 +8,18 @@ import { STATE_NAMES } from "./store.js";
 export const keepFocus = (event) => event.preventDefault();
 
 /** A button that the mouse does not give the focus, so that keys keep their meaning after a click. */
-export function Button({ icon, name, keys, isPressed, isPrimary, isQuiet, isDisabled, children, onClick, class: more = "" }) {
+export function Button({
+  icon,
+  name,
+  keys,
+  isPressed,
+  isPrimary,
+  isQuiet,
+  isDisabled,
+  children,
+  onClick,
+  class: more = "",
+}) {
   const title = name && (keys ? `${name} (${keys})` : name);
   return html`<button
     type="button"
@@ -26,10 +37,10 @@ export function Button({ icon, name, keys, isPressed, isPrimary, isQuiet, isDisa
 }
 
 /** A slider; it gives the focus back when the mouse lets go. */
-export function Slider({ name, min, max, step, value, onInput, onChange, isDisabled, class: more = "" }) {
+export function Slider({ name, min, max, step, value, onInput, onChange }) {
   const release = (event) => event.currentTarget.blur();
   return html`<input
-    type="range" class=${more} aria-label=${name} min=${min} max=${max} step=${step} value=${value} disabled=${isDisabled}
+    type="range" aria-label=${name} min=${min} max=${max} step=${step} value=${value}
     onInput=${(event) => onInput(Number(event.currentTarget.value))} onChange=${onChange} onPointerUp=${release}
   />`;
 }
@@ -39,7 +50,10 @@ export function Check({ isChecked, onChange, keys, children, title }) {
   return html`<label class="check" title=${title}>
     <input
       type="checkbox" checked=${isChecked} onChange=${(event) => onChange(event.currentTarget.checked)}
-      onPointerUp=${(event) => { const box = event.currentTarget; setTimeout(() => box.blur()); }}
+      onPointerUp=${(event) => {
+        const box = event.currentTarget;
+        setTimeout(() => box.blur());
+      }}
     />
     <span>${children}</span>${keys && html`<kbd>${keys}</kbd>`}
   </label>`;

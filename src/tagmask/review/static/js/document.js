@@ -3,7 +3,14 @@
 import * as api from "./api.js";
 import { History } from "./history.js";
 import {
-  changedRectangle, copyRectangle, countLabels, cutMaps, NOT_SURE, paintPixels, pasteRectangle, union,
+  changedRectangle,
+  copyRectangle,
+  countLabels,
+  cutMaps,
+  NOT_SURE,
+  paintPixels,
+  pasteRectangle,
+  union,
 } from "./label_map.js";
 import { signal } from "../vendor/signals-core.js";
 
@@ -51,7 +58,9 @@ export class MaskDocument {
   begin() {
     if (this.step) this.commit();
     this.step = {
-      labels: this.labels.slice(), painted: this.painted.slice(), tags: this.tags.value,
+      labels: this.labels.slice(),
+      painted: this.painted.slice(),
+      tags: this.tags.value,
       thresholds: this.thresholds.value,
     };
   }
@@ -69,11 +78,14 @@ export class MaskDocument {
     if (!rectangle && isSame) return null;
     const part = (labels, painted, tags, thresholds) => ({
       labels: rectangle && copyRectangle(labels, this.width, rectangle),
-      painted: rectangle && copyRectangle(painted, this.width, rectangle), tags, thresholds,
+      painted: rectangle && copyRectangle(painted, this.width, rectangle),
+      tags,
+      thresholds,
     });
-    this.addNewTags(before.labels);
+    if (rectangle) this.addNewTags();
     const change = {
-      name, rectangle,
+      name,
+      rectangle,
       before: part(before.labels, before.painted, before.tags, before.thresholds),
       after: part(this.labels, this.painted, this.tags.value, this.thresholds.value),
       bytes: 1024 + 4 * (rectangle ? (rectangle.right - rectangle.left) * (rectangle.bottom - rectangle.top) : 0),
@@ -126,8 +138,8 @@ export class MaskDocument {
   }
 
   /** A class that has been painted is a tag of the image. */
-  addNewTags(labelsBefore) {
-    const [before, after] = [countLabels(labelsBefore), countLabels(this.labels)];
+  addNewTags() {
+    const [before, after] = [this.counts.value, countLabels(this.labels)];
     const isNew = (label) => label !== 0 && label !== NOT_SURE && after[label] && !before[label];
     const added = [...after.keys()].filter((label) => isNew(label) && !this.tags.value.includes(label));
     if (added.length) this.tags.value = [...this.tags.value, ...added].sort((a, b) => a - b);

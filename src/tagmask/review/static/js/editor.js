@@ -30,13 +30,16 @@ export function Editor() {
       ${document && html`<${document.isTooLarge ? LargePicture : Picture} key=${document.key} document=${document} />`}
     </main>
     <aside class="sidebar" aria-label="Classes and tools">
-      ${document && html`
+      ${
+        document &&
+        html`
         <div class="panels">
           <${ClassPanel} document=${document} />
           ${!document.isTooLarge && html`<${ToolPanel} /><${ViewPanel} document=${document} />`}
           <${HistoryPanel} key=${document.key} document=${document} />
         </div>
-        <${Verdict} />`}
+        <${Verdict} />`
+      }
     </aside>
   </div>`;
 }
@@ -61,12 +64,22 @@ function EditorHeader({ row }) {
     <${Button} icon="back" name="Back to the gallery" keys="Esc" isQuiet onClick=${openGallery}>Gallery<//>
     <h1 title=${row?.id}>${row?.id ?? "Unknown image"}</h1>
     <${StateBadge} state=${state} />
-    ${state !== "open" && document && html`<${Button} name="Back to the mask of the run" keys="Shift+R" isQuiet onClick=${reopen}>Reopen<//>`}
+    ${
+      state !== "open" &&
+      document &&
+      html`<${Button} name="Back to the mask of the run" keys="Shift+R" isQuiet onClick=${reopen}>Reopen<//>`
+    }
     <span class="spacer"></span>
     <${SaveIndicator} />
     <span class="position">${position + 1} of ${keys.length.toLocaleString("en")}</span>
-    <${Button} icon="previous" name="Previous image" keys="P" isQuiet isDisabled=${position <= 0} onClick=${() => step(-1)} />
-    <${Button} icon="next" name="Next image" keys="N" isQuiet isDisabled=${position >= keys.length - 1} onClick=${() => step(+1)} />
+    <${Button}
+      icon="previous" name="Previous image" keys="P" isQuiet
+      isDisabled=${position <= 0} onClick=${() => step(-1)}
+    />
+    <${Button}
+      icon="next" name="Next image" keys="N" isQuiet
+      isDisabled=${position >= keys.length - 1} onClick=${() => step(+1)}
+    />
     <${Button} name="Keys" keys="?" isQuiet onClick=${() => (store.isHelpOpen.value = true)}>Keys<//>
   </header>`;
 }
@@ -75,9 +88,12 @@ function EditorHeader({ row }) {
 function Missing({ row }) {
   const error = store.documentError.value;
   if (error === null) return html`<p class="loading">Loading…</p>`;
+  if (!row) return html`<p class="loading" role="alert">The run has no such image.</p>`;
   return html`<div class="loading" role="alert">
     <p>This image cannot be opened: ${error}.</p>
-    ${row && row.state !== "open" && html`<${Button} onClick=${() => reopenDamaged(row)}>Reopen: take the mask of the run<//>`}
+    ${
+      row?.state !== "open" && html`<${Button} onClick=${() => reopenDamaged(row)}>Reopen: take the mask of the run<//>`
+    }
   </div>`;
 }
 
@@ -86,8 +102,8 @@ function LargePicture({ document }) {
   return html`<div class="large-picture">
     <img src=${thumbnailUrl(document.key, document.version)} alt=${`Photo and mask of ${document.id}`} />
     <p>
-      This image has ${document.width} × ${document.height} pixels, too many for this page. Accept or reject its mask, or
-      correct it in another program and import it with <code>tagmask import</code>.
+      This image has ${document.width} × ${document.height} pixels, too many for this page. Accept or reject its
+      mask, or correct it in another program and import it with <code>tagmask import</code>.
     </p>
   </div>`;
 }
@@ -134,7 +150,9 @@ function Zoom() {
 
 function Verdict() {
   return html`<div class="verdict">
-    <${Button} name="The mask is wrong: nothing learns from it" keys="R" icon="cross" onClick=${() => finish("reject")}>Reject<//>
+    <${Button}
+      name="The mask is wrong: nothing learns from it" keys="R" icon="cross" onClick=${() => finish("reject")}
+    >Reject<//>
     <${Button} name="The mask is right" keys="Enter" icon="check" isPrimary onClick=${() => finish("accept")}>Accept<//>
   </div>`;
 }

@@ -13,6 +13,7 @@ const TILE_WIDTH = 208; // CSS pixels, at least
 const CAPTION_HEIGHT = 54;
 const GAP = 14;
 const EXTRA_ROWS = 2; // above and below the visible ones
+const SHOWN_TAGS = 2; // of which the names fit below a picture
 const THUMBNAIL_DELAY = 60; // ms for which a tile must be there before its picture is loaded
 
 export function Gallery() {
@@ -46,7 +47,12 @@ function Grid({ rows }) {
   }, []);
 
   useLayoutEffect(() => {
-    if (size.value.width) reveal(scroller.current, layout, rows.findIndex(({ key }) => key === store.selected.peek()));
+    if (size.value.width)
+      reveal(
+        scroller.current,
+        layout,
+        rows.findIndex(({ key }) => key === store.selected.peek()),
+      );
   }, [size.value.width]);
 
   useEffect(() => {
@@ -58,19 +64,22 @@ function Grid({ rows }) {
   const first = Math.max(0, Math.floor((top.value - GAP) / layout.rowHeight) - EXTRA_ROWS);
   const last = Math.ceil((top.value + size.value.height) / layout.rowHeight) + EXTRA_ROWS;
   const start = first * layout.columns;
+  const height = Math.ceil(rows.length / layout.columns) * layout.rowHeight + GAP;
   const visible = size.value.width ? rows.slice(start, last * layout.columns) : [];
   return html`<div
     class="grid" ref=${scroller} tabindex="0" role="listbox" aria-label="Images"
     aria-activedescendant=${store.selected.value ? `tile-${store.selected.value}` : undefined}
     onScroll=${(event) => (top.value = event.currentTarget.scrollTop)}
   >
-    <div class="grid-inner" style=${{ height: `${Math.ceil(rows.length / layout.columns) * layout.rowHeight + GAP}px` }}>
-      ${visible.map((row, n) => html`<${Tile}
+    <div class="grid-inner" style=${{ height: `${height}px` }}>
+      ${visible.map(
+        (row, n) => html`<${Tile}
         key=${row.key} row=${row} width=${layout.width} height=${layout.rowHeight - GAP}
         left=${GAP + ((start + n) % layout.columns) * (layout.width + GAP)}
         top=${GAP + Math.floor((start + n) / layout.columns) * layout.rowHeight}
         position=${start + n + 1} total=${rows.length}
-      />`)}
+      />`,
+      )}
     </div>
   </div>`;
 }
@@ -102,12 +111,19 @@ function handleKey(event, rows, layout, element) {
   const index = rows.findIndex(({ key }) => key === store.selected.peek());
   const page = layout.columns * Math.max(1, Math.floor(element.clientHeight / layout.rowHeight));
   const moves = {
-    ArrowLeft: -1, ArrowRight: 1, ArrowUp: -layout.columns, ArrowDown: layout.columns, PageUp: -page, PageDown: page,
-    Home: -rows.length, End: rows.length,
+    ArrowLeft: -1,
+    ArrowRight: 1,
+    ArrowUp: -layout.columns,
+    ArrowDown: layout.columns,
+    PageUp: -page,
+    PageDown: page,
+    Home: -rows.length,
+    End: rows.length,
   };
   const row = rows[index];
   if (event.key in moves) {
-    const next = index < 0 && event.key !== "End" ? 0 : Math.min(rows.length - 1, Math.max(0, index + moves[event.key]));
+    const next =
+      index < 0 && event.key !== "End" ? 0 : Math.min(rows.length - 1, Math.max(0, index + moves[event.key]));
     store.selected.value = rows[next].key;
     reveal(element, layout, next);
   } else if (event.key === "Enter" && row) open(row);
@@ -134,15 +150,22 @@ function Tile({ row, width, height, left, top, position, total }) {
       <span class="tile-name" title=${row.id}><bdi>${row.id}</bdi></span>
       <span class="tile-facts">
         <span class="tile-tags" title=${names.join(", ")}>
-          ${row.tags.slice(0, 2).map((tag, n) => html`<span class="tag"><${Swatch} color=${classes.get(tag)?.color} />${names[n]}</span>`)}
-          ${row.tags.length > 2 && html`<span class="soft">+${row.tags.length - 2}</span>`}
+          ${row.tags.slice(0, SHOWN_TAGS).map(
+            (tag, n) => html`<span class="tag">
+            <${Swatch} color=${classes.get(tag)?.color} />${names[n]}
+          </span>`,
+          )}
+          ${row.tags.length > SHOWN_TAGS && html`<span class="soft">+${row.tags.length - SHOWN_TAGS}</span>`}
           ${!row.tags.length && html`<span class="soft">no tags</span>`}
         </span>
-        ${row.state === "open"
-          ? row.doubt !== null && html`<span class="doubt" title=${`Doubt ${row.doubt.toFixed(2)}: how likely the mask is wrong, 0 to 1`}>
+        ${
+          row.state === "open"
+            ? row.doubt !== null &&
+              html`<span class="doubt" title=${`Doubt ${row.doubt.toFixed(2)}: how likely the mask is wrong, 0 to 1`}>
               <span style=${{ width: `${Math.min(100, Math.round(100 * row.doubt))}%` }}></span>
             </span>`
-          : html`<${StateBadge} state=${row.state} />`}
+            : html`<${StateBadge} state=${row.state} />`
+        }
       </span>
     </div>
   </div>`;

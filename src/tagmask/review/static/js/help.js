@@ -11,7 +11,10 @@ const HIDDEN = new Set(["=", "Ctrl+y"]); // they are the same on other keyboards
 
 function nameOf({ keys, shown }) {
   if (shown) return [shown];
-  return keys.filter((key) => !HIDDEN.has(key)).slice(0, 2).map((key) => NAMES[key] ?? key.replace(/(^|\+)([a-z])$/, (text) => text.toUpperCase()));
+  return keys
+    .filter((key) => !HIDDEN.has(key))
+    .slice(0, 2)
+    .map((key) => NAMES[key] ?? key.replace(/(^|\+)([a-z])$/, (text) => text.toUpperCase()));
 }
 
 export function Help() {
@@ -28,14 +31,18 @@ export function Help() {
   >
     <header><h2>Keys</h2><${Button} icon="cross" name="Close" isQuiet onClick=${close} /></header>
     <div class="help-groups">
-      ${groups.map(([title, shortcuts]) => html`<section>
+      ${groups.map(
+        ([title, shortcuts]) => html`<section>
         <h3>${title}</h3>
         <dl>
-          ${shortcuts.map((one) => html`<div>
+          ${shortcuts.map(
+            (one) => html`<div>
             <dt>${nameOf(one).map((key) => html`<kbd>${key}</kbd>`)}</dt><dd>${one.text}</dd>
-          </div>`)}
+          </div>`,
+          )}
         </dl>
-      </section>`)}
+      </section>`,
+      )}
     </div>
   </dialog>`;
 }

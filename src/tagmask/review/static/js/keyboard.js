@@ -3,7 +3,9 @@
 import { EDITOR_KEYS } from "./shortcuts.js";
 import { document as openDocument, isHelpOpen, route } from "./store.js";
 
-const byKey = new Map(EDITOR_KEYS.flatMap(([, shortcuts]) => shortcuts.flatMap((one) => one.keys.map((key) => [key, one]))));
+const byKey = new Map(
+  EDITOR_KEYS.flatMap(([, shortcuts]) => shortcuts.flatMap((one) => one.keys.map((key) => [key, one]))),
+);
 const ONCE = new Set(["Enter", "r", "Delete", "Shift+R"]); // a key that is held down judges one image only
 const WHILE_LOADING = new Set(["Escape", "g", "n", "p", "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "?"]);
 

@@ -14,7 +14,8 @@ import { SaveBar } from "./save_indicator.js";
 import * as store from "./store.js";
 
 function Page() {
-  if (store.failure.value) return html`<main class="failure"><h1>tagmask review</h1><p>${store.failure.value}</p></main>`;
+  if (store.failure.value)
+    return html`<main class="failure"><h1>tagmask review</h1><p>${store.failure.value}</p></main>`;
   if (!store.run.value) return html`<p class="loading" role="status">Loading…</p>`;
   return html`
     <${SaveBar} />
@@ -39,7 +40,8 @@ function watchClosing() {
     const autosave = store.getAutosave();
     autosave.keepAll();
     autosave.retry();
-    if ([...unsaved.peek().values()].some((document) => document.save.peek().phase === "failed")) event.preventDefault();
+    if ([...unsaved.peek().values()].some((document) => document.save.peek().phase === "failed"))
+      event.preventDefault();
   });
   addEventListener("pagehide", () => store.getAutosave().keepAll());
   addEventListener("online", () => store.getAutosave().retry());

@@ -3,7 +3,14 @@
 import { NOT_SURE, outlines, upsampleRows } from "./label_map.js";
 
 // As in `ResponseMaps.figure`: dark blue, teal, yellow, red, with even steps in lightness up to yellow.
-const HEAT = [[38, 20, 90], [45, 80, 150], [40, 150, 150], [120, 200, 110], [250, 220, 70], [230, 60, 40]];
+const HEAT = [
+  [38, 20, 90],
+  [45, 80, 150],
+  [40, 150, 150],
+  [120, 200, 110],
+  [250, 220, 70],
+  [230, 60, 40],
+];
 
 const rgba = (red, green, blue, alpha) => ((alpha << 24) | (blue << 16) | (green << 8) | red) >>> 0; // little-endian
 

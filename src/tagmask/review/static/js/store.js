@@ -13,7 +13,11 @@ export const isHelpOpen = signal(false);
 
 export const STATES = ["open", "draft", "accepted", "corrected", "rejected"];
 export const STATE_NAMES = {
-  open: "Open", draft: "Draft", accepted: "Accepted", corrected: "Corrected", rejected: "Rejected",
+  open: "Open",
+  draft: "Draft",
+  accepted: "Accepted",
+  corrected: "Corrected",
+  rejected: "Rejected",
 };
 
 /** The address after #: {view: "gallery"} or {view: "editor", key}. */
@@ -121,10 +125,7 @@ let autosave = null;
 /** The Autosave of this run. */
 export function getAutosave() {
   const { name, num_images: numImages } = run.peek();
-  autosave ??= new Autosave(
-    (key, result) => updateRows([{ key, ...result }]),
-    `tagmask-review:${name}:${numImages}:`,
-  );
+  autosave ??= new Autosave((key, result) => updateRows([{ key, ...result }]), `tagmask-review:${name}:${numImages}:`);
   return autosave;
 }
 

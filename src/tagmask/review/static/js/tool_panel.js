@@ -13,15 +13,18 @@ const TOOLS = [
 ];
 
 export function Toolbar({ document }) {
-  const hasHistory = document && document.revision.value >= 0;
+  void document?.revision.value; // the buttons change with every step
+  const { canUndo, canRedo } = document?.history ?? {};
   return html`<div class="toolbar" role="toolbar" aria-label="Tools" aria-orientation="vertical">
-    ${TOOLS.map(([name, title, keys]) => html`<${Button}
+    ${TOOLS.map(
+      ([name, title, keys]) => html`<${Button}
       icon=${name} name=${title} keys=${keys} isQuiet isPressed=${store.tool.value === name}
       onClick=${() => (store.tool.value = name)}
-    />`)}
+    />`,
+    )}
     <span class="divider"></span>
-    <${Button} icon="undo" name="Undo" keys="Ctrl+Z" isQuiet isDisabled=${!(hasHistory && document.history.canUndo)} onClick=${undo} />
-    <${Button} icon="redo" name="Redo" keys="Ctrl+Shift+Z" isQuiet isDisabled=${!(hasHistory && document.history.canRedo)} onClick=${redo} />
+    <${Button} icon="undo" name="Undo" keys="Ctrl+Z" isQuiet isDisabled=${!canUndo} onClick=${undo} />
+    <${Button} icon="redo" name="Redo" keys="Ctrl+Shift+Z" isQuiet isDisabled=${!canRedo} onClick=${redo} />
   </div>`;
 }
 
@@ -33,20 +36,28 @@ export function ToolPanel() {
   const [, title] = TOOLS.find(([name]) => name === tool);
   return html`<section class="panel">
     <h2>${title}</h2>
-    ${(tool === "brush" || tool === "eraser") && html`<div class="setting">
+    ${
+      (tool === "brush" || tool === "eraser") &&
+      html`<div class="setting">
       <span>Size</span>
       <${Slider}
         name="Brush size" min="0" max="100" step="1" value=${toSlider(diameter)}
         onInput=${(value) => store.changeSettings({ diameter: fromSlider(value) })}
       />
       <output>${diameter} px</output>
-    </div>`}
-    ${tool === "superpixel" && html`<div class="segments" role="group" aria-label="Size of the superpixels">
-      ${SUPERPIXELS.map((size) => html`<button
+    </div>`
+    }
+    ${
+      tool === "superpixel" &&
+      html`<div class="segments" role="group" aria-label="Size of the superpixels">
+      ${SUPERPIXELS.map(
+        (size) => html`<button
         type="button" aria-pressed=${String(superpixels === size)} onMouseDown=${keepFocus}
         onClick=${() => store.changeSettings({ superpixels: size })}
-      >${size[0].toUpperCase() + size.slice(1)}</button>`)}
-    </div>`}
+      >${size[0].toUpperCase() + size.slice(1)}</button>`,
+      )}
+    </div>`
+    }
     <${Check}
       isChecked=${keep} keys="K" onChange=${(value) => store.changeSettings({ keep: value })}
       title="The brush paints only on background; the eraser removes only the chosen class"
@@ -75,9 +86,14 @@ export function ViewPanel({ document }) {
       <output>${Math.round(100 * opacity)} %</output>
     </div>
     <${Check} isChecked=${isMaskShown} keys="M" onChange=${(value) => store.changeView({ isMaskShown: value })}>Mask<//>
-    <${Check} isChecked=${isSolo} keys="O" onChange=${(value) => store.changeView({ isSolo: value })}>Only the chosen class<//>
-    ${document.maps.length > 0 && html`<${Check}
+    <${Check}
+      isChecked=${isSolo} keys="O" onChange=${(value) => store.changeView({ isSolo: value })}
+    >Only the chosen class<//>
+    ${
+      document.maps.length > 0 &&
+      html`<${Check}
       isChecked=${isHeatShown} keys="H" onChange=${(value) => store.changeView({ isHeatShown: value })}
-    >Response map${hasMap ? ` of ${name}` : html` <span class="soft">(none)</span>`}<//>`}
+    >Response map${hasMap ? ` of ${name}` : html` <span class="soft">(none)</span>`}<//>`
+    }
   </section>`;
 }
