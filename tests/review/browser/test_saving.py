@@ -137,6 +137,7 @@ def test_two_tabs(new_page: ReviewPage, chromium: Any, server: Server) -> None:
     page.tab.wait_for_selector(".save.is-conflict")
     page.click("Take theirs")
     page.wait_for("store.document.value.version === 4")
+    assert page.evaluate("store.rowsByKey.value.get(store.document.value.key).version") == 4
     np.testing.assert_array_equal(page.mask(), theirs)
     assert page.status == "Saved"
     assert not other.errors

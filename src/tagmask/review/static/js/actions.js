@@ -31,7 +31,10 @@ export async function openDocument(key) {
 }
 
 function show(document) {
+  const { key, version, state, tags, dataTags } = document;
+  const isCorrected = tags.peek().join() !== dataTags.join();
   store.batch(() => {
+    store.updateRows([{ key, version, state: state.peek(), tags: isCorrected ? tags.peek() : null }]);
     store.document.value = document;
     const { value } = document.tags;
     const label = store.label.peek();
