@@ -25,8 +25,8 @@ atexit.register(lambda: print(*sys.modules, file=sys.stderr))
 from tagmask.cli import main
 main()
 """
-DATA_OPTIONS = {"--tags", "--format", "--split", "--annotations", "--coco-order", "--coco-crowds", "--masks", "--class-list",
-                "--image-column", "--tags-column"}  # fmt: skip
+DATA_OPTIONS = {"--tags", "--format", "--split", "--annotations", "--coco-order", "--coco-crowds", "--masks",
+                "--class-list", "--image-column", "--tags-column"}  # fmt: skip
 
 
 def imported_modules(*arguments: str | Path) -> tuple[str, set[str]]:
