@@ -55,7 +55,9 @@ class ReviewEvent(BaseModel):
     @field_validator("image", "before", "pending")
     @classmethod
     def _stays_in_its_folder(cls, path: str | None) -> str | None:
-        if path is not None and (".." in PurePath(path).parts or PurePath(path).is_absolute()):
+        if path is None or path.isalnum():  # quick, for logs of many thousand lines
+            return path
+        if ".." in PurePath(path).parts or PurePath(path).is_absolute():
             raise ValueError(f"{path!r} leads out of the folder")
         return path
 

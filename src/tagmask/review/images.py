@@ -19,7 +19,7 @@ MAX_EDITOR_PIXELS = 32 * 2**20
 """Larger images are not sent to the page: a browser would need ten bytes per pixel and more."""
 
 _MAX_SIDE = 16_384  # pixels; of a canvas in most browsers
-_READERS = 16  # threads, for file systems that answer slowly
+_READERS, _GROUP = 16, 64  # threads, for file systems that answer slowly; images that a thread takes at a time
 _PNG_HEADER = struct.Struct(">8s4x4sII")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -64,22 +64,18 @@ def find_images(samples: Iterable[Sample], stage: StageFolder) -> dict[str, Revi
     mask."""
     samples = list(samples)
     with ThreadPoolExecutor(_READERS) as pool:
-        sizes = pool.map(lambda sample: _find_size(sample, stage.mask_path(sample.id)), samples)
-        images = (
-            ReviewImage(image_key(sample.id), sample, size)
-            for sample, size in zip(samples, sizes, strict=True)
-            if size is not None
-        )
-        return {image.key: image for image in images}
+        groups = [samples[start : start + _GROUP] for start in range(0, len(samples), _GROUP)]
+        found = pool.map(lambda group: [_find_image(sample, stage) for sample in group], groups)
+        return {image.key: image for group in found for image in group if image is not None}
 
 
-def _find_size(sample: Sample, mask: Path) -> tuple[int, int] | None:
-    """Return the (H, W) of an image; None if it has no mask."""
-    size = _read_png_size(mask)
+def _find_image(sample: Sample, stage: StageFolder) -> ReviewImage | None:
+    """Return an image; None if the stage has no mask of it."""
+    size = _read_png_size(stage.mask_path(sample.id))
     if size == (0, 0):
         with suppress(DataError):
-            return image_size(sample.image)
-    return size
+            size = image_size(sample.image)
+    return size and ReviewImage(image_key(sample.id), sample, size)
 
 
 def _read_png_size(path: Path) -> tuple[int, int] | None:
