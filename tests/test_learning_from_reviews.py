@@ -41,14 +41,28 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tagmask.Ru
 
 @pytest.fixture(scope="module")
 def continued(finished: tagmask.Run, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tagmask.Run:
-    """Return a finished run in which two masks were corrected and one rejected, and that was run again."""
+    """Return a finished run in which two masks were corrected and one rejected, and that was run again.
+
+    A person goes on with one of the masks while the run learns; this has no effect on the run.
+    """
     folder = shutil.copytree(finished.folder, tmp_path_factory.mktemp("continued") / "run")
     review = tagmask.load(folder).review
     for image_id in CORRECTED:
         review.record(image_id, "corrected", circle(3), source="test")
     review.record("3", "rejected", None, source="test")
     review.record("4", "draft", circle(1), source="test")
-    return toy_run(data, folder, SHORT)
+    run_stages = tagmask.api.run_stages
+
+    def reject_and_run(*arguments: Any, **settings: Any) -> None:
+        review.record(CORRECTED[0], "rejected", None, source="test")
+        assert not review.mask_path(CORRECTED[0]).exists()
+        run_stages(*arguments, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tagmask.api.run_stages", reject_and_run)
+        run = toy_run(data, folder, SHORT)
+    review.record(CORRECTED[0], "corrected", circle(3), source="test")
+    return run
 
 
 def test_the_reviewed_masks_are_the_masks_of_their_images_in_every_stage(continued: tagmask.Run) -> None:
@@ -96,41 +110,16 @@ def test_a_finished_run_with_reviews_is_finished_until_they_change(
     folder = shutil.copytree(continued.folder, tmp_path / "run")
     toy_run(data, folder, SHORT, quiet=False)
     assert "is already finished" in capfd.readouterr().err
+    assert len(list((folder / "review" / "used").iterdir())) == 1  # both masks have the same content
     tagmask.load(folder).review.record("7", "draft", circle(1), source="test")
     toy_run(data, folder, SHORT, quiet=False)
     assert "is already finished" in capfd.readouterr().err
     before = contents(folder)
-    tagmask.load(folder).review.record("7", "corrected", circle(1), source="test")
+    tagmask.load(folder).review.record(CORRECTED[0], "rejected", None, source="test")
     with pytest.raises(RunError, match=r"pseudo_masks was made with other settings \(threshold 'auto' → 0\.4\)"):
         toy_run(data, folder, [*SHORT, "pseudo_masks.threshold=0.4"])
     changed = {name for name, value in contents(folder).items() if before.get(name) != value}
     assert all(name.startswith("review/") for name in changed)
-
-
-def test_the_next_run_notices_what_changes_during_a_run(
-    continued: tagmask.Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    """The run itself uses what was reviewed when it began, although the file of the mask is gone."""
-    folder, empty = shutil.copytree(continued.folder, tmp_path / "run"), [*SHORT, "segment.epochs=0"]
-    review = tagmask.load(folder).review
-    run_stages = tagmask.api.run_stages
-
-    def reject_and_run(*arguments: Any, **settings: Any) -> None:
-        review.record("0", "rejected", None, source="test")
-        run_stages(*arguments, **settings)
-
-    monkeypatch.setattr("tagmask.api.run_stages", reject_and_run)
-    run = toy_run(data, folder, empty, redo=True)
-    np.testing.assert_array_equal(read_label_map(run.folder / "segment/masks/0.png"), circle(3))
-    monkeypatch.undo()
-    capfd.readouterr()
-    toy_run(data, folder, empty, quiet=False)
-    printed = capfd.readouterr().err
-    assert "8 images, 3 classes (blue, green, red), 1 reviewed mask →" in printed
-    assert "1 fewer reviewed mask and 1 more rejected mask: makes pseudo_masks, segment again" in printed
-    assert "[1/3] cam: already done" in printed
-    assert len(list((folder / "review" / "used").iterdir())) == 1
 
 
 def test_reviewed_masks_have_no_doubt_and_are_counted(continued: tagmask.Run) -> None:
