@@ -171,7 +171,9 @@ def test_a_full_disk_changes_no_state(review: ReviewFolder, monkeypatch: pytest.
     [((ReviewFolder, "_write_pending"), ("accepted", 1)), ((ReviewFolder, "_keep_in_history"), ("accepted", 1)),
      ((ReviewLog, "append"), ("accepted", 1)), ((ReviewFolder, "_replace_mask"), ("draft", 2))],
 )  # fmt: skip
-@pytest.mark.parametrize("reader", ["read_states", "read_ground_truth", "read_reviews", "record"])
+@pytest.mark.parametrize(
+    "reader", ["read_mask", "read_states", "read_ground_truth", "read_reviews", "record", "restore"]
+)
 def test_a_process_killed_at_any_step_leaves_the_mask_of_the_state(
     review: ReviewFolder, monkeypatch: pytest.MonkeyPatch, step: tuple[type, str], kept: tuple[str, int], reader: str
 ) -> None:
@@ -185,9 +187,13 @@ def test_a_process_killed_at_any_step_leaves_the_mask_of_the_state(
         review.record("sub/a", "draft", labels(2), source="page")
     if reader == "record":
         review.record("b", "rejected", None, source="page")
+    elif reader == "restore":
+        review.restore("sub/a", 1 if kept[0] == "draft" else 0)
+    elif reader == "read_mask":
+        review.read_mask("sub/a")
     else:
         getattr(review, reader)()
-    assert (review.read_mask("sub/a") == kept[1]).all()
+    assert (read_label_map(review.mask_path("sub/a")) == kept[1]).all()
     assert review.read_states()["sub/a"].state == kept[0]
     assert not [*review.path.glob("pending*")]
     review.restore("sub/a", 0)

@@ -75,6 +75,7 @@ class ReviewFolder:
 
     def read_mask(self, image_id: str) -> np.ndarray:
         """Read the reviewed mask of an image, [H, W] uint8. Raises RunError if there is none."""
+        self.finish_interrupted()
         path = self.mask_path(image_id)
         if not path.exists():
             raise RunError(f"the image {image_id!r} has no reviewed mask in {self.path}: review it first.")
@@ -228,6 +229,7 @@ class ReviewFolder:
             IndexError: there is no such change.
             RunError: the earlier mask is missing, or a file cannot be written.
         """
+        self.finish_interrupted()
         events = self.history(image_id)
         if not -1 <= number < len(events):
             raise IndexError(f"{image_id!r} has {len(events)} changes, so there is no change {number}")
