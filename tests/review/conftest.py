@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,13 +39,24 @@ def write_run(folder: Path, data: Path) -> Path:
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return write_toy(tmp_path / "data")
+def data(tmp_path: Path, template: Path) -> Path:
+    return Path(shutil.copytree(template / "data", tmp_path / "data"))
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the data and the run that each test gets a copy of."""
+    folder = tmp_path_factory.mktemp("template")
+    write_run(folder / "run", write_toy(folder / "data"))
+    return folder
 
 
 @pytest.fixture
-def folder(tmp_path: Path, data: Path) -> Path:
-    return write_run(tmp_path / "run", data)
+def folder(tmp_path: Path, data: Path, template: Path) -> Path:
+    folder = Path(shutil.copytree(template / "run", tmp_path / "run"))
+    record = folder / "run.json"
+    record.write_text(record.read_text().replace(str(template), str(tmp_path)))
+    return folder
 
 
 @pytest.fixture

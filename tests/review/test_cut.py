@@ -15,7 +15,7 @@ from tagmask.refine.settings import CrfSettings
 from tagmask.review.cutting import Cutting
 from tagmask.run_folder import RunSources
 from tests.report.fake_run import FakeRun
-from tests.review.conftest import Tab, write_run
+from tests.review.conftest import Tab
 
 
 @pytest.fixture
@@ -46,17 +46,15 @@ def test_classes_without_a_threshold_take_no_part(tab: Tab, maps: ResponseMaps) 
 
 
 def test_the_crf_has_the_settings_of_the_stage_that_cut_the_maps(
-    tmp_path: Path, data: Path, request: pytest.FixtureRequest
+    folder: Path, data: Path, request: pytest.FixtureRequest
 ) -> None:
-    settings = {"crf": {"steps": 3, "bilateral_srgb": 20}, "gt_prob": 0.6}
-    folder = write_run(tmp_path / "run", data)
+    crf = CrfSettings(steps=3, bilateral_srgb=20)
     recipe = (folder / "recipe.yaml").read_text().replace("gt_prob: 0.7", "gt_prob: 0.6")
     recipe = recipe.replace("steps: 10", "steps: 3", 1).replace("bilateral_srgb: 5.0", "bilateral_srgb: 20.0", 1)
     (folder / "recipe.yaml").write_text(recipe)
     maps: ResponseMaps = request.getfixturevalue("maps")
     tab: Tab = request.getfixturevalue("tab")
     image = tagmask.read_image(data / "3.png")
-    crf = CrfSettings(**settings["crf"])  # type: ignore[arg-type]
     np.testing.assert_array_equal(cut(tab, {"2": 0.3, "3": 0.6}, crf=True), cut_maps(image, maps, [0.3, 0.6], crf, 0.6))
 
 
