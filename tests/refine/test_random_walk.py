@@ -1,13 +1,12 @@
 """Tests of the random walk against the code of IRN and an exact dense transition matrix in float64."""
 
 import math
-import tracemalloc
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.memory import peak_memory
 
 from tagmask.large_images import MAX_PIXELS
 from tagmask.maps import ResponseMaps, grid_size
@@ -106,16 +105,6 @@ def test_a_coarsened_grid_takes_at_least_one_step(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(random_walk, "MAX_CELLS", 60)
     for steps in (0, 1):
         assert np.array_equal(propagate(maps, boundary, steps=1), propagate(maps, boundary, steps=steps)) == bool(steps)
-
-
-def peak_memory(compute: Callable[[], object]) -> int:
-    """Return the bytes of the arrays that NumPy holds at the same time during a call, beyond those before it."""
-    tracemalloc.start()
-    try:
-        compute()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
 
 
 def test_the_memory_for_the_largest_image_is_bounded() -> None:
