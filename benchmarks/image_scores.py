@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-import tagmask
+from tagmask.api import load_run
 from tagmask.image_scores import sort_scores
 from tagmask.measure.image_score import ImageScore
 
@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="worker processes")
     arguments = parser.parse_args()
     for path in arguments.runs:
-        run = tagmask.load(path, device="cpu", workers=arguments.workers)
+        run = load_run(path, device="cpu", workers=arguments.workers)
         for stage in run.recipe.stages_making("masks"):
             start = time.time()
             scores = [score for score in run.scores(stage=stage, quiet=True) if not math.isnan(score.miou)]

@@ -102,7 +102,7 @@ def _compute(part: str, folder: Path) -> None:
     from tagmask.models.backbone import Backbone
     from tagmask.models.classifier import Classifier
     from tagmask.models.inference import prepare_for_inference_inplace
-    from tagmask.models.segmenter import Segmenter
+    from tagmask.models.segmenter import InferenceConfig, Segmenter
     from tagmask.progress import Reporter
     from tagmask.recipe import load_recipe
     from tagmask.refine.settings import NETWORK_CRF
@@ -125,7 +125,7 @@ def _compute(part: str, folder: Path) -> None:
     else:
         network = Segmenter("DeepLabV3Plus", "mobilenetv2_100", CLASSES)
         prepare_for_inference_inplace(network, context.compute)
-        write_missing_masks(network, context, scales=(1.0,), crf=NETWORK_CRF, batch_size=8)
+        write_missing_masks(network, context, InferenceConfig(scales=(1.0,), crf=NETWORK_CRF), batch_size=8)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from tagmask.maps import ResponseMaps, grid_size
 from tagmask.methods.cam import response_maps
 from tagmask.methods.pseudo_masks import PseudoMasks
 from tagmask.methods.segment import class_probabilities, segment_in_tiles
+from tagmask.models.segmenter import InferenceConfig
 from tagmask.pipeline import run_stages
 from tagmask.predict import Predictor
 from tagmask.progress import Reporter
@@ -36,6 +37,7 @@ from tests.methods.test_combinations import TOY
 
 SIDES = st.integers(1, 9000)
 FLOAT32 = Compute(precision="float32")
+ONE_SCALE = InferenceConfig(scales=(1.0,), crf=None)
 
 
 @given(height=SIDES, width=SIDES)
@@ -91,7 +93,7 @@ def test_tiles_give_the_labels_of_the_whole_image(size: tuple[int, int], stride:
     images = normalize_images(torch.from_numpy(image).permute(2, 0, 1)[None], network.mean, network.std)
     [(ids, whole)] = class_probabilities(network, images, [None])  # type: ignore[arg-type]
     num_tiles: list[int] = []
-    labels = segment_in_tiles(network, image, None, (1.0,), None, FLOAT32, lambda: num_tiles.append(1))  # type: ignore[arg-type]
+    labels = segment_in_tiles(network, image, None, ONE_SCALE, FLOAT32, lambda: num_tiles.append(1))  # type: ignore[arg-type]
     assert len(num_tiles) == len(tiles(size)) > 2
     np.testing.assert_array_equal(labels, ids[whole.argmax(0)])
     assert len(np.unique(labels)) == 3
@@ -104,7 +106,7 @@ def test_tiles_give_the_labels_of_the_whole_image(size: tuple[int, int], stride:
 @torch.inference_mode()
 def test_tags_restrict_the_labels_of_every_tile() -> None:
     image = np.random.default_rng(0).integers(0, 256, (900, 1300, 3), np.uint8)
-    labels = segment_in_tiles(ToySegmenter(1), image, [2], (1.0,), None, FLOAT32)  # type: ignore[arg-type]
+    labels = segment_in_tiles(ToySegmenter(1), image, [2], ONE_SCALE, FLOAT32)  # type: ignore[arg-type]
     assert set(np.unique(labels)) == {0, 2}
 
 
@@ -263,7 +265,7 @@ def test_the_memory_for_25_megapixels_is_bounded(tmp_path: Path) -> None:
     network = ToySegmenter(1).eval()
     network.net = nn.Conv2d(3, 4, 3, padding=1)  # type: ignore[assignment]
     network.classes = ("a", "b", "c")  # type: ignore[assignment]
-    predictor = Predictor(network, (1.0,), None, FLOAT32)  # type: ignore[arg-type]
+    predictor = Predictor(network, InferenceConfig(scales=(1.0,), crf=None), FLOAT32)  # type: ignore[arg-type]
     random = np.random.default_rng(0).random((2, *grid_size(size)))
     sample = Sample("a", str(tmp_path / "a.jpg"), (1, 2))
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tagmask.api import load, run
     from tagmask.data.images import read_image
     from tagmask.data.source import DataSource
+    from tagmask.deploy.onnx_predictor import OnnxPredictor, load_onnx
     from tagmask.dryrun import DryRun, dry_run
     from tagmask.errors import DataError, RecipeError, RunError, TagmaskError
     from tagmask.maps import ResponseMaps
@@ -27,6 +28,7 @@ _MODULES = {
     "DataError": "errors",
     "DataSource": "data.source",
     "DryRun": "dryrun",
+    "OnnxPredictor": "deploy.onnx_predictor",
     "Predictor": "predict",
     "Recipe": "recipe",
     "RecipeError": "errors",
@@ -36,6 +38,7 @@ _MODULES = {
     "TagmaskError": "errors",
     "dry_run": "dryrun",
     "load": "api",
+    "load_onnx": "deploy.onnx_predictor",
     "load_recipe": "recipe",
     "read_image": "data.images",
     "run": "api",
@@ -45,6 +48,7 @@ __all__ = [
     "DataError",
     "DataSource",
     "DryRun",
+    "OnnxPredictor",
     "Predictor",
     "Recipe",
     "RecipeError",
@@ -54,6 +58,7 @@ __all__ = [
     "TagmaskError",
     "dry_run",
     "load",
+    "load_onnx",
     "load_recipe",
     "read_image",
     "run",

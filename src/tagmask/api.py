@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tagmask
 from tagmask.artifacts import digest
@@ -27,13 +27,16 @@ from tagmask.pipeline import (
     with_added_stages,
     write_run_record,
 )
-from tagmask.progress import Reporter
+from tagmask.progress import Reporter, make_reporter
 from tagmask.recipe import Recipe, load_recipe, read_recipe_text, read_stage_names
-from tagmask.results import Run, make_reporter
+from tagmask.results import Run
 from tagmask.reviews import count_reviewed_masks, reviewed_mask_paths, reviews_fingerprint
 from tagmask.run_folder import RunFolder, RunSources
 from tagmask.stage_files import files_are_as_remembered
 from tagmask.text import join_first_names, pluralize
+
+if TYPE_CHECKING:
+    from tagmask.predict import Predictor
 
 
 def run(
@@ -112,22 +115,39 @@ def run(
     return result
 
 
-def load(folder: str | Path, *, device: str = "auto", precision: Precision = "auto", workers: int | None = None) -> Run:
-    """Open a run folder.
+def load(
+    folder: str | Path, *, device: str = "auto", precision: Precision = "auto", workers: int | None = None
+) -> Run | Predictor:
+    """Open a run folder, or a published network.
 
     Args:
-        folder: a folder that `run` or `tagmask run` made.
+        folder: a folder that `run` or `tagmask run` made; or a network that `tagmask export --format hub` wrote: its
+            folder, or its address on Hugging Face Hub, "hf://owner/name" or "hf://owner/name@revision".
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         precision: "auto", "float32" or "bfloat16".
         workers: processes that load images and run CRFs; None: one per core.
 
+    Returns:
+        A `Run`, or of a published network its `Predictor`. Both have `classes`, `predict` and `predict_files`.
+
     Raises:
-        RunError: the folder is not a run, or another version of tagmask made it.
+        RunError: the folder is neither, another version of tagmask made it, or the network cannot be downloaded.
 
     Example:
         >>> tagmask.load("run")
         Run('run')
     """
+    if not _is_published(folder):
+        return load_run(folder, device=device, precision=precision, workers=workers)
+    from tagmask.deploy.hub_source import load_published
+
+    return load_published(str(folder), Compute.detect(device, precision, workers))
+
+
+def load_run(
+    folder: str | Path, *, device: str = "auto", precision: Precision = "auto", workers: int | None = None
+) -> Run:
+    """Open a run folder; see `load`."""
     sources = RunFolder(Path(folder)).read_record().sources
     return Run(folder, sources.images, sources.held_out, device=device, precision=precision, workers=workers)
 
@@ -160,7 +180,7 @@ def evaluate_predictions(
         RunError: the folder is neither a run nor holds masks of these images.
     """
     folder = RunFolder(Path(run_or_masks))
-    opened = load(folder.path, device=device, workers=workers) if folder.record_path.exists() else None
+    opened = load_run(folder.path, device=device, workers=workers) if folder.record_path.exists() else None
     compute = opened.compute if opened else Compute.detect(device, workers=workers)
     reporter = make_reporter(quiet)
     images = verify_images(data.read(), skip_bad=False, workers=compute.workers, progress=reporter.progress)
@@ -184,6 +204,14 @@ def evaluate_predictions(
         if not any(mask_path(sample.id).exists() for sample in labeled.samples):
             raise RunError(f"{folder.path} is not a run, and holds no mask named after an image (<id>.png).")
     return labeled.classes, score_masks(labeled, mask_path, compute, reporter)
+
+
+def _is_published(folder: str | Path) -> bool:
+    """Whether this is the address or the folder of a published network, not a run folder."""
+    if str(folder).startswith("hf://"):
+        return True
+    path = Path(folder)
+    return (path / "config.json").exists() and not (path / "run.json").exists()
 
 
 def _run_and_report(

@@ -212,3 +212,9 @@ def read_safetensors(load: Callable[[Path], dict[str, Any]], path: Path) -> dict
 def digest(value: Any) -> str:
     """Return a short, stable hash of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """Return a short, stable hash of the content of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

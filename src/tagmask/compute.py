@@ -37,23 +37,48 @@ def _cpu() -> torch.device:
     return torch.device("cpu")
 
 
-@dataclass(frozen=True)
-class Compute:
-    """Where and how to compute.
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """The processes that share the work of a command.
 
     Attributes:
-        device: the torch device, e.g. "cpu", "cuda:1" or "mps".
-        precision: the dtype of networks; "auto" is bfloat16 where it is faster, else float32.
         workers: processes that load images and run CRFs.
         rank: the distributed rank of this process (torchrun, SLURM).
         world_size: the number of processes.
     """
 
-    device: torch.device = field(default_factory=_cpu)
-    precision: Precision = "auto"
     workers: int = 0
     rank: int = 0
     world_size: int = 1
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this is rank 0, which prints messages and writes the files that exist once per run."""
+        return self.rank == 0
+
+    def shard(self, items: Sequence[T]) -> Sequence[T]:
+        """Return this process's part of the items; the parts of all processes together are all items."""
+        return items[self.rank :: self.world_size]
+
+    def barrier(self) -> None:
+        """Wait until every process has reached this point."""
+        if self.world_size > 1:
+            import torch.distributed as dist
+
+            dist.barrier()
+
+
+@dataclass(frozen=True)
+class Compute(Processes):
+    """Where and how to compute with PyTorch; also the attributes of `Processes`.
+
+    Attributes:
+        device: the torch device, e.g. "cpu", "cuda:1" or "mps".
+        precision: the dtype of networks; "auto" is bfloat16 where it is faster, else float32.
+    """
+
+    device: torch.device = field(default_factory=_cpu)
+    precision: Precision = "auto"
 
     @classmethod
     def detect(cls, device: str = "auto", precision: Precision = "auto", workers: int | None = None) -> Compute:
@@ -93,28 +118,12 @@ class Compute:
         if workers is None:
             workers = default_workers(_local_world_size() if world_size > 1 else 1)
         rank = environment.global_rank() if environment and world_size > 1 else 0
-        return cls(chosen, precision, workers, rank, world_size)
+        return cls(chosen, precision, workers=workers, rank=rank, world_size=world_size)
 
     @property
     def batch_pixels(self) -> int:
         """The largest number of image pixels that go through a network in one batch."""
         return CPU_BATCH_PIXELS if self.device.type == "cpu" else GPU_BATCH_PIXELS
-
-    @property
-    def is_main_process(self) -> bool:
-        """Whether this is rank 0, which prints messages and writes the files that exist once per run."""
-        return self.rank == 0
-
-    def shard(self, items: Sequence[T]) -> Sequence[T]:
-        """Return this process's part of the items; the parts of all processes together are all items."""
-        return items[self.rank :: self.world_size]
-
-    def barrier(self) -> None:
-        """Wait until every process has reached this point."""
-        if self.world_size > 1:
-            import torch.distributed as dist
-
-            dist.barrier()
 
     def from_main_process(self, make: Callable[[], T]) -> T:
         """Return, in every process, what a function returns in the main process.

@@ -24,7 +24,6 @@ from tagmask.measure.reports import json_number, number_from_json
 from tagmask.pipeline import fingerprint
 from tagmask.progress import Reporter
 from tagmask.run_folder import RunFolder
-from tagmask.stage import InferenceContext
 from tagmask.stage_files import discard_damaged_files
 from tagmask.stage_folder import StageFolder
 from tagmask.text import shorten
@@ -315,7 +314,7 @@ def segment_held_out(
     if target.begin(key, compute, redo=True):
         start = time.time()
         untagged = replace(held_out, samples=tuple(replace(sample, tags=None) for sample in held_out.samples))
-        Predictor.load(stage.path, compute).write_missing_masks(InferenceContext(target, untagged, compute, reporter))
+        Predictor.load(stage.path, compute).write_missing_masks(target, untagged, reporter)
         target.mark_done(compute, time.time() - start, len(held_out))
     return target
 

@@ -15,7 +15,7 @@ from tagmask.compute import is_main_process
 from tagmask.errors import RunError
 
 if TYPE_CHECKING:
-    from tagmask.compute import Compute
+    from tagmask.compute import Processes
 
 fcntl: ModuleType | None
 try:
@@ -29,7 +29,7 @@ _held: set[Path] = set()  # a process can take its own POSIX lock twice
 
 
 @contextmanager
-def lock_folder(folder: Path, compute: Compute) -> Iterator[None]:
+def lock_folder(folder: Path, processes: Processes) -> Iterator[None]:
     """Hold the lock of a folder for all processes of this command; each of them calls it.
 
     The folder is created if it does not exist, and removed again if it stays empty. The lock is a POSIX lock on a
@@ -40,8 +40,8 @@ def lock_folder(folder: Path, compute: Compute) -> Iterator[None]:
     Raises:
         RunError: another command holds the lock (its process is named), or the folder cannot be written.
     """
-    with _lock(folder) if compute.is_main_process else nullcontext():
-        compute.barrier()
+    with _lock(folder) if processes.is_main_process else nullcontext():
+        processes.barrier()
         yield
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,6 +96,29 @@ def whole_image(size: tuple[int, int]) -> Tile:
     """Return the tile that covers an image of (H, W) pixels."""
     window = (slice(0, size[0]), slice(0, size[1]))
     return Tile(window, window)
+
+
+def segment_tiles(
+    image: np.ndarray, segment: Callable[[np.ndarray], np.ndarray], on_tile: Callable[[], None] = lambda: None
+) -> np.ndarray:
+    """Segment a large image in overlapping tiles; an image that is not large is one tile.
+
+    The memory does not grow with the image, apart from the image and its label map.
+
+    Args:
+        image: [H, W, 3] uint8.
+        segment: returns the label map [h, w] uint8 of a tile [h, w, 3] uint8, which is a copy.
+        on_tile: called after each tile.
+
+    Returns:
+        The label map [H, W] uint8.
+    """
+    size = (image.shape[0], image.shape[1])
+    result = np.empty(size, np.uint8)
+    for tile in tiles(size) if is_large(size) else [whole_image(size)]:
+        result[tile.core] = segment(np.array(image[tile.window]))[tile.core_in_window]
+        on_tile()
+    return result
 
 
 def _spans(side: int) -> list[tuple[slice, slice]]:

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 
 from rich.console import Console
 
-from tagmask.compute import exit_with_parent
+from tagmask.compute import exit_with_parent, is_main_process
 from tagmask.errors import WORKER_KILLED, RunError
 
 LOG_INTERVAL = 30.0  # seconds between progress lines when the output is not a terminal
@@ -92,6 +92,11 @@ class Reporter:
 
         yield advance
         self.info(f"  {description}: {done}/{total} {unit} in {time.monotonic() - start:.0f} s")
+
+
+def make_reporter(quiet: bool) -> Reporter:
+    """Return a reporter that prints to standard error, and nothing if `quiet` or in another process than rank 0."""
+    return Reporter.to_stderr(quiet=quiet or not is_main_process())
 
 
 def run_in_workers(

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tagmask.artifacts import digest, write_text
-from tagmask.compute import Compute, Precision, default_workers, is_main_process, may_have_several_processes
+from tagmask.compute import Compute, Precision, default_workers, may_have_several_processes
 from tagmask.data.samples import TaggedImages
 from tagmask.data.source import DataSource, align_classes
 from tagmask.data.verify import verify_images
+from tagmask.deploy.formats import NETWORK_FORMATS
 from tagmask.errors import RunError
 from tagmask.evaluate import Evaluation
 from tagmask.folder_lock import lock_folder
@@ -19,7 +20,7 @@ from tagmask.judge import Recommendation, mask_keys
 from tagmask.label_map import read_label_map
 from tagmask.maps import ResponseMaps
 from tagmask.pipeline import check_processes, check_stages, run_stages
-from tagmask.progress import Reporter
+from tagmask.progress import Reporter, make_reporter
 from tagmask.recipe import Recipe, load_recipe, methods_making, recipe_with_stage
 from tagmask.review_folder import ReviewFolder
 from tagmask.run_data import read_run_data
@@ -132,7 +133,8 @@ class Run:
         """The final segmentation network. Raises RunError if the run has none, or not yet."""
         from tagmask.predict import Predictor
 
-        return Predictor.load(self.latest_stage("segmenter").path, self.compute)
+        stage = self.latest_stage("segmenter")
+        return Predictor.load(stage.path, self.compute, digest(stage.read_key_if_any()))
 
     def predict(self, image: np.ndarray, tags: Sequence[str] | None = None) -> np.ndarray:
         """Segment one image with the final network: a label map [H, W] uint8. See `Predictor.predict`.
@@ -284,33 +286,40 @@ class Run:
         quiet: bool = False,
         **settings: Any,
     ) -> Path:
-        """Write the masks of the training images for other tools.
+        """Write the masks of the training images for other tools, or the network ("onnx", "hub").
 
         Args:
             out: the folder to write to.
             format: "png", "coco" or another name that `tagmask export --help` lists.
-            stage: the stage whose masks are written; None: the reviewed masks of `review`, and for images without one
-                those of `recommended_stage`.
+            stage: the stage whose masks or network are written; None: the reviewed masks of `review`, and for images
+                without one those of `recommended_stage`; or the last network.
             partial: write the masks that exist, even if the stage has not made all of them.
             quiet: print nothing.
-            settings: `min_area` and `simplify` (in pixels), `fill_holes`, `images` ("copy", "link" or "none") and
-                `subset`, which are the options of `tagmask export`.
+            settings: the options of `tagmask export` for masks: `min_area` and `simplify` (in pixels), `fill_holes`,
+                `images` ("copy", "link" or "none") and `subset`.
 
         Returns:
             The folder that was written: `out`/`format`. It appears when it is complete.
 
         Raises:
             RunError: the stage makes no masks, or has not made all of them and `partial` is False; the format does not
-                exist, a setting is not valid, or the output exists already.
+                exist, a setting is not valid, or the output exists already; or the network cannot be exported.
 
         Example:
             >>> tagmask.load("run").export("exported", "coco-polygons", min_area=50, quiet=True).as_posix()
             'exported/coco-polygons'
         """
+        from tagmask.outputs.formats import OUTPUT_FORMATS
         from tagmask.outputs.settings import ExportSettings
         from tagmask.outputs.writer import output_path, write_masks_as
 
+        if format not in (known := {**OUTPUT_FORMATS, **NETWORK_FORMATS}):
+            raise RunError(f"format {format!r} is not known{did_you_mean(format, known)}")
         export_settings = ExportSettings(**settings)
+        if format in NETWORK_FORMATS:
+            if partial or export_settings != ExportSettings():
+                raise RunError(f"the format {format!r} writes the network: leave out the options of masks and images.")
+            return self._export_network(Path(out), format, stage, quiet=quiet)
         folder = self.stage_with_masks(stage)
         target = output_path(Path(out), format)
         if target.exists():
@@ -329,6 +338,19 @@ class Run:
 
         with reporter.progress(f"writing {format}", len(samples)) as advance:
             return write_masks_as(samples, mask_path, images.classes, Path(out), format, export_settings, advance)
+
+    def _export_network(self, out: Path, format: str, stage: str | None, *, quiet: bool) -> Path:
+        from tagmask.deploy.trained_network import TrainedNetwork
+        from tagmask.deploy.writer import write_network_as
+
+        makers = self.recipe.stages_making("segmenter")
+        if stage is not None and stage not in makers:
+            raise RunError(
+                f"stage {stage!r} of {self.folder} trains no segmentation network{did_you_mean(stage, makers)}"
+            )
+        folder = self._files.stage(stage) if stage else self.latest_stage("segmenter")
+        evaluation = self.evaluation if self._files.evaluation_path.exists() else Evaluation(self.classes)
+        return write_network_as(TrainedNetwork(folder, self.recipe, evaluation), out, format, make_reporter(quiet))
 
     def import_masks(
         self,
@@ -376,47 +398,23 @@ class Run:
         *,
         tags: str | Path | None = None,
         also: Iterable[str] = (),
+        single_pass: bool = False,
         skip_bad: bool = False,
         redo: bool = False,
         quiet: bool = False,
     ) -> dict[str, Path]:
-        """Segment image files and folders of images: writes `out`/masks/<id>.png.
+        """Segment image files and folders of images with the final network: writes `out`/masks/<id>.png.
 
-        Args:
-            paths: image files, folders of images, or URLs.
-            out: the folder to write to; masks that exist there are kept.
-            tags: a table `image,tags`; only the tagged classes can appear in an image that it names.
-            also: further formats to write, see `export`.
-            skip_bad: leave out images that cannot be read.
-            redo: replace masks in `out` that another network made.
-            quiet: print nothing.
+        The arguments are those of `Predictor.predict_files`.
 
         Returns:
             The path of each image's mask, by id.
         """
-        from tagmask.data.new_images import find_new_images
-        from tagmask.outputs.writer import output_path, write_masks_as
-        from tagmask.predict import predict_folder
-
-        reporter = make_reporter(quiet)
-        formats = list(also)
-        for format in formats:
-            output_path(Path(out), format)  # refuses an unknown format before the work begins
         if (recommendation := self.recommendation) and recommendation.undertrained:
-            reporter.info(f"warning: {recommendation.reason}")
-        table = None if tags is None else str(tags)
-        classes = self.predictor.classes
-        images = find_new_images([str(path) for path in paths], classes, table, leave_out=[Path(out)])
-        images = verify_images(images, skip_bad=skip_bad, workers=self.compute.workers, progress=reporter.progress)
-        for problem in images.problems:
-            if problem.severity == "error":
-                reporter.info(f"left out: {problem}")
-        network_key = digest(self.latest_stage("segmenter").read_key_if_any())
-        with lock_folder(Path(out), self.compute):
-            masks = predict_folder(self.predictor, images, network_key, Path(out), reporter=reporter, redo=redo)
-        for format in formats if self.compute.is_main_process else ():
-            write_masks_as(images.samples, masks.__getitem__, classes, Path(out), format)
-        return masks
+            make_reporter(quiet).info(f"warning: {recommendation.reason}")
+        return self.predictor.predict_files(
+            paths, out, tags=tags, also=also, single_pass=single_pass, skip_bad=skip_bad, redo=redo, quiet=quiet
+        )
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"
@@ -478,8 +476,3 @@ class Run:
             self.images, self.held_out, skip_bad=skip_bad, workers=workers, reporter=reporter,
             folder=self._files, reviews=reviews,
         )  # fmt: skip
-
-
-def make_reporter(quiet: bool) -> Reporter:
-    """Return a reporter that prints to standard error, and nothing if `quiet` or in another process than rank 0."""
-    return Reporter.to_stderr(quiet=quiet or not is_main_process())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +16,7 @@ from tagmask.artifacts import RUN_AGAIN, read_model, remove_unfinished, write_js
 from tagmask.errors import RunError
 
 if TYPE_CHECKING:
-    from tagmask.compute import Compute
+    from tagmask.compute import Processes
 
 MASKS_ENTRY, TAGS_ENTRY = "reviewed", "tags"
 """The entries of a key that say what people have reviewed. A stage in which only these change is made again."""
@@ -157,7 +158,7 @@ class StageFolder:
         """Whether the folder holds more than the record."""
         return self.path.is_dir() and any(path.name != self.record_path.name for path in self.path.iterdir())
 
-    def begin(self, key: dict[str, Any], compute: Compute, *, redo: bool = False) -> bool:
+    def begin(self, key: dict[str, Any], processes: Processes, *, redo: bool = False) -> bool:
         """Prepare the folder to start or resume the stage; every process calls it.
 
         Results of another key are removed if `redo` is True, or if only reviews have changed. Unfinished temporary
@@ -170,30 +171,30 @@ class StageFolder:
             RunError: the stage was made from something else, and `redo` is False.
         """
         record = self.record_with_key(key, redo=redo)
-        compute.barrier()  # every process reads the record before the main process writes it
-        if record is None and compute.is_main_process:
+        processes.barrier()  # every process reads the record before the main process writes it
+        if record is None and processes.is_main_process:
             _remove_folder(self.path)
-            versions = {name: version(name) for name in ("torch", "timm", "lightning", "numpy")}
-            self._write(StageRecord(status="running", key=key, versions={"tagmask": tagmask.__version__, **versions}))
+            versions = {"tagmask": tagmask.__version__, **_installed_versions("torch", "timm", "lightning", "numpy")}
+            self._write(StageRecord(status="running", key=key, versions=versions))
         is_done = record is not None and record.status == "done"
-        if compute.is_main_process and not is_done:
+        if processes.is_main_process and not is_done:
             remove_unfinished(self.path)
-        compute.barrier()
+        processes.barrier()
         return not is_done
 
-    def mark_done(self, compute: Compute, seconds: float, num_images: int) -> None:
+    def mark_done(self, processes: Processes, seconds: float, num_images: int) -> None:
         """Record that all processes have finished the stage; every process calls it.
 
         Args:
-            compute: this process.
+            processes: this process.
             seconds: since the stage was started or resumed; they are added to those recorded before.
             num_images: the number of images that the stage processed.
         """
-        compute.barrier()
-        if compute.is_main_process and (record := self.read_record_if_any()):
+        processes.barrier()
+        if processes.is_main_process and (record := self.read_record_if_any()):
             total = round(record.seconds + seconds, 1)
             self._write(record.model_copy(update={"status": "done", "seconds": total, "num_images": num_images}))
-        compute.barrier()
+        processes.barrier()
 
     def reopen(self) -> None:
         """Record that the stage has to be resumed, because some of its files are missing."""
@@ -207,6 +208,15 @@ class StageFolder:
 def without_reviews(key: dict[str, Any]) -> dict[str, Any]:
     """Return the key of a stage without what people have reviewed."""
     return {name: value for name, value in key.items() if name not in (MASKS_ENTRY, TAGS_ENTRY)}
+
+
+def _installed_versions(*packages: str) -> dict[str, str]:
+    """Return the version of each package that is installed: `tagmask predict model.onnx` needs no PyTorch."""
+    versions = {}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
 
 
 def _remove_folder(folder: Path) -> None:

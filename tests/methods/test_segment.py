@@ -98,29 +98,33 @@ def test_masks_in_which_all_pixels_are_ignored(
 
 
 @torch.inference_mode()
-def plain_loop(net: nn.Module, image: Tensor, ids: Sequence[int], scales: Sequence[float]) -> np.ndarray:
+def plain_loop(
+    net: nn.Module, image: Tensor, ids: Sequence[int], scales: Sequence[float], flips: Sequence[bool]
+) -> np.ndarray:
     """Compute the mean over scales and flips of the softmax over the given labels at full size: [L, H, W]."""
     height, width = image.shape[1:]
     views = []
     for scale in scales:
         size = (round(height * scale), round(width * scale))
-        for flip in (False, True):
+        for flip in flips:
             view = F.interpolate(image[None], size, mode="bilinear", antialias=scale < 1) if scale != 1 else image[None]
             logits = net(view.flip(3))[:, list(ids)].flip(3) if flip else net(view)[:, list(ids)]
             views.append(F.interpolate(logits, (height, width), mode="bilinear")[0].softmax(0).numpy())
     return np.mean(views, 0)
 
 
+@pytest.mark.parametrize("hflip", [True, False])
 @pytest.mark.parametrize("architecture", ["Unet", "deeplabv2"])
-def test_class_probabilities_equal_a_plain_loop(architecture: str) -> None:
+def test_class_probabilities_equal_a_plain_loop(architecture: str, hflip: bool) -> None:
     net = make_network(architecture)
     images = torch.randn(3, 3, 40, 64, generator=torch.Generator().manual_seed(1))
     tags = [None, (3, 1), ()]
-    results = class_probabilities(net, images, tags, (1.0, 0.5, 1.5))
+    flips = (False, True) if hflip else (False,)
+    results = class_probabilities(net, images, tags, (1.0, 0.5, 1.5), hflip)
     for image, (ids, probabilities), expected in zip(images, results, [[0, 1, 2, 3], [0, 1, 3], [0]], strict=True):
         assert ids.tolist() == expected
         assert probabilities.shape == (len(expected), 40, 64)
-        np.testing.assert_allclose(probabilities, plain_loop(net, image, expected, (1.0, 0.5, 1.5)), atol=1e-5)
+        np.testing.assert_allclose(probabilities, plain_loop(net, image, expected, (1.0, 0.5, 1.5), flips), atol=1e-5)
         np.testing.assert_allclose(probabilities.sum(0), 1, atol=1e-5)
 
 

@@ -10,10 +10,12 @@ import typer
 
 from tagmask.cli.options import Quiet, RunFolderArgument
 from tagmask.corrections.formats import IMPORT_FORMATS
+from tagmask.deploy.formats import NETWORK_FORMATS
 from tagmask.outputs.formats import OUTPUT_FORMATS
 
 SETTINGS_PANEL = "Masks and images"
 _DESCRIPTIONS = "; ".join(f"{name} ({format.description})" for name, format in OUTPUT_FORMATS.items())
+_NETWORK_DESCRIPTIONS = "; ".join(f"{name} ({description})" for name, description in NETWORK_FORMATS.items())
 _IMPORT_DESCRIPTIONS = "; ".join(f"{name} ({description})" for name, description in IMPORT_FORMATS.items())
 
 
@@ -57,12 +59,15 @@ def export(
     run_folder: RunFolderArgument,
     *,
     out: Annotated[Path, typer.Option(help="The folder to write to; each format gets its own folder there.")],
-    format: Annotated[str, typer.Option(help=f"The format: {_DESCRIPTIONS}.")] = "png",
+    format: Annotated[
+        str,
+        typer.Option(help=f"The format of the masks: {_DESCRIPTIONS}. Or of the network: {_NETWORK_DESCRIPTIONS}."),
+    ] = "png",
     stage: Annotated[
         str | None,
         typer.Option(
-            help="The stage whose masks are written.",
-            show_default="reviewed masks, else those of the recommended stage",
+            help="The stage whose masks are written, or whose network.",
+            show_default="reviewed masks, else those of the recommended stage; the last network",
         ),
     ] = None,
     partial: Annotated[
@@ -71,10 +76,14 @@ def export(
     options: ExportOptions,
     quiet: Quiet = False,
 ) -> None:
-    """Write the masks of a run's training images in a format that other tools read."""
-    import tagmask
+    """Write the masks of a run's training images, or its network, in a format that other tools read.
 
-    opened = tagmask.load(run_folder, device="cpu")
+    An exported ONNX file sees each image once, at its own size: it has no CRF, and no other scales or flips. `tagmask
+    predict RUN --single-pass` does the same with PyTorch.
+    """
+    from tagmask.api import load_run
+
+    opened = load_run(run_folder, device="cpu")
     path = opened.export(out, format, stage=stage, partial=partial, quiet=quiet, **asdict(options))
     if not quiet:
         print(path)
@@ -94,9 +103,9 @@ def import_(
     quiet: Quiet = False,
 ) -> None:
     """Bring corrected masks back from an annotation tool: the run keeps them as reviewed masks (in review/)."""
-    import tagmask
+    from tagmask.api import load_run
 
-    opened = tagmask.load(run_folder, device="cpu")
+    opened = load_run(run_folder, device="cpu")
     imported = opened.import_masks(corrected, format, stage=stage, only_changed=only_changed, quiet=quiet)
     if not quiet:
         print(imported)

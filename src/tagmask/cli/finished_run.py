@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +21,10 @@ from tagmask.cli.options import (
     Workers,
     print_json,
 )
+
+if TYPE_CHECKING:
+    from tagmask.base_predictor import BasePredictor
+    from tagmask.results import Run
 
 
 def thresholds(
@@ -40,7 +44,7 @@ def thresholds(
     output: OutputOptions,
 ) -> None:
     """Measure the response maps of a run at every threshold: print figures, and write their curves to one page."""
-    import tagmask
+    from tagmask.api import load_run
     from tagmask.cli.tables import print_curves
     from tagmask.compute import is_main_process
     from tagmask.results import THRESHOLDS_FILE
@@ -48,7 +52,7 @@ def thresholds(
     if data is None and options.non_default_flags():
         raise typer.BadParameter(f"{options.non_default_flags()[0]} describes the images of --data: add --data FOLDER")
     source = None if data is None else options.source(data)
-    opened = tagmask.load(run_folder, device="cpu", workers=workers)
+    opened = load_run(run_folder, device="cpu", workers=workers)
     evaluation = opened.write_threshold_report(source, out=out, quiet=output.no_progress)
     if not is_main_process():
         return
@@ -80,12 +84,12 @@ def scores(
 
     The table is also written to scores.csv in the run folder.
     """
-    import tagmask
+    from tagmask.api import load_run
     from tagmask.cli.tables import print_image_scores
     from tagmask.compute import is_main_process
     from tagmask.image_scores import SCORES_FILE, format_csv, sort_scores
 
-    opened = tagmask.load(run_folder, device="cpu", workers=workers)
+    opened = load_run(run_folder, device="cpu", workers=workers)
     rows = sort_scores(opened.scores(stage=stage, quiet=output.no_progress or as_csv), sort)
     if not is_main_process():
         return
@@ -99,7 +103,13 @@ def scores(
 
 
 def predict(
-    run_folder: RunFolderArgument,
+    network: Annotated[
+        str,
+        typer.Argument(
+            help="A run folder; or an exported network: an ONNX file (.onnx), a folder of the format hub, or "
+            "hf://owner/name on Hugging Face Hub."
+        ),
+    ],
     images: Annotated[list[str], typer.Argument(help="Image files, folders of images, or URLs.")],
     *,
     out: Annotated[Path, typer.Option(help="The folder to write to; masks that exist in OUT/masks are kept.")],
@@ -114,6 +124,14 @@ def predict(
         list[str] | None,
         typer.Option(help="Other formats to write, e.g. coco,overlays; `tagmask export --help` lists them."),
     ] = None,
+    single_pass: Annotated[
+        bool,
+        typer.Option(
+            "--single-pass",
+            help="See each image once, at its own size: no other scales, no flips, no CRF. Faster and less exact; "
+            "always so for ONNX files.",
+        ),
+    ] = False,
     redo: Annotated[
         bool,
         typer.Option(
@@ -124,24 +142,40 @@ def predict(
     compute: ComputeOptions,
     output: OutputOptions,
 ) -> None:
-    """Segment new images with the network of a run."""
-    import tagmask
+    """Segment new images with the network of a run, or with an exported network.
+
+    An ONNX file is computed by onnxruntime, without PyTorch.
+    """
     from tagmask.compute import is_main_process
-    from tagmask.outputs.writer import output_path
 
     formats = [name.strip() for names in also or () for name in names.split(",") if name.strip()]
-    masks = tagmask.load(run_folder, **compute.run_arguments()).predict_files(
-        images, out, tags=tags, also=formats, skip_bad=skip_bad, redo=redo, quiet=output.no_progress
-    )
+    masks = _open_network(network, compute).predict_files(
+        images, out, tags=tags, also=formats, single_pass=single_pass, skip_bad=skip_bad, redo=redo,
+        quiet=output.no_progress,
+    )  # fmt: skip
     if not is_main_process():
         return
-    exported = {format: str(output_path(out, format)) for format in formats}
+    exported = {format: str(out / format) for format in formats}
     if output.as_json:
         print_json({"masks": {image_id: str(path) for image_id, path in masks.items()}, **exported})
     elif not output.quiet:
         print(f"{len(masks)} masks in {out / 'masks'}")
         for format, path in exported.items():
             print(f"{format} in {path}")
+
+
+def _open_network(network: str, compute: ComputeOptions) -> Run | BasePredictor:
+    """Return a run or an exported network, which have the method `predict_files`."""
+    arguments = compute.run_arguments()
+    if network.endswith(".onnx"):
+        import tagmask
+
+        if arguments.pop("precision") == "bfloat16":
+            raise typer.BadParameter("an ONNX file computes in float32: leave out --precision")
+        return tagmask.load_onnx(network, **arguments)
+    from tagmask.api import load  # not for ONNX files: it needs packages that these do not need
+
+    return load(network, **arguments)
 
 
 def evaluate(
@@ -174,10 +208,10 @@ def evaluate(
 
 def report(run_folder: RunFolderArgument, quiet: Quiet = False) -> None:
     """Measure a run again, and write its report again."""
-    import tagmask
+    from tagmask.api import load_run
     from tagmask.compute import is_main_process
 
-    opened = tagmask.load(run_folder)
+    opened = load_run(run_folder)
     opened.update_report(quiet=quiet)
     if is_main_process() and not quiet:
         print(opened.report)

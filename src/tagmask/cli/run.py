@@ -126,12 +126,12 @@ def add_stage(
     output: OutputOptions,
 ) -> None:
     """Run one more stage on the results of a finished run, e.g. to make response maps with another method."""
-    import tagmask
+    from tagmask.api import load_run
     from tagmask.cli.tables import print_maps, print_run, run_json
     from tagmask.compute import is_main_process
     from tagmask.recipe import find_method
 
-    opened = tagmask.load(run_folder, **compute.run_arguments())
+    opened = load_run(run_folder, **compute.run_arguments())
     result = opened.run_stage(method, set_ or (), name=name, redo=redo, quiet=output.no_progress)
     if not is_main_process():
         return

@@ -1,4 +1,7 @@
-"""Label maps from COCO's polygons and run lengths."""
+"""Label maps from COCO's polygons and run lengths.
+
+pycocotools is imported where it is used, because `tagmask predict model.onnx` does not need it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from pycocotools import mask as rle
 
 from tagmask.errors import DataError
 from tagmask.label_map import IGNORE_INDEX
@@ -46,6 +48,8 @@ class CocoObject:
             if lengths.sum() != height * width or (lengths < 0).any():  # pycocotools would leave pixels undefined
                 raise DataError("has a run-length mask that does not fill the image; correct or remove it")
             return {"size": [height, width], "counts": self.shape}
+        from pycocotools import mask as rle
+
         polygons = [np.frombuffer(polygon).tolist() for polygon in self.shape]
         return rle.merge(rle.frPyObjects(polygons, height, width))
 
@@ -75,6 +79,8 @@ class CocoMask:
         Raises:
             DataError: run lengths are damaged.
         """
+        from pycocotools import mask as rle
+
         labels = np.zeros(self.size, np.uint8)
         regions = [(item.to_rle(*self.size), item) for item in self.objects if item.shape]
         regions.sort(key=lambda pair: (not pair[1].crowd, -int(rle.area(pair[0])) if self.order == "area" else 0))
@@ -172,5 +178,7 @@ def _to_compressed_run_lengths(shape: Mapping[str, Any], size: tuple[int, int]) 
         and all(isinstance(n, int) and n >= 0 for n in counts)
         and sum(counts) == height * width
     ):
+        from pycocotools import mask as rle
+
         return rle.frPyObjects({"size": mask_size, "counts": counts}, height, width)["counts"]
     raise DataError("has a run-length mask that does not fill the image; correct or remove it")

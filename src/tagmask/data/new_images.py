@@ -7,18 +7,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tagmask.data.class_names import MAX_HINTS, class_ids
 from tagmask.data.image_files import ImageFiles
 from tagmask.data.image_ids import normalize_unicode, strip_image_suffix, unique_ids
 from tagmask.data.images import is_url
 from tagmask.data.samples import Problem, Sample, TaggedImages
-from tagmask.data.source import DataSource
 from tagmask.data.table_reader import match_rows_to_images
 from tagmask.data.tag_rows import Row
 from tagmask.data.tag_table import read_tag_table
 from tagmask.errors import DataError
 from tagmask.text import shorten
+
+if TYPE_CHECKING:
+    from tagmask.data.source import DataSource
 
 
 def find_new_images(

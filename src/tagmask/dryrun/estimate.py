@@ -23,9 +23,9 @@ from tagmask.errors import RunError
 from tagmask.evaluate import evaluate_run, held_out_folder
 from tagmask.expected_times import save_expected_times
 from tagmask.pipeline import check_stages, expected_times_key, run_stages, write_run_record
+from tagmask.progress import make_reporter
 from tagmask.recipe import Recipe
 from tagmask.report.update import update_report
-from tagmask.results import make_reporter
 from tagmask.run_data import read_run_data
 from tagmask.run_folder import RunFolder, RunSources
 

@@ -27,11 +27,11 @@ from tagmask.data.samples import Sample
 from tagmask.data.transforms import RandomScale, normalize_images, training_transform
 from tagmask.errors import RecipeError
 from tagmask.label_map import IGNORE_INDEX, read_label_map, write_label_map
-from tagmask.large_images import is_large, tiles, whole_image
+from tagmask.large_images import is_large, segment_tiles, tiles
 from tagmask.methods._class_balance import balanced_label_weights, label_shares
 from tagmask.methods._settings import BackboneSettings, InferenceSettings, ScaleRange, Scales, Stride
-from tagmask.models.inference import prepare_for_inference_inplace, scaled_with_hflip
-from tagmask.models.segmenter import Segmenter, check_architecture, initial_segmenter
+from tagmask.models.inference import prepare_for_inference_inplace, scaled, scaled_with_hflip
+from tagmask.models.segmenter import InferenceConfig, Segmenter, check_architecture, initial_segmenter
 from tagmask.refine.dense_crf import apply_crf, unary_from_probabilities
 from tagmask.refine.settings import NETWORK_CRF, CrfSettings
 from tagmask.stage import ArtifactKind, InferenceContext, StageContext
@@ -86,7 +86,12 @@ class Segment(BackboneSettings, TrainingSettings, InferenceSettings):
     def run(self, context: StageContext) -> None:
         train_once(context, Segmenter, lambda: self.train(context))
         network = prepare_for_inference_inplace(Segmenter.load(context.folder.path), context.compute)
-        write_missing_masks(network, context, scales=self.scales, crf=self.crf, batch_size=self.inference_batch_size)
+        write_missing_masks(network, context, self.inference, self.inference_batch_size)
+
+    @property
+    def inference(self) -> InferenceConfig:
+        """How the network is applied."""
+        return InferenceConfig(scales=self.scales, crf=self.crf)
 
     def train(self, context: StageContext) -> None:
         """Train the network and write it to the stage folder."""
@@ -124,8 +129,7 @@ class Segment(BackboneSettings, TrainingSettings, InferenceSettings):
                 "point: give a larger batch_size and more images, or another architecture, e.g. Unet."
             ) from error
         if context.compute.is_main_process:
-            inference = {"scales": self.scales, "crf": self.crf and self.crf.model_dump()}
-            network.save(context.folder.path, test=inference)
+            network.save(context.folder.path, test=self.inference.model_dump())
 
     def extra_targets(self, context: StageContext) -> ExtraTargets:
         """Return what the loss needs of each sample besides the image; one target is "labels" [H, W] uint8."""
@@ -192,7 +196,11 @@ class PseudoMaskTargets:
 
 @torch.inference_mode()
 def class_probabilities(
-    network: Segmenter, images: Tensor, tags: Sequence[Sequence[int] | None], scales: Sequence[float] = (1.0,)
+    network: Segmenter,
+    images: Tensor,
+    tags: Sequence[Sequence[int] | None],
+    scales: Sequence[float] = (1.0,),
+    hflip: bool = True,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Compute the label probabilities of images, averaged over scales and horizontal flips.
 
@@ -201,6 +209,7 @@ def class_probabilities(
         images: [B, 3, H, W] normalized, of equal size.
         tags: for each image the class ids that can appear beside background; None: all.
         scales: factors by which the images are resized.
+        hflip: whether each resized image is used together with its horizontal flip.
 
     Returns:
         For each image the ids of its L labels [L] uint8 (0 first) and their probabilities [L, H, W] float32.
@@ -210,12 +219,13 @@ def class_probabilities(
     labels = [list(range(num_labels)) if ids is None else [0, *sorted(ids)] for ids in tags]
     summed = [torch.zeros(len(ids), *size, device=images.device) for ids in labels]
     for scale in scales:
-        plain, flipped = network(scaled_with_hflip(images, scale)).float().chunk(2)
+        views = scaled_with_hflip(images, scale) if hflip else scaled(images, scale)
+        plain, *flipped = network(views).float().split(len(images))
         for i, ids in enumerate(labels):
-            pair = torch.stack([plain[i, ids], flipped[i, ids].flip(2)])
-            full_size = F.interpolate(pair, size, mode="bilinear", align_corners=False)
+            logits = torch.stack([plain[i, ids], *(view[i, ids].flip(2) for view in flipped)])
+            full_size = F.interpolate(logits, size, mode="bilinear", align_corners=False)
             summed[i] += full_size.softmax(1).sum(0)
-    num_views = 2 * len(scales)
+    num_views = (2 if hflip else 1) * len(scales)
     return [(np.array(ids, np.uint8), (s / num_views).cpu().numpy()) for ids, s in zip(labels, summed, strict=True)]
 
 
@@ -236,7 +246,7 @@ def most_probable_labels(
 
 
 def predict_pending_images(
-    network: Segmenter, context: InferenceContext, scales: Sequence[float], batch_size: int
+    network: Segmenter, context: InferenceContext, scales: Sequence[float], batch_size: int, hflip: bool = True
 ) -> tuple[Iterator[Prediction], int]:
     """Segment this process's images that have no mask yet, large images at their reduced size.
 
@@ -245,6 +255,7 @@ def predict_pending_images(
         context: the images, and the folder of the masks.
         scales: factors by which the images are resized.
         batch_size: the largest number of images in a batch.
+        hflip: as in `class_probabilities`.
 
     Returns:
         An iterator over the predictions, and their number.
@@ -257,7 +268,7 @@ def predict_pending_images(
         for samples, pixels in load_image_batches(batches, context.compute):
             images = normalize_images(pixels.to(context.compute.device), network.mean, network.std)
             with context.compute.autocast(network):  # here, because joblib may run this generator in another thread
-                results = class_probabilities(network, images, [sample.tags for sample in samples], scales)
+                results = class_probabilities(network, images, [sample.tags for sample in samples], scales, hflip)
             for sample, rgb, (ids, probabilities) in zip(samples, pixels, results, strict=True):
                 if not mask_path(sample.id).exists():  # the others only complete the batch of the first attempt
                     yield sample, rgb.permute(1, 2, 0).contiguous().numpy(), ids, probabilities
@@ -266,7 +277,7 @@ def predict_pending_images(
 
 
 def write_missing_masks(
-    network: Segmenter, context: InferenceContext, *, scales: Sequence[float], crf: CrfSettings | None, batch_size: int
+    network: Segmenter, context: InferenceContext, inference: InferenceConfig, batch_size: int
 ) -> None:
     """Write the network's label map of every image that has none yet; see `predict_pending_images`.
 
@@ -274,9 +285,11 @@ def write_missing_masks(
     """
     small = context.images.select(lambda sample: not (sample.size and is_large(sample.size)))
     large = context.images.select(lambda sample: bool(sample.size and is_large(sample.size)))
-    predictions, total = predict_pending_images(network, replace(context, images=small), scales, batch_size)
+    predictions, total = predict_pending_images(
+        network, replace(context, images=small), inference.scales, batch_size, inference.hflip
+    )
     jobs = (
-        delayed(_write_mask)(context.folder.mask_path(sample.id), image, ids, probabilities, crf)
+        delayed(_write_mask)(context.folder.mask_path(sample.id), image, ids, probabilities, inference.crf)
         for sample, image, ids, probabilities in predictions
     )
     if total or not len(large):
@@ -286,7 +299,7 @@ def write_missing_masks(
     with context.reporter.progress("tiles of large images", num_tiles) as advance:
         for (sample,) in groups:
             labels = segment_in_tiles(
-                network, sample.read_image(), sample.tags, scales, crf, context.compute, lambda: advance(1)
+                network, sample.read_image(), sample.tags, inference, context.compute, lambda: advance(1)
             )
             write_label_map(context.folder.mask_path(sample.id), labels)
 
@@ -295,38 +308,32 @@ def segment_in_tiles(
     network: Segmenter,
     image: np.ndarray,
     tags: Sequence[int] | None,
-    scales: Sequence[float],
-    crf: CrfSettings | None,
+    inference: InferenceConfig,
     compute: Compute,
     on_tile: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-    """Segment a large image in overlapping tiles; an image that is not large is one tile.
-
-    The memory does not grow with the image, apart from the image and its label map.
+    """Segment a large image in overlapping tiles (`segment_tiles`); an image that is not large is one tile.
 
     Args:
         network: prepared for inference.
         image: [H, W, 3] uint8.
         tags: the class ids that can appear beside background; None: all.
-        scales: factors by which the tiles are resized.
-        crf: settings of the dense CRF, which runs on each tile; None: none.
+        inference: how the network is applied to each tile.
         compute: device and precision.
         on_tile: called after each tile.
 
     Returns:
         The label map [H, W] uint8.
     """
-    size = (image.shape[0], image.shape[1])
-    result = np.empty(size, np.uint8)
-    for tile in tiles(size) if is_large(size) else [whole_image(size)]:
-        part = np.array(image[tile.window])  # torch takes no negative strides, and warns of read-only arrays
+
+    def segment(part: np.ndarray) -> np.ndarray:
         pixels = torch.from_numpy(part).permute(2, 0, 1)[None].to(compute.device)
         with compute.autocast(network):
             images = normalize_images(pixels, network.mean, network.std)
-            [(ids, probabilities)] = class_probabilities(network, images, [tags], scales)
-        result[tile.core] = most_probable_labels(part, ids, probabilities, crf)[tile.core_in_window]
-        on_tile()
-    return result
+            [(ids, probabilities)] = class_probabilities(network, images, [tags], inference.scales, inference.hflip)
+        return most_probable_labels(part, ids, probabilities, inference.crf)
+
+    return segment_tiles(image, segment, on_tile)
 
 
 def _write_mask(

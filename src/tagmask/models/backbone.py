@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tagmask.errors import RecipeError
 from tagmask.text import did_you_mean, shorten
 
+WEIGHT_OPTIONS = ("pretrained", "checkpoint_path", "encoder_weights")  # of timm and smp: they read or download weights
 OUTPUT_STRIDES = (8, 16, 32)  # the strides that timm can give a network by dilation
 MIN_SIDE = 32  # pixels; smaller images are enlarged, because the strides would leave no features of them
 
@@ -101,6 +102,10 @@ class Backbone(FreezableNorms):
         sides = [round(max(MIN_SIDE, side) / self.side_multiple) * self.side_multiple for side in images.shape[-2:]]
         if sides != list(images.shape[-2:]):
             images = nn.functional.interpolate(images, sides, mode="bilinear", align_corners=False, antialias=True)
+        return self.features(images)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Compute features [B, D, h, w] of images of a size that timm's network takes; see `forward`."""
         features: Tensor = self.net.forward_features(images)
         if features.ndim == 3:  # tokens [B, prefix + h · w, D]
             features = features[:, getattr(self.net, "num_prefix_tokens", 0) :]
@@ -148,6 +153,12 @@ def check_output_stride(output_stride: int) -> None:
         raise RecipeError(f"output_stride {output_stride} is not possible: give one of {OUTPUT_STRIDES}.")
 
 
+def check_options(options: dict[str, Any]) -> None:
+    """Raise RecipeError if the options of a network load weights, which a config.json of someone else must not do."""
+    if found := [name for name in WEIGHT_OPTIONS if name in options]:
+        raise RecipeError(f"the option {found[0]!r} is not possible: give the weights with the setting weights.")
+
+
 def check_any_size(network: nn.Module, backbone: str) -> None:
     """Check with a forward pass that the network takes images of any size. It is in training mode afterwards.
 
@@ -185,6 +196,7 @@ def create_timm_model(
         RecipeError: the name or the options are not valid, or the weights cannot be loaded.
     """
     check_backbone(name)
+    check_options(options)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs each of its retries as a warning
     without_head = {} if with_head else {"num_classes": 0, "global_pool": ""}
     arguments: dict[str, Any] = {"pretrained": pretrained, **without_head, **options}

@@ -101,17 +101,30 @@ def with_hflip(images: Tensor) -> Tensor:
     return torch.cat([images, images.flip(3)]).contiguous(memory_format=torch.channels_last)
 
 
-def scaled_with_hflip(images: Tensor, scale: float) -> Tensor:
-    """Return the images at another scale, followed by their horizontal flips.
+def scaled(images: Tensor, scale: float) -> Tensor:
+    """Return the images at another scale.
 
     Args:
         images: [B, 3, H, W].
         scale: above 0; a scale below 1 is computed with antialiasing, a scale of 1 leaves the images unchanged.
 
     Returns:
+        [B, 3, h, w], with (h, w) = `scaled_size((H, W), scale)`.
+    """
+    if scale == 1:
+        return images
+    size = scaled_size((images.shape[2], images.shape[3]), scale)
+    return F.interpolate(images, size, mode="bilinear", antialias=scale < 1)
+
+
+def scaled_with_hflip(images: Tensor, scale: float) -> Tensor:
+    """Return the images at another scale, followed by their horizontal flips.
+
+    Args:
+        images: [B, 3, H, W].
+        scale: as in `scaled`.
+
+    Returns:
         [2 · B, 3, h, w] in the channels-last memory format, with (h, w) = `scaled_size((H, W), scale)`.
     """
-    if scale != 1:
-        size = scaled_size((images.shape[2], images.shape[3]), scale)
-        images = F.interpolate(images, size, mode="bilinear", antialias=scale < 1)
-    return with_hflip(images)
+    return with_hflip(scaled(images, scale))

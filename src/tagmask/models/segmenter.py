@@ -17,6 +17,7 @@ from tagmask.models.backbone import (
     FreezableNorms,
     check_any_size,
     check_backbone,
+    check_options,
     check_output_stride,
     first_line,
     normalization,
@@ -69,12 +70,23 @@ class ArchitectureConfig(BaseModel):
 
 
 class InferenceConfig(BaseModel):
-    """How the stage that trained a segmenter applied it: the entry "test" of its config.json."""
+    """How a segmenter is applied: the entry "test" of its config.json, which the stage that trained it writes.
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    Attributes:
+        scales: factors by which images are resized.
+        crf: the dense CRF on the network's probabilities; None: no CRF.
+        hflip: whether each resized image is used together with its horizontal flip.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     scales: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
     crf: CrfSettings | None
+    hflip: bool = True
+
+
+SINGLE_PASS = InferenceConfig(scales=(1.0,), crf=None, hflip=False)
+"""The network sees each image once, at its own size, as in an exported ONNX file."""
 
 
 class SegmenterConfig(ClassesConfig):
@@ -254,6 +266,7 @@ def _create_smp_model(
     architecture: str, backbone: str, num_outputs: int, output_stride: int, options: dict[str, Any]
 ) -> nn.Module:
     check_backbone(backbone)
+    check_options(options)
     check_output_stride(output_stride)
     arguments: dict[str, Any] = {"encoder_weights": None, "classes": num_outputs, **options}
     if architecture.lower().startswith("deeplabv3"):
