@@ -36,7 +36,7 @@ from tagmask.label_map import read_label_map
 from tagmask.measure import confusion_matrix, iou, mean_iou
 from tagmask.methods.segment import Segment
 from tagmask.progress import Reporter
-from tagmask.stage import InferenceContext, StageContext
+from tagmask.stage import StageContext
 from tagmask.stage_folder import StageFolder
 
 FRACTIONS = (0.01, 0.02, 0.05, 0.1)
@@ -57,7 +57,7 @@ def train_and_measure(
     stage = StageFolder(folder)
     method.train(StageContext(stage, images, compute, REPORTER, inputs, run.recipe.seed))
     untagged = replace(held_out, samples=tuple(replace(sample, tags=None) for sample in held_out.samples))
-    tagmask.Predictor.load(folder, compute).write_missing_masks(InferenceContext(stage, untagged, compute, REPORTER))
+    tagmask.Predictor.load(folder, compute).write_missing_masks(stage, untagged, REPORTER)
     miou = score_masks(held_out, stage.mask_path, compute, REPORTER).miou
     shutil.rmtree(folder)
     return float(miou)

@@ -17,7 +17,7 @@ from tests.runs import SETTINGS
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with photos/, tags.csv and a finished run/."""
+    """Return a folder with photos/, tags.csv, a finished run/ and its network as exported/onnx/model.onnx."""
     folder = tmp_path_factory.mktemp("examples")
     (folder / "photos" / "beach").mkdir(parents=True)
     lines = ["image,tags"]
@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         arguments = {"recipe": "scratch", "settings": SETTINGS, "device": "cpu", "workers": 0, "quiet": True}
-        tagmask.run("photos", "run", tags="tags.csv", **arguments)
+        tagmask.run("photos", "run", tags="tags.csv", **arguments).export("exported", "onnx", quiet=True)
     return folder
 
 

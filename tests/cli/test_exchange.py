@@ -25,6 +25,38 @@ def test_export(command: RunCommand, finished: Path, tmp_path: Path, format: str
     assert [folder.name for folder in tmp_path.iterdir()] == [format]
 
 
+def test_an_exported_network_gives_the_same_masks(
+    command: RunCommand, finished: Path, data: Path, tmp_path: Path
+) -> None:
+    result = command("export", finished, "--out", tmp_path, "--format", "hub")
+    assert result.status == 0, result.err
+    assert result.out == f"{tmp_path / 'hub'}\n"
+    masks: dict[str, list[np.ndarray]] = {}
+    single = ("--single-pass", "--precision", "float32")
+    for name, network, options in (
+        ("run", finished, ()), ("hub", tmp_path / "hub", ()), ("single run", finished, single),
+        ("single hub", tmp_path / "hub", single), ("onnx", tmp_path / "hub" / "model.onnx", ()),
+    ):  # fmt: skip
+        out = tmp_path / name
+        result = command("predict", network, data / "0.png", data / "6.png", "--out", out, "--device=cpu", *options)
+        assert (result.status, result.out) == (0, f"2 masks in {out / 'masks'}\n"), result.err
+        masks[name] = [read_label_map(out / "masks" / f"{i}.png") for i in (0, 6)]
+    np.testing.assert_array_equal(masks["run"], masks["hub"])
+    np.testing.assert_array_equal(masks["single run"], masks["single hub"])
+    assert (np.array(masks["onnx"]) == masks["single run"]).mean() > 0.999
+    assert not np.array_equal(masks["single run"], masks["run"])
+
+
+def test_options_of_masks_do_not_fit_a_network(fails: RunFailing, finished: Path, tmp_path: Path) -> None:
+    line = ["export", finished, "--out", tmp_path / "out", "--format", "onnx"]
+    for option in ("--min-area=5", "--partial", "--images=copy"):
+        assert "leave out the options of masks and images" in fails(*line, option)
+    assert "trains no segmentation network" in fails(*line, "--stage", "pseudo_masks")
+    assert "did you mean 'onnx'?" in fails("export", finished, "--out", tmp_path / "out", "--format", "onx")
+    (tmp_path / "out" / "onnx").mkdir(parents=True)
+    assert "exists already" in fails(*line)
+
+
 def test_export_options_change_the_polygons(command: RunCommand, finished: Path, tmp_path: Path) -> None:
     def polygons(folder: Path, *options: str) -> list[dict]:
         assert command("export", finished, "--out", folder, "--format", "coco-polygons", *options).status == 0

@@ -43,7 +43,7 @@ def review(
     if missing:
         raise RunError('the review page needs more packages: install them with pip install "tagmask[review]".')
 
-    import tagmask
+    from tagmask.api import load_run
     from tagmask.review.server import bind, is_loopback, serve
     from tagmask.review.session import ReviewSession
 
@@ -58,6 +58,6 @@ def review(
             "images and change the masks, and the connection is not encrypted.",
             file=sys.stderr,
         )
-    session = ReviewSession(tagmask.load(run_folder, device="cpu"), stage)
+    session = ReviewSession(load_run(run_folder, device="cpu"), stage)
     with bind(host, port) as bound:
         serve(session, bound, host, open_browser=not no_browser)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import padding
 from torch import Tensor, nn
 
 from tagmask.models.backbone import MIN_SIDE, Backbone
@@ -99,6 +102,28 @@ def _averaging_matrix(side: int, count: int) -> Tensor:
     cell, index = torch.arange(side), torch.arange(count)[:, None]
     start, stop = index * side // count, ((index + 1) * side + count - 1) // count
     return ((cell >= start) & (cell < stop)).float() / (stop - start).float()
+
+
+@contextmanager
+def same_padding_in_integers() -> Iterator[None]:
+    """Let timm compute the padding "same" with integers.
+
+    timm computes it with floats, and the tracer would take many minutes to simplify the formulas of all layers.
+    """
+    module: Any = padding
+    original = module.get_same_padding
+    module.get_same_padding = same_padding
+    try:
+        yield
+    finally:
+        module.get_same_padding = original
+
+
+def same_padding(side: int | torch.SymInt, kernel_size: int, stride: int, dilation: int) -> Any:
+    """Return the number of cells to add to a side, so that a convolution gives `side / stride` cells, rounded up."""
+    reach = dilation * (kernel_size - 1) + 1
+    total = reach - stride + (-side) % stride
+    return total if reach >= stride else torch.sym_max(total, 0)
 
 
 def _round_up(side: int | torch.SymInt, multiple: int) -> Any:

@@ -17,7 +17,7 @@ from PIL import Image
 
 import tagmask
 from tagmask.artifacts import atomic_write
-from tagmask.deploy.graph import DeployGraph
+from tagmask.deploy.graph import DeployGraph, same_padding_in_integers
 from tagmask.deploy.onnx_file import ALLOWED, CONFIDENCE, IMAGE, MASK, OnnxFile
 from tagmask.errors import RunError
 from tagmask.label_map import voc_palette
@@ -126,7 +126,7 @@ def _trace(network: Segmenter) -> ModelProto:
     image = torch.zeros(*_EXAMPLE_SHAPE, 3, dtype=torch.uint8)
     allowed = torch.ones(len(network.classes) + 1, dtype=torch.bool)
     any_size: Any = torch.export.Dim.DYNAMIC
-    with torch.no_grad():
+    with torch.no_grad(), same_padding_in_integers():
         program = torch.export.export(
             DeployGraph(network), (image, allowed), strict=False,
             dynamic_shapes=({0: any_size, 1: any_size, 2: any_size}, None),

@@ -99,13 +99,16 @@ def _read_labels(path: Path, session: InferenceSession) -> tuple[str, ...]:
     """Return the names of the labels from the metadata. Raises RunError if the file is not of tagmask."""
     inputs = {value.name: (value.type, len(value.shape)) for value in session.get_inputs()}
     outputs = {value.name: (value.type, len(value.shape)) for value in session.get_outputs()}
+    optional = {value.name: value.shape for value in session.get_overridable_initializers()}
     expected = {MASK: ("tensor(uint8)", 3), CONFIDENCE: ("tensor(float)", 3)}
-    optional = [value.name for value in session.get_overridable_initializers()]
     try:
-        if inputs != {IMAGE: ("tensor(uint8)", 4)} or outputs != expected or ALLOWED not in optional:
+        if inputs != {IMAGE: ("tensor(uint8)", 4)} or outputs != expected:
             raise ValueError("it has other inputs or outputs")
         text = session.get_modelmeta().custom_metadata_map.get("labels", "")
-        return tuple(TypeAdapter(_Labels).validate_python(json.loads(text)))
+        labels = tuple(TypeAdapter(_Labels).validate_python(json.loads(text)))
+        if optional.get(ALLOWED) != [len(labels)]:
+            raise ValueError("it has another number of labels than names")
+        return labels
     except (ValueError, ValidationError, RecursionError) as error:
         raise RunError(
             f"{path} is not an ONNX file that `tagmask export --format onnx` wrote ({_reason(error)}); export it again."

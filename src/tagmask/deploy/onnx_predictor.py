@@ -31,10 +31,7 @@ class OnnxPredictor(BasePredictor):
         workers: threads that read images while the network computes.
 
     Example:
-        >>> path = tagmask.load("run").export("exported", "onnx", quiet=True) / "model.onnx"
-        >>> predictor = tagmask.load_onnx(path)
-        >>> predictor.classes
-        ('dog', 'person')
+        >>> predictor = tagmask.load_onnx("exported/onnx/model.onnx")
         >>> predictor.predict(tagmask.read_image("photos/beach/001.jpg"), tags=["dog"]).shape
         (40, 48)
     """
@@ -84,6 +81,10 @@ def load_onnx(path: str | Path, *, device: str = "auto", workers: int | None = N
     Raises:
         RecipeError: onnxruntime does not have the device.
         RunError: onnxruntime is not installed, or the file is missing, damaged or not of tagmask.
+
+    Example:
+        >>> tagmask.load_onnx("exported/onnx/model.onnx").classes
+        ('dog', 'person')
     """
     return OnnxPredictor(OnnxFile.load(Path(path), device), default_workers() if workers is None else workers)
 

@@ -118,7 +118,7 @@ def print_scores(folder: str, stage: str, *modules: str) -> None:
         stage: the stage whose masks are scored.
         modules: the modules of the recipe's methods that are not tagmask's; they are imported.
     """
-    import tagmask
+    from tagmask.api import load_run
     from tagmask.image_scores import update_image_scores
     from tagmask.method_modules import import_method_module
     from tagmask.run_folder import RunFolder
@@ -127,7 +127,7 @@ def print_scores(folder: str, stage: str, *modules: str) -> None:
     try:
         for module in modules:
             import_method_module(module)
-        run = tagmask.load(folder, device="cpu")
+        run = load_run(folder, device="cpu")
         images, _ = run.read_and_verify_images(reporter, skip_bad=True)
         scores = update_image_scores(run.recipe, RunFolder(Path(folder)), images, run.compute, reporter, stage=stage)
         _print({"scores": [score.to_json(images.classes) for score in scores]})
