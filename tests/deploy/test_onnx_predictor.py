@@ -17,10 +17,11 @@ import tagmask
 from tagmask import large_images
 from tagmask.compute import Compute
 from tagmask.errors import DataError, RecipeError, RunError
-from tagmask.label_map import read_label_map
+from tagmask.label_map import read_label_map, voc_palette
 from tagmask.predict import Predictor
 from tests.deploy.networks import CLASSES, random_images
 
+ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"a": (40, 57), "b/c": (131, 97), "d": (64, 64)}
 
 WITHOUT_PYTORCH = """
@@ -31,7 +32,7 @@ blocked = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "segment
 class Blocker:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in blocked:
-            raise ModuleNotFoundError(name)
+            raise ModuleNotFoundError(name, name=name)
 
 sys.meta_path.insert(0, Blocker())
 from tagmask.cli import main
@@ -73,6 +74,30 @@ def test_the_command_needs_no_pytorch_and_gives_its_masks(
     assert set(np.unique(read_label_map(expected["d"]))) == {0, 2}
     legends = [(tmp_path / name / "legend.txt").read_text(encoding="utf-8") for name in ("onnx", "torch")]
     assert legends[0] == legends[1]
+
+
+def test_the_example_in_the_docs_needs_no_tagmask(onnx_file: Path, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "guides" / "deploying.md").read_text(encoding="utf-8")
+    code = page.partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "model.onnx").write_bytes(onnx_file.read_bytes())
+    pixels = random_images(1, 70, 90)[0]
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg", format="PNG")
+    blocked = "import sys; sys.modules['torch'] = sys.modules['tagmask'] = None"
+    command = [sys.executable, "-c", f"{blocked}\n{code}"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    mask = Image.open(tmp_path / "mask.png")
+    np.testing.assert_array_equal(np.asarray(mask), tagmask.load_onnx(onnx_file).predict(pixels))
+    assert mask.getpalette()[:12] == voc_palette()[:12]
+    assert [line.partition(":")[0] for line in result.stdout.splitlines()] == ["background", *CLASSES]
+    assert result.stderr == ""
+
+
+def test_a_package_that_is_missing_is_one_sentence(onnx_file: Path, photos: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_PYTORCH, "predict", onnx_file, photos, "--out", tmp_path, "--also", "coco"]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("tagmask: the package scipy is missing: install")
+    assert "Traceback" not in result.stderr
 
 
 def test_a_large_image_is_computed_in_the_same_tiles(

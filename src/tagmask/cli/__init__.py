@@ -52,6 +52,8 @@ def main() -> None:
             "DataLoader worker"
         ):  # PyTorch has no class for it
             _exit_with(f"loading images: {WORKER_KILLED}")
+        if isinstance(error, ModuleNotFoundError) and not (error.name or "tagmask").startswith("tagmask"):
+            _exit_with(f"the package {error.name} is missing: install everything with `pip install tagmask`.")
         raise
 
 

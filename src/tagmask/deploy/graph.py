@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from tagmask.models.backbone import MIN_SIDE, Backbone
 from tagmask.models.segmenter import Segmenter
 
-_NOT_ALLOWED = -1e30  # the logit of labels that cannot appear; finite, so that no NaN arises if no label is allowed
-
 
 class DeployGraph(nn.Module):
     """A segmentation network from the image to the mask, in a single pass, which `torch.export` can trace.
@@ -42,22 +40,21 @@ class DeployGraph(nn.Module):
             if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size not in (1, (1, 1)):
                 self.net.set_submodule(name, AveragePool(module.output_size))
 
-    def forward(self, image: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Segment images.
 
         Args:
             image: [B, H, W, 3] uint8 RGB.
-            allowed: [K + 1] bool, the labels that can appear, background first.
 
         Returns:
             mask: [B, H, W] uint8, the most probable label: 0 background, 1..K classes.
             confidence: [B, H, W] float32, the probability of this label.
+            logits: [B, K + 1, H, W] float32, whose softmax are the probabilities; background first.
         """
         images = (image.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
         logits = self._logits_of_any_backbone(images) if isinstance(self.net, nn.Sequential) else self._logits(images)
-        logits = torch.where(allowed.view(1, -1, 1, 1), logits, torch.tensor(_NOT_ALLOWED))
         confidence, mask = logits.softmax(1).max(1)
-        return mask.to(torch.uint8), confidence
+        return mask.to(torch.uint8), confidence, logits
 
     def _logits(self, images: Tensor) -> Tensor:
         """Return the logits [B, K + 1, H, W] of an architecture of smp, as `Segmenter.forward` pads and crops."""

@@ -18,7 +18,7 @@ from PIL import Image
 import tagmask
 from tagmask.artifacts import atomic_write
 from tagmask.deploy.graph import DeployGraph, same_padding_in_integers
-from tagmask.deploy.onnx_file import ALLOWED, CONFIDENCE, IMAGE, MASK, OnnxFile
+from tagmask.deploy.onnx_file import IMAGE, OUTPUTS, OnnxFile
 from tagmask.errors import RunError
 from tagmask.label_map import voc_palette
 from tagmask.methods.segment import class_probabilities
@@ -45,9 +45,9 @@ def is_onnx_installed() -> bool:
 def export_onnx(network: Segmenter, path: Path) -> None:
     """Write a network as an ONNX file, after it gave the same masks as PyTorch on images of several sizes.
 
-    The inputs and outputs of the file are those of `DeployGraph.forward`. All labels are allowed by default.
-    Its metadata are `labels` (JSON list of names, background first), `colors` (JSON list of [red, green, blue]),
-    `architecture`, `backbone` and `tagmask_version`.
+    The input and the outputs of the file are those of `DeployGraph.forward`. Its metadata are `labels` (JSON list of
+    names, background first), `colors` (JSON list of [red, green, blue]), `architecture`, `backbone` and
+    `tagmask_version`.
 
     Args:
         network: as `Segmenter.load` returns it.
@@ -85,8 +85,8 @@ def find_difference(network: Segmenter, file: OnnxFile) -> str | None:
     every_second = np.arange(len(network.classes) + 1) % 2 == 0
     for shape in VERIFIED_SHAPES:
         images = np.stack([_random_image(shape[1:], rng) for _ in range(shape[0])])
-        for allowed in (np.ones_like(every_second), every_second):
-            expected = _probabilities(network, images, allowed)
+        for allowed in (None, every_second):
+            expected = _probabilities(network, images, np.ones_like(every_second) if allowed is None else allowed)
             try:
                 mask, confidence = file.run(images, allowed)
             except RunError:
@@ -124,31 +124,27 @@ def _random_image(size: tuple[int, ...], rng: np.random.Generator) -> np.ndarray
 def _trace(network: Segmenter) -> ModelProto:
     """Return the network as an ONNX model that takes any number of images of any size."""
     image = torch.zeros(*_EXAMPLE_SHAPE, 3, dtype=torch.uint8)
-    allowed = torch.ones(len(network.classes) + 1, dtype=torch.bool)
     any_size: Any = torch.export.Dim.DYNAMIC
     with torch.no_grad(), same_padding_in_integers():
         program = torch.export.export(
-            DeployGraph(network), (image, allowed), strict=False,
-            dynamic_shapes=({0: any_size, 1: any_size, 2: any_size}, None),
+            DeployGraph(network), (image,), strict=False,
+            dynamic_shapes=({0: any_size, 1: any_size, 2: any_size},),
         )  # fmt: skip
         exported = torch.onnx.export(
-            program, input_names=[IMAGE, ALLOWED], output_names=[MASK, CONFIDENCE], dynamo=True, verbose=False
+            program, input_names=[IMAGE], output_names=list(OUTPUTS), dynamo=True, verbose=False
         )
     assert exported is not None
     return exported.model_proto
 
 
 def _add_metadata(model: ModelProto, network: Segmenter) -> None:
-    """Add a default value for the allowed labels, and what a program needs to know to use the masks."""
-    from onnx import numpy_helper
-
-    for value in (*model.graph.input, *model.graph.output):
-        if value.name != ALLOWED:
-            for dimension, name in zip(value.type.tensor_type.shape.dim, ("batch", "height", "width"), strict=False):
-                dimension.dim_param = name
+    """Add names of the dimensions, and what a program needs to know to use the masks."""
     labels = ["background", *network.classes]
-    # An input that has an initializer of the same name is optional.
-    model.graph.initializer.append(numpy_helper.from_array(np.ones(len(labels), bool), ALLOWED))
+    for value in (*model.graph.input, *model.graph.output):
+        dimensions = value.type.tensor_type.shape.dim
+        sides = (dimensions[0], *dimensions[2:]) if len(dimensions) == 4 and value.name != IMAGE else dimensions[:3]
+        for dimension, name in zip(sides, ("batch", "height", "width"), strict=True):
+            dimension.dim_param = name
     model.producer_name, model.producer_version = "tagmask", tagmask.__version__
     colors = np.reshape(voc_palette(), (256, 3))[: len(labels)].tolist()
     metadata = {

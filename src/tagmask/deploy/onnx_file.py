@@ -21,8 +21,11 @@ from tagmask.text import shorten
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-IMAGE, ALLOWED = "image", "allowed"  # the names of the inputs
-MASK, CONFIDENCE = "mask", "confidence"  # the names of the outputs
+IMAGE = "image"
+"""The name of the input."""
+
+OUTPUTS = {"mask": ("tensor(uint8)", 3), "confidence": ("tensor(float)", 3), "logits": ("tensor(float)", 4)}
+"""The names of the outputs, with their types and their numbers of dimensions."""
 
 _Labels = Annotated[list[str], Field(min_length=1, max_length=MAX_CLASSES + 1)]
 
@@ -86,27 +89,34 @@ class OnnxFile:
         Raises:
             RunError: the computation failed, for example because there is not enough memory.
         """
-        inputs = {IMAGE: images} if allowed is None else {IMAGE: images, ALLOWED: allowed}
+        if allowed is None:
+            mask, confidence = self._compute(["mask", "confidence"], images)
+            return mask, confidence
+        [logits] = self._compute(["logits"], images)
+        ids = np.flatnonzero(allowed)
+        logits = logits[:, ids]
+        highest = logits.max(1)
+        mask = ids.astype(np.uint8)[logits.argmax(1)]
+        return mask, 1 / np.exp(logits - highest[:, None]).sum(1)
+
+    def _compute(self, outputs: list[str], images: np.ndarray) -> list[np.ndarray]:
         try:
-            mask, confidence = self.session.run([MASK, CONFIDENCE], inputs)
+            return list(self.session.run(outputs, {IMAGE: images}))
         except Exception as error:  # onnxruntime's own types, which it does not export
             size = f"{images.shape[2]}×{images.shape[1]}"
             raise RunError(f"{self.path} fails on an image of {size} pixels ({_reason(error)}).") from error
-        return mask, confidence
 
 
 def _read_labels(path: Path, session: InferenceSession) -> tuple[str, ...]:
     """Return the names of the labels from the metadata. Raises RunError if the file is not of tagmask."""
     inputs = {value.name: (value.type, len(value.shape)) for value in session.get_inputs()}
     outputs = {value.name: (value.type, len(value.shape)) for value in session.get_outputs()}
-    optional = {value.name: value.shape for value in session.get_overridable_initializers()}
-    expected = {MASK: ("tensor(uint8)", 3), CONFIDENCE: ("tensor(float)", 3)}
     try:
-        if inputs != {IMAGE: ("tensor(uint8)", 4)} or outputs != expected:
+        if inputs != {IMAGE: ("tensor(uint8)", 4)} or outputs != OUTPUTS:
             raise ValueError("it has other inputs or outputs")
         text = session.get_modelmeta().custom_metadata_map.get("labels", "")
         labels = tuple(TypeAdapter(_Labels).validate_python(json.loads(text)))
-        if optional.get(ALLOWED) != [len(labels)]:
+        if session.get_outputs()[list(outputs).index("logits")].shape[1] != len(labels):
             raise ValueError("it has another number of labels than names")
         return labels
     except (ValueError, ValidationError, RecursionError) as error:
