@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 from starlette.testclient import TestClient
 
-import tagmask
+from tagmask.api import load_run
 from tagmask.artifacts import write_json, write_text
 from tagmask.compute import set_threads
 from tagmask.data.source import DataSource
@@ -51,7 +51,7 @@ def main() -> None:
     set_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         run = write_run(Path(folder), arguments.images, arguments.changes)
-        opened = tagmask.load(run, device="cpu")
+        opened = load_run(run, device="cpu")
         _ = opened.recipe  # imports PyTorch, which is not measured here
         start = time.perf_counter()
         session = ReviewSession(opened)
