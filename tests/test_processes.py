@@ -18,6 +18,7 @@ from tagmask.compute import Compute
 from tagmask.errors import RecipeError
 from tagmask.label_map import read_label_map
 from tagmask.maps import ResponseMaps
+from tests.command_processes import run_in_two_processes
 from tests.runs import SETTINGS, toy_run, write_toy
 
 # Adam amplifies the last digits of gradients that are almost zero. Without it, several processes only add in another
@@ -122,9 +123,9 @@ def test_all_processes_learn_from_the_reviews_that_the_main_process_has_read(
         review = tagmask.load(shutil.copytree(both[0].parent / name, tmp_path / name)).review
         for image_id in ("0", "3", "5"):
             review.record(image_id, "corrected", labels, source="test")
-    result = torchrun(run_arguments(data, tmp_path / "two"), tmp_path / "log")
+    status = run_in_two_processes(run_arguments(data, tmp_path / "two"), tmp_path / "log")
     said = printed(tmp_path / "log", 0, "stderr")
-    assert result.returncode == 0, said
+    assert status == 0, said
     assert "3 reviewed masks: makes pseudo_masks, segment again" in said
     toy_run(data, tmp_path / "one", EXACT, precision="float32")
     one, two = (load_file(tmp_path / name / "segment/segmenter.safetensors") for name in ("one", "two"))
@@ -132,16 +133,14 @@ def test_all_processes_learn_from_the_reviews_that_the_main_process_has_read(
         np.testing.assert_allclose(two[name], one[name], atol=1e-4, err_msg=name)
     assert (read_label_map(tmp_path / "two/segment/masks/5.png") == 2).all()
     (tmp_path / "two" / "review" / "log.jsonl").write_text("{}\n")
-    result = torchrun(run_arguments(data, tmp_path / "two"), tmp_path / "damaged")
-    assert result.returncode != 0
+    assert run_in_two_processes(run_arguments(data, tmp_path / "two"), tmp_path / "damaged") != 0
     assert "log.jsonl, line 1 is damaged" in printed(tmp_path / "damaged", 0, "stderr")
 
 
 @pytest.mark.slow
 def test_an_error_ends_all_processes_with_one_sentence(data: Path, tmp_path: Path) -> None:
     arguments = ["run", str(data), "--recipe=scratch", f"--out={tmp_path / 'out'}", "--set=cam.batch_size=1"]
-    result = torchrun(arguments, tmp_path / "log")
-    assert result.returncode != 0
+    assert run_in_two_processes(arguments, tmp_path / "log") != 0
     said = printed(tmp_path / "log", 0, "stderr").splitlines()
     assert said[-1] == (
         "tagmask: stage 'cam': batch_size 1 cannot be split over 2 processes; start fewer processes, or give a larger "

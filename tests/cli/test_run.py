@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import torch
 
 import tagmask
 from tests.cli.runner import TOY, RunCommand, RunFailing
+from tests.command_processes import start_command
 from tests.runs import contents, toy_run, write_toy
 
 
@@ -181,13 +181,14 @@ def test_maps_of_a_ready_classifier(command: RunCommand, data: Path, tmp_path: P
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_training_can_be_resumed(data: Path, tmp_path: Path, number: signal.Signals) -> None:
     """Lightning handles signals itself: at SIGTERM it would exit with the status of success."""
-    line = [sys.executable, "-m", "tagmask", "run", data, "--masks", "masks", "--out", tmp_path / "run", *TOY]
-    process = subprocess.Popen([*line, "--set=cam.epochs=300"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    line = ["run", str(data), "--masks=masks", f"--out={tmp_path / 'run'}", *TOY, "--set=cam.epochs=300"]
+    process = start_command(line, tmp_path / "log")
     checkpoint = tmp_path / "run" / "cam" / "training" / "last.ckpt"
-    while process.poll() is None and not checkpoint.exists():
+    while process.is_alive() and not checkpoint.exists():
         time.sleep(0.05)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert err.decode().splitlines()[-1] == "tagmask: stopped; run the same command again to resume."
+    os.kill(process.pid or 0, number)
+    process.join(60)
+    assert process.exitcode == 130
+    printed = (tmp_path / "log" / "stderr.log").read_text().splitlines()
+    assert printed[-1] == "tagmask: stopped; run the same command again to resume."
     assert checkpoint.exists()
