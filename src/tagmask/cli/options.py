@@ -268,7 +268,7 @@ class ComputeOptions:
         int | None,
         typer.Option(
             min=1, show_default="one per core", rich_help_panel=COMPUTE_PANEL,
-            help="The number of threads of networks and CRFs on a CPU; 1 is best beside other work.",
+            help="The number of threads of networks and CRFs on a CPU.",
         ),
     ] = None  # fmt: skip
 
