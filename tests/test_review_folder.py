@@ -14,7 +14,7 @@ import tagmask.artifacts
 from tagmask import review_folder, review_log
 from tagmask.errors import RunError
 from tagmask.label_map import read_label_map
-from tagmask.review_folder import ReviewFolder
+from tagmask.review_folder import ReviewedImage, ReviewFolder
 from tagmask.review_log import ReviewLog
 
 
@@ -95,8 +95,8 @@ def test_the_copies_for_a_run_stay_when_the_masks_change(review: ReviewFolder) -
     review.record("d", "draft", labels(3), source="page")
     review.record("e", "accepted", labels(1), source="page")
     reviews = review.read_reviews()
-    assert {image_id: (reviewed.mask is None, reviewed.tags) for image_id, reviewed in reviews.items()} == {
-        "a": (False, None), "sub/b": (False, ("cat",)), "c": (True, ()), "e": (False, None),
+    assert {i: (r.mask is not None, r.is_rejected, r.tags) for i, r in reviews.items()} == {
+        "a": (True, False, None), "sub/b": (True, False, ("cat",)), "c": (False, True, ()), "e": (True, False, None),
     }  # fmt: skip
     masks = {image_id: reviewed.mask for image_id, reviewed in reviews.items() if reviewed.mask}
     assert masks["a"] == masks["e"]  # of the same content
@@ -107,6 +107,18 @@ def test_the_copies_for_a_run_stay_when_the_masks_change(review: ReviewFolder) -
     (review.path / "used" / ".0.tmp").touch()  # of a killed process
     review.remove_unused_copies([masks["e"]])
     assert list((review.path / "used").iterdir()) == [masks["e"]]
+
+
+def test_tags_count_without_a_mask_and_those_of_drafts_do_not(review: ReviewFolder) -> None:
+    review.record("a", "open", None, source="page", tags=("cat",))
+    review.record("b", "open", None, source="page", tags=("cat",))
+    review.record("b", "draft", labels(1), source="page", tags=("cat", "dog"))
+    review.record("c", "draft", labels(1), source="page", tags=("dog",))
+    review.record("d", "open", None, source="page", tags=("cat",))
+    review.record("d", "open", None, source="page")
+    assert review.read_reviews() == {"a": ReviewedImage(tags=("cat",)), "b": ReviewedImage(tags=("cat",))}
+    review.record("b", "accepted", labels(1), source="page", tags=("cat", "dog"))
+    assert review.read_reviews()["b"].tags == ("cat", "dog")
 
 
 def test_masks_can_be_read_without_copies(review: ReviewFolder) -> None:

@@ -227,22 +227,23 @@ def test_reviews_replace_tags_and_earlier_reviewed_masks() -> None:
     earlier = ReviewedMask(PngMask(Path("earlier.png")))
     images = replace(IMAGES, samples=tuple(replace(sample, reviewed=earlier) for sample in IMAGES.samples))
     reviews = {
-        "w": ReviewedImage(Path("new.png"), None),
-        "x": ReviewedImage(None, ("b", "unknown")),
-        "y": ReviewedImage(Path("new.png"), ()),
-        "not of this run": ReviewedImage(None, None),
+        "w": ReviewedImage(Path("new.png")),
+        "x": ReviewedImage(None, True, ("b", "unknown")),
+        "y": ReviewedImage(Path("new.png"), tags=()),
+        "z": ReviewedImage(tags=("b",)),
+        "not of this run": ReviewedImage(is_rejected=True),
     }
     w, x, y, z = with_reviews(images, reviews).samples
     assert (w.reviewed_mask, w.tags, w.data_tags) == (PngMask(Path("new.png")), (1,), (1,))
     assert (x.reviewed_mask, x.tags, x.data_tags) == (None, (2,), (1,))
     assert x.reviewed is not None
     assert (y.tags, y.data_tags) == ((), (1,))
-    assert z == images.samples[3]
+    assert (z.reviewed, z.tags, z.data_tags) == (earlier, (2,), (1,))
     assert with_reviews(images, {}) is images
 
 
 def test_the_description_survives_a_changed_record() -> None:
-    new = {"reviewed": reviewed_masks_entry(with_reviews(IMAGES, {"w": ReviewedImage(None, None)}))}
+    new = {"reviewed": reviewed_masks_entry(with_reviews(IMAGES, {"w": ReviewedImage(is_rejected=True)}))}
     for old in ({"reviewed": 3}, {"reviewed": {"rejected": "many"}}, {"reviewed": None}):
         assert describe_changed_reviews([(old, new)]) == "1 rejected mask"
     assert describe_changed_reviews([]) == ""

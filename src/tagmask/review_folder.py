@@ -34,12 +34,14 @@ class ReviewedImage:
     """What a run takes from the review of one image.
 
     Attributes:
-        mask: the copy of the accepted or corrected mask; None: the person has rejected the mask.
+        mask: the accepted or corrected mask, if there is one.
+        is_rejected: whether the person has rejected the mask of the run.
         tags: the class names that the image shows, if the person changed them; None: as in the data set.
     """
 
-    mask: Path | None
-    tags: tuple[str, ...] | None
+    mask: Path | None = None
+    is_rejected: bool = False
+    tags: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,6 @@ class ReviewFolder:
     def read_states(self) -> dict[str, ReviewEvent]:
         """Read the last change of each image whose state is not "open". Raises RunError if the log is damaged."""
         self.finish_interrupted()
-        return self._read_states()
-
-    def _read_states(self) -> dict[str, ReviewEvent]:
         last = {event.image: event for event in self.log.read()}
         return {image_id: event for image_id, event in last.items() if event.state != "open"}
 
@@ -95,7 +94,9 @@ class ReviewFolder:
         return {image_id: event for image_id, event in self.read_states().items() if event.is_ground_truth}
 
     def read_reviews(self, *, copy: bool = True) -> dict[str, ReviewedImage]:
-        """Read the images that are accepted, corrected or rejected, by id.
+        """Read the images that are accepted, corrected or rejected, or whose tags are corrected, by id.
+
+        A draft has no effect: the tags are those from before it.
 
         Args:
             copy: copy the masks to used/, so that they stay as they are while a run learns from them. A copy is named
@@ -108,12 +109,20 @@ class ReviewFolder:
             return {}
         self.finish_interrupted()
         with self.log.shared_lock():  # so that each mask is the one that the log speaks of
-            states = {image_id: event for image_id, event in self._read_states().items() if event.state != "draft"}
+            last: dict[str, ReviewEvent] = {}
+            tags: dict[str, tuple[str, ...] | None] = {}
+            for event in self.log.read():
+                last[event.image] = event
+                if event.state != "draft":
+                    tags[event.image] = event.tags
             path = self._copy_mask if copy else self.mask_path
-            return {
-                image_id: ReviewedImage(path(image_id) if event.is_ground_truth else None, event.tags)
-                for image_id, event in states.items()
+            reviews = {
+                image_id: ReviewedImage(
+                    path(image_id) if event.is_ground_truth else None, event.state == "rejected", tags.get(image_id)
+                )
+                for image_id, event in last.items()
             }
+        return {image_id: review for image_id, review in reviews.items() if review != ReviewedImage()}
 
     def _copy_mask(self, image_id: str) -> Path:
         """Copy the reviewed mask of an image to used/, unless it is there; return the copy."""

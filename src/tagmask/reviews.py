@@ -38,12 +38,13 @@ def with_reviews(images: TaggedImages, reviews: Mapping[str, ReviewedImage]) -> 
     def review(sample: Sample) -> Sample:
         if (reviewed := reviews.get(sample.id)) is None:
             return sample
-        mask = ReviewedMask(PngMask(reviewed.mask) if reviewed.mask else None)
+        if reviewed.mask or reviewed.is_rejected:
+            sample = replace(sample, reviewed=ReviewedMask(PngMask(reviewed.mask) if reviewed.mask else None))
         if reviewed.tags is None:
-            return replace(sample, reviewed=mask)
+            return sample
         tags = tuple(sorted(class_ids[name] for name in reviewed.tags if name in class_ids))
         uncorrected_tags = sample.tags if tags != sample.tags else None
-        return replace(sample, reviewed=mask, tags=tags, uncorrected_tags=uncorrected_tags)
+        return replace(sample, tags=tags, uncorrected_tags=uncorrected_tags)
 
     return replace(images, samples=tuple(review(sample) for sample in images.samples))
 
