@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -17,8 +18,9 @@ from tagmask.data.samples import TaggedImages
 from tagmask.data.verify import verify_images
 from tagmask.errors import DataError, RunError
 from tagmask.folder_lock import lock_folder
-from tagmask.outputs.formats import find_format
+from tagmask.outputs.formats import check_format, find_format
 from tagmask.outputs.png import write_legend
+from tagmask.outputs.settings import ExportSettings
 from tagmask.progress import Reporter, make_reporter
 from tagmask.stage_folder import StageFolder
 from tagmask.text import did_you_mean, shorten
@@ -108,7 +110,9 @@ class BasePredictor(ABC):
         out: str | Path,
         *,
         tags: str | Path | None = None,
+        split: str | None = None,
         also: Iterable[str] = (),
+        competition: Literal["comp5", "comp6"] = "comp6",
         single_pass: bool = False,
         skip_bad: bool = False,
         redo: bool = False,
@@ -120,7 +124,10 @@ class BasePredictor(ABC):
             paths: image files, folders of images, or URLs.
             out: the folder to write to; masks that exist there are kept.
             tags: a table `image,tags`; only the tagged classes can appear in an image that it names.
-            also: further formats to write, see `Run.export`.
+            split: only the images of a list: its path, or in a folder with VOC's layout its name, e.g. "test". `paths`
+                is then one folder.
+            also: further formats to write, see `Run.export`. They get the name of the list as the name of the set.
+            competition: in the format "voc-server", see `ExportSettings`.
             single_pass: see each image once, at its own size: no scales, no flip, no CRF, as an ONNX file does.
             skip_bad: leave out images that cannot be read.
             redo: replace masks in `out` that another network made, or that belong to other images or tags.
@@ -130,18 +137,23 @@ class BasePredictor(ABC):
             The path of each image's mask, by id.
 
         Raises:
-            DataError: an image or the table cannot be read.
-            RunError: `out`/masks holds something else.
+            DataError: an image, the list or the table cannot be read.
+            RunError: `out`/masks holds something else, or one of the formats cannot hold the masks.
         """
         if single_pass:
             return self.single_pass().predict_files(
-                paths, out, tags=tags, also=also, skip_bad=skip_bad, redo=redo, quiet=quiet
-            )
+                paths, out, tags=tags, split=split, also=also, competition=competition, skip_bad=skip_bad, redo=redo,
+                quiet=quiet,
+            )  # fmt: skip
         reporter, formats, folder = make_reporter(quiet), list(also), Path(out)
+        subset = None if split is None else re.sub(r"[^\w.-]", "_", Path(split).name.removesuffix(".txt"))
+        settings = ExportSettings(subset=subset, competition=competition)
         for format in formats:
-            find_format(format)  # refuses an unknown format before the work begins
+            find_format(format)
         table = None if tags is None else str(tags)
-        images = find_new_images([str(path) for path in paths], self.classes, table, leave_out=[folder])
+        images = find_new_images([str(path) for path in paths], self.classes, table, leave_out=[folder], split=split)
+        for format in formats:  # before the work begins
+            check_format(format, self.classes, [sample.id for sample in images.samples])
         images = verify_images(images, skip_bad=skip_bad, workers=self.processes.workers, progress=reporter.progress)
         for problem in images.problems:
             if problem.severity == "error":
@@ -151,7 +163,7 @@ class BasePredictor(ABC):
         for format in formats if self.processes.is_main_process else ():
             from tagmask.outputs.writer import write_masks_as  # here, because it imports SciPy
 
-            write_masks_as(images.samples, masks.__getitem__, self.classes, folder, format)
+            write_masks_as(images.samples, masks.__getitem__, self.classes, folder, format, settings)
         return masks
 
     def _write_masks(self, images: TaggedImages, out: Path, reporter: Reporter, *, redo: bool) -> dict[str, Path]:

@@ -99,10 +99,17 @@ def write_label_map(path: Path, labels: np.ndarray) -> None:
     Raises:
         RunError: the file cannot be written.
     """
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(encode_label_map(labels))
+
+
+def encode_label_map(labels: np.ndarray) -> bytes:
+    """Return the content of an indexed PNG file of a label map [H, W] uint8, with the PASCAL VOC palette."""
     image = Image.fromarray(np.ascontiguousarray(labels, dtype=np.uint8))
     image.putpalette(_PALETTE)
-    with atomic_write(path) as temporary:
-        image.save(temporary, format="PNG", optimize=False)
+    content = io.BytesIO()
+    image.save(content, format="PNG", optimize=False)
+    return content.getvalue()
 
 
 def read_label_map(path: Path, *, size: tuple[int, int] | None = None, num_classes: int = MAX_CLASSES) -> np.ndarray:

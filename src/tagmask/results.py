@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tagmask.artifacts import digest, write_text
 from tagmask.compute import Compute, Precision, default_workers, may_have_several_processes
@@ -296,7 +296,7 @@ class Run:
             partial: write the masks that exist, even if the stage has not made all of them.
             quiet: print nothing.
             settings: the options of `tagmask export` for masks: `min_area` and `simplify` (in pixels), `fill_holes`,
-                `images` ("copy", "link" or "none") and `subset`.
+                `images` ("copy", "link" or "none"), `subset` and `competition`.
 
         Returns:
             The folder that was written: `out`/`format`. It appears when it is complete.
@@ -397,7 +397,9 @@ class Run:
         out: str | Path,
         *,
         tags: str | Path | None = None,
+        split: str | None = None,
         also: Iterable[str] = (),
+        competition: Literal["comp5", "comp6"] = "comp6",
         single_pass: bool = False,
         skip_bad: bool = False,
         redo: bool = False,
@@ -413,8 +415,9 @@ class Run:
         if (recommendation := self.recommendation) and recommendation.undertrained:
             make_reporter(quiet).info(f"warning: {recommendation.reason}")
         return self.predictor.predict_files(
-            paths, out, tags=tags, also=also, single_pass=single_pass, skip_bad=skip_bad, redo=redo, quiet=quiet
-        )
+            paths, out, tags=tags, split=split, also=also, competition=competition, single_pass=single_pass,
+            skip_bad=skip_bad, redo=redo, quiet=quiet,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"

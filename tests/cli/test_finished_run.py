@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import tagmask
+from tagmask.data.voc_reader import VOC_CLASSES
 from tagmask.label_map import read_label_map
 from tests.cli.runner import RunCommand, RunFailing
-from tests.runs import write_toy
+from tests.runs import toy_run, write_toy
 
 
 def test_predict_with_and_without_tags(command: RunCommand, finished: Path, data: Path, tmp_path: Path) -> None:
@@ -61,6 +64,43 @@ def test_predict_ignores_its_own_masks_and_says_what_it_left_out(
     assert result.status == 0
     assert "left out: " in result.err
     assert "bad.png: is not an image that can be read" in result.err
+
+
+def test_predict_the_images_of_a_list(command: RunCommand, finished: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "two of them.txt").write_text("3.png\n0\n")
+    line = ["predict", finished, data, "--split", tmp_path / "two of them.txt", "--device=cpu", "--also=voc"]
+    result = command(*line, "--out", tmp_path / "out", "--json")
+    assert list(result.json["masks"]) == ["3", "0"]
+    assert (tmp_path / "out/voc/ImageSets/Segmentation/two_of_them.txt").read_text() == "3\n0\n"
+
+
+def test_predict_for_the_evaluation_server_of_voc(
+    command: RunCommand, fails: RunFailing, finished: Path, data: Path, tmp_path: Path
+) -> None:
+    """A run with VOC's classes in another order; the images of the test list have neither tags nor masks."""
+    out = ["--out", tmp_path / "out", "--device=cpu"]
+    sentence = fails("predict", finished, data / "0.png", "--also", "voc-server", *out)
+    assert "needs VOC's 20 classes (missing: aeroplane, bicycle, bird, ...; unknown: blue, green, red)" in sentence
+    assert not (tmp_path / "out").exists()
+    names = {"red": "dog", "green": "cat", "blue": "sofa"}
+    voc = write_toy(tmp_path / "voc", names, masks=False)
+    (voc / "JPEGImages").mkdir()
+    for image in voc.glob("*.png"):
+        image.rename(voc / "JPEGImages" / image.name)
+    (voc / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (voc / "ImageSets" / "Segmentation" / "test.txt").write_text("1\n5\n")
+    (voc / "classes.txt").write_text("\n".join(reversed(VOC_CLASSES)))
+    run = toy_run(voc, tmp_path / "run", source=tagmask.DataSource(root=str(voc)))
+    line = ["predict", run.folder, voc, "--split=test", "--also=voc-server", "--competition=comp5", *out]
+    result = command(*line)
+    assert result.status == 0, result.err
+    with tarfile.open(tmp_path / "out" / "voc-server" / "results.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    folder = tmp_path / "results" / "VOC2012" / "Segmentation" / "comp5_test_cls"
+    assert sorted(path.name for path in folder.iterdir()) == ["1.png", "5.png"]
+    for path in folder.iterdir():
+        labels = read_label_map(tmp_path / "out" / "masks" / path.name, size=(40, 48))
+        np.testing.assert_array_equal(read_label_map(path, size=(40, 48)), np.where(labels > 0, 21 - labels, 0))
 
 
 def test_predict_explains_unknown_formats(fails: RunFailing, finished: Path, data: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image
 
 from tagmask.data.samples import Sample
 from tagmask.data.scenes import make_scene
+from tagmask.data.voc_reader import VOC_CLASSES
 from tagmask.errors import RunError
 from tagmask.label_map import read_label_map, write_label_map
 from tagmask.outputs import writer
@@ -40,6 +42,13 @@ def samples(tmp_path: Path) -> list[Sample]:
 
 
 @pytest.fixture
+def flat_samples(samples: list[Sample], mask_path: Callable[[str], Path]) -> list[Sample]:
+    """The two images as if they were in one folder."""
+    mask_path("b").write_bytes(mask_path("sub/b").read_bytes())
+    return [samples[0], replace(samples[1], id="b")]
+
+
+@pytest.fixture
 def mask_path(tmp_path: Path) -> Callable[[str], Path]:
     """The path of the label map of a sample."""
     return lambda image_id: tmp_path / "masks" / f"{image_id}.png"
@@ -47,9 +56,10 @@ def mask_path(tmp_path: Path) -> Callable[[str], Path]:
 
 @pytest.mark.parametrize("format", list(OUTPUT_FORMATS))
 def test_every_format_appears_when_it_is_complete(
-    tmp_path: Path, samples: list[Sample], mask_path: Callable[[str], Path], format: str
+    tmp_path: Path, samples: list[Sample], flat_samples: list[Sample], mask_path: Callable[[str], Path], format: str
 ) -> None:
     out, steps = tmp_path / "out", []
+    classes, samples = (VOC_CLASSES, flat_samples) if format == "voc-server" else (CLASSES, samples)
 
     def stop_at_the_second(step: int) -> None:
         steps.append(step)
@@ -58,12 +68,12 @@ def test_every_format_appears_when_it_is_complete(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_masks_as(samples, mask_path, CLASSES, out, format, advance=stop_at_the_second)
+        write_masks_as(samples, mask_path, classes, out, format, advance=stop_at_the_second)
     assert list(out.iterdir()) == []
     (out / f".{format}.tmp").mkdir()
     (out / f".{format}.tmp" / "of a killed process").touch()
     for _ in range(2):
-        path = write_masks_as(samples, mask_path, CLASSES, out, format)
+        path = write_masks_as(samples, mask_path, classes, out, format)
         assert path == output_path(out, format) == out / format
         assert [folder.name for folder in out.iterdir()] == [format]
         files = [file for file in path.rglob("*") if file.is_file()]

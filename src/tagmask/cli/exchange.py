@@ -8,12 +8,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from tagmask.cli.options import Quiet, RunFolderArgument
+from tagmask.cli.options import SETTINGS_PANEL, Competition, Quiet, RunFolderArgument
 from tagmask.corrections.formats import IMPORT_FORMATS
 from tagmask.deploy.formats import NETWORK_FORMATS
 from tagmask.outputs.formats import OUTPUT_FORMATS
 
-SETTINGS_PANEL = "Masks and images"
 _DESCRIPTIONS = "; ".join(f"{name} ({format.description})" for name, format in OUTPUT_FORMATS.items())
 _NETWORK_DESCRIPTIONS = "; ".join(f"{name} ({description})" for name, description in NETWORK_FORMATS.items())
 _IMPORT_DESCRIPTIONS = "; ".join(f"{name} ({description})" for name, description in IMPORT_FORMATS.items())
@@ -51,8 +50,13 @@ class ExportOptions:
         ),
     ] = None  # fmt: skip
     subset: Annotated[
-        str, typer.Option(help="The name of the set in files and folders.", rich_help_panel=SETTINGS_PANEL)
-    ] = "train"
+        str | None,
+        typer.Option(
+            help="The name of the set in files and folders.", show_default="train; test in voc-server",
+            rich_help_panel=SETTINGS_PANEL,
+        ),
+    ] = None  # fmt: skip
+    competition: Competition = "comp6"
 
 
 def export(

@@ -12,6 +12,7 @@ from tagmask.cli.options import (
     OUTPUT_PANEL,
     AsJson,
     ClassOptions,
+    Competition,
     ComputeOptions,
     Device,
     OutputOptions,
@@ -120,10 +121,19 @@ def predict(
             rich_help_panel=DATA_PANEL,
         ),
     ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Segment only the images of a list: a text file with one name per line, or in the layout voc its "
+            "name, e.g. test.",
+            rich_help_panel=DATA_PANEL,
+        ),
+    ] = None,
     also: Annotated[
         list[str] | None,
         typer.Option(help="Other formats to write, e.g. coco,overlays; `tagmask export --help` lists them."),
     ] = None,
+    competition: Competition = "comp6",
     single_pass: Annotated[
         bool,
         typer.Option(
@@ -150,8 +160,8 @@ def predict(
 
     formats = [name.strip() for names in also or () for name in names.split(",") if name.strip()]
     masks = _open_network(network, compute).predict_files(
-        images, out, tags=tags, also=formats, single_pass=single_pass, skip_bad=skip_bad, redo=redo,
-        quiet=output.no_progress,
+        images, out, tags=tags, split=split, also=formats, competition=competition, single_pass=single_pass,
+        skip_bad=skip_bad, redo=redo, quiet=output.no_progress,
     )  # fmt: skip
     if not is_main_process():
         return

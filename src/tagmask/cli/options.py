@@ -25,6 +25,7 @@ DATA_PANEL = "Data"
 RECIPE_PANEL = "Recipe"
 COMPUTE_PANEL = "Computation"
 OUTPUT_PANEL = "Output"
+SETTINGS_PANEL = "Masks and images"
 MAX_ROWS = 40  # of a printed table; --json prints all
 
 ImagesArgument = Annotated[
@@ -52,6 +53,14 @@ AsJson = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON, for scripts.", rich_help_panel=OUTPUT_PANEL)
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.", rich_help_panel=OUTPUT_PANEL)]
+
+Competition = Annotated[
+    Literal["comp5", "comp6"],
+    typer.Option(
+        help="In the format voc-server: comp6 permits any training data, comp5 only that of VOC.",
+        rich_help_panel=SETTINGS_PANEL,
+    ),
+]
 
 
 @dataclass(frozen=True)

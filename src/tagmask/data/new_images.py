@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tagmask.data.class_names import MAX_HINTS, class_ids
-from tagmask.data.image_files import ImageFiles
+from tagmask.data.image_files import ImageFiles, require_folder
 from tagmask.data.image_ids import normalize_unicode, strip_image_suffix, unique_ids
 from tagmask.data.images import is_url
 from tagmask.data.samples import Problem, Sample, TaggedImages
+from tagmask.data.split_list import read_split
 from tagmask.data.table_reader import match_rows_to_images
 from tagmask.data.tag_rows import Row
 from tagmask.data.tag_table import read_tag_table
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
 
 
 def find_new_images(
-    paths: Sequence[str], classes: tuple[str, ...], tags: str | None = None, leave_out: Sequence[Path] = ()
+    paths: Sequence[str],
+    classes: tuple[str, ...],
+    tags: str | None = None,
+    leave_out: Sequence[Path] = (),
+    split: str | None = None,
 ) -> TaggedImages:
     """Find the images among files, folders (with their subfolders) and URLs.
 
@@ -34,11 +39,30 @@ def find_new_images(
         classes: the classes of the network that will segment the images.
         tags: a table `image,tags`. The tags of an image that it does not name are not known.
         leave_out: folders inside the folders that are skipped.
+        split: only the images of this list, see `read_split`; `paths` is then one folder. If the folder has a folder
+            JPEGImages, the images are in it.
 
     Raises:
-        DataError: a path does not exist, or there is no image. Bad lines of the table (an ambiguous name, or a class
-            that the network does not have) are in `problems` instead.
+        DataError: a path or the list does not exist, or there is no image. Bad lines of the list (no such image) and of
+            the table (an ambiguous name, or a class that the network does not have) are in `problems` instead.
     """
+    images = _find_all(paths, classes, leave_out) if split is None else _find_listed(paths, classes, leave_out, split)
+    return images if tags is None else _add_tags(images, Path(tags))
+
+
+def _find_listed(paths: Sequence[str], classes: tuple[str, ...], leave_out: Sequence[Path], split: str) -> TaggedImages:
+    if len(paths) != 1 or is_url(paths[0]):
+        raise DataError(f"the list {shorten(split)!r} names images of one folder; name the folder, and nothing else.")
+    root = require_folder(Path(paths[0]))
+    voc_images = root / "JPEGImages"
+    files = ImageFiles(voc_images if voc_images.is_dir() else root, leave_out)
+    items, problems = read_split(root, split, files)
+    names = [item.image for item in items]
+    samples = tuple(Sample(i, files.path(name), None) for i, name in zip(unique_ids(names), names, strict=True))
+    return TaggedImages(classes, samples, (*problems, *files.problems), name=f"the list {split!r}")
+
+
+def _find_all(paths: Sequence[str], classes: tuple[str, ...], leave_out: Sequence[Path]) -> TaggedImages:
     names: dict[str, str] = {}  # path or URL of each image → name from which its id is derived
     problems: list[Problem] = []
     others: list[str] = []
@@ -59,8 +83,7 @@ def find_new_images(
         raise DataError(f"there is no image in {', '.join(paths)}{hint}; name image files or folders of images.")
     ids = unique_ids(_unambiguous_names(names))
     samples = tuple(Sample(image_id, path, None) for image_id, path in zip(ids, names, strict=True))
-    images = TaggedImages(classes, samples, tuple(problems), name="new images")
-    return images if tags is None else _add_tags(images, Path(tags))
+    return TaggedImages(classes, samples, tuple(problems), name="new images")
 
 
 def _unambiguous_names(names: Mapping[str, str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -16,13 +16,13 @@ from tagmask.data.image_files import ImageFiles, attach_masks
 from tagmask.data.image_ids import strip_image_suffix, unique_ids
 from tagmask.data.regular_files import check_regular_file
 from tagmask.data.samples import Mask, PngMask, Problem, Sample, TaggedImages
+from tagmask.data.split_list import SplitItem, read_split
 from tagmask.data.table_reader import ImageFinder, match_rows_to_images
 from tagmask.data.tag_rows import Row, TagTable
 from tagmask.data.tag_table import read_tag_table
-from tagmask.data.text_files import read_text
 from tagmask.errors import DataError
 from tagmask.label_map import IGNORE_INDEX
-from tagmask.text import did_you_mean, join_first_names, pluralize, shorten
+from tagmask.text import join_first_names, pluralize, shorten
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -65,7 +65,7 @@ def read_voc(
         DataError: the folder, list or table cannot be read. Errors in single images are in `problems` instead.
     """
     files = ImageFiles(root / "JPEGImages")
-    items, problems = _read_split(root, split, files)
+    items, problems = read_split(root, split, files)
     names = [item.image for item in items]
     samples = [Sample(i, files.path(name), None) for i, name in zip(unique_ids(names), names, strict=True)]
     mask_folders = [masks] if masks else _existing_folders(root, *_MASK_FOLDERS)
@@ -82,75 +82,11 @@ def read_voc(
     return TaggedImages(classes, tuple(samples), all_problems, name)
 
 
-@dataclass(frozen=True)
-class _SplitItem:
-    """A line of a split list: its location, the name of the image in JPEGImages, and its mask if the line names one."""
-
-    where: str
-    image: str
-    mask: str | None = None
-
-
 def _existing_folders(root: Path, *names: str) -> list[Path]:
     return [root / name for name in names if (root / name).is_dir()]
 
 
-def _read_split(root: Path, split: str | None, files: ImageFiles) -> tuple[list[_SplitItem], list[Problem]]:
-    """Return the images of a split, or all images for None."""
-    if split is None:
-        return [_SplitItem(files.path(name), name) for name in files.names], []
-    path = _find_split_file(root, split)
-    items: dict[str, _SplitItem] = {}
-    problems = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            image, mask = _parse_split_line(line.strip(), where, files)
-        except DataError as error:
-            problems.append(Problem.from_error(where, error))
-            continue
-        if image in items:
-            problems.append(Problem(where, f"lists {image} again", "remove the line", "warning"))
-        items.setdefault(image, _SplitItem(where, image, mask))
-    if not items and not problems:
-        raise DataError(f"{path} lists no image; write one image per line.")
-    return list(items.values()), problems
-
-
-def _find_split_file(root: Path, split: str) -> Path:
-    folders = (root / "ImageSets" / "Segmentation", root / "ImageSets" / "Main")
-    candidates = [Path(split), root / split, *(folder / name for folder in folders for name in (f"{split}.txt", split))]
-    for path in candidates:
-        if path.is_file():
-            return path
-    splits = sorted({path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.txt")})
-    raise DataError(
-        f"there is no split list {shorten(split)!r} under {root / 'ImageSets'}{did_you_mean(split, splits)}."
-    )
-
-
-def _parse_split_line(line: str, where: str, files: ImageFiles) -> tuple[str, str | None]:
-    """Return the image and the mask of a line. The whole line may be one file name with spaces."""
-
-    def find(text: str) -> str:
-        return files.find(text.lstrip("/").removeprefix("JPEGImages/"))
-
-    columns = line.split()
-    if len(columns) != 2:
-        return find(line), None
-    if columns[1] in ("-1", "0", "1"):
-        raise DataError(
-            f"{where} is from a list for one class, like {shorten(line)!r}; use a list that names only images."
-        )
-    try:
-        return find(line), None
-    except DataError:
-        return find(columns[0]), columns[1].lstrip("/")
-
-
-def _with_listed_mask(root: Path, item: _SplitItem, sample: Sample, warnings: list[Problem]) -> Sample:
+def _with_listed_mask(root: Path, item: SplitItem, sample: Sample, warnings: list[Problem]) -> Sample:
     """Return the sample with the mask that the split list names. Appends a warning if that mask does not exist."""
     if item.mask is None:
         return sample
@@ -204,7 +140,7 @@ def _tag_reader(
 
 
 def _add_tags(
-    items: Sequence[_SplitItem], samples: Sequence[Sample], read_tags: TagReader, source: str, required: bool
+    items: Sequence[SplitItem], samples: Sequence[Sample], read_tags: TagReader, source: str, required: bool
 ) -> tuple[list[Sample], list[Problem]]:
     """Return the samples that have tags. The others are errors if tags are required, else counted in a warning."""
     names = [item.image for item in items]

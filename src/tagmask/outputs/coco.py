@@ -68,14 +68,14 @@ def write_instances(
         DataError: an image cannot be read.
         RunError: a file cannot be written.
     """
-    path = folder / "annotations" / f"instances_{settings.subset}.json"
+    path = folder / "annotations" / f"instances_{settings.subset_name}.json"
     images = with_images(items, folder, settings)
     write_coco_json(path, {"categories": coco_categories(classes)}, _records(images, len(classes), annotate))
 
 
 def with_images(items: Iterable[MaskItem], folder: Path, settings: ExportSettings) -> Iterator[MaskItem]:
     """Yield the items, and write the image of each to images/<subset>, as the settings say."""
-    images = folder / "images" / settings.subset
+    images = folder / "images" / settings.subset_name
     images.mkdir(parents=True, exist_ok=True)  # datumaro wants the folder also without images
     for item in items:
         write_image(item, images, settings, item.file_name)

@@ -34,7 +34,7 @@ def write(folder: Path, items: Iterable[MaskItem], classes: Sequence[str], setti
         ValueError: a label map is not [H, W] uint8, or has a value above the number of classes.
         RunError: a file cannot be written.
     """
-    name = f"panoptic_{settings.subset}"
+    name = f"panoptic_{settings.subset_name}"
     background = len(classes) + 1
     segment_ids = np.arange(256, dtype=np.uint8)
     segment_ids[[0, IGNORE_INDEX]] = background, 0

@@ -1,13 +1,14 @@
 """The formats of `tagmask export`.
 
 To add a format, write a module with a function `write` like that of `outputs/png.py`, and add its line to
-`OUTPUT_FORMATS`. The module has the name of the format, with "_" for "-".
+`OUTPUT_FORMATS`. The module has the name of the format, with "_" for "-". If the format cannot hold all classes or all
+ids of images, the module also has a function `check(classes, ids)`, which raises RunError.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tagmask.errors import RunError
 from tagmask.text import did_you_mean
@@ -43,6 +44,7 @@ OUTPUT_FORMATS = {
     "coco-panoptic": OutputFormat("COCO panoptic JSON, with PNGs of segment ids", images="none"),
     "cvat": OutputFormat("CVAT for images 1.1, with masks", images="none"),
     "voc": OutputFormat("PASCAL VOC, which CVAT calls segmentation mask 1.1", images="none"),
+    "voc-server": OutputFormat("the archive that VOC's evaluation server reads"),
     "label-studio": OutputFormat("Label Studio tasks, with brush masks"),
     "yolo-seg": OutputFormat("YOLO instance segmentation, with simplified polygons", True, images="copy"),
     "ultralytics-semantic": OutputFormat("Ultralytics semantic segmentation", images="copy"),
@@ -60,6 +62,27 @@ def find_format(name: str) -> OutputFormat:
     return OUTPUT_FORMATS[name]
 
 
+def check_format(name: str, classes: Sequence[str], ids: Iterable[str]) -> None:
+    """Check whether a format can hold masks, before they are made.
+
+    Args:
+        name: the name of the format.
+        classes: names of the classes.
+        ids: ids of the images.
+
+    Raises:
+        RunError: there is no such format, or it cannot hold these classes or ids.
+    """
+    find_format(name)
+    check = getattr(_load_module(name), "check", None)
+    if check is not None:
+        check(classes, ids)
+
+
 def load_writer(name: str) -> Writer:
     """Import the module of a format, and return its function `write(folder, items, classes, settings)`."""
-    return import_module(f"tagmask.outputs.{name.replace('-', '_')}").write
+    return _load_module(name).write
+
+
+def _load_module(name: str) -> Any:
+    return import_module(f"tagmask.outputs.{name.replace('-', '_')}")

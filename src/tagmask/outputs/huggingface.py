@@ -25,7 +25,7 @@ def write(folder: Path, items: Iterable[MaskItem], classes: Sequence[str], setti
         DataError: an image cannot be read.
         RunError: a file cannot be written.
     """
-    subset = folder / settings.subset
+    subset = folder / settings.subset_name
     with atomic_write(subset / "metadata.jsonl") as temporary, temporary.open("w", encoding="utf-8") as file:
         for item, image_name in write_pairs(items, subset / "images", subset / "masks", settings):
             line = {"image_file_name": f"images/{image_name}", "mask_file_name": f"masks/{item.id}.png"}

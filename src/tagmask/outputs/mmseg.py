@@ -28,7 +28,7 @@ def write(folder: Path, items: Iterable[MaskItem], classes: Sequence[str], setti
         DataError: an image cannot be read.
         RunError: the images do not have one suffix, or a file cannot be written.
     """
-    images, masks = folder / "img_dir" / settings.subset, folder / "ann_dir" / settings.subset
+    images, masks = folder / "img_dir" / settings.subset_name, folder / "ann_dir" / settings.subset_name
     suffix = None
     for item, image_name in write_pairs(items, images, masks, settings):
         suffix = Path(image_name).suffix if suffix is None else suffix

@@ -27,7 +27,10 @@ class ExportSettings:
         fill_holes: whether background and ignored pixels that a single class surrounds become part of this class.
         images: what happens to the images in formats with a place for them: "copy" them, "link" them (symbolic links),
             or "none": leave them out. None: the default of the format.
-        subset: the name of the set, which some formats write in names of files and folders.
+        subset: the name of the set, which some formats write in names of files and folders. None: "test" in the format
+            "voc-server", else "train".
+        competition: the competition of VOC's evaluation server: "comp6" permits any training data, "comp5" only that of
+            VOC.
 
     Raises:
         RunError: a value is not valid.
@@ -37,7 +40,8 @@ class ExportSettings:
     simplify: float | None = None
     fill_holes: bool = False
     images: Literal["copy", "link", "none"] | None = None
-    subset: str = "train"
+    subset: str | None = None
+    competition: Literal["comp5", "comp6"] = "comp6"
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -46,8 +50,15 @@ class ExportSettings:
                 raise RunError(f"{name} is {value}: give a number of pixels, 0 or more.")
         if self.images not in (None, "copy", "link", "none"):
             raise RunError(f"images is {self.images!r}: choose from copy, link, none.")
-        if not re.fullmatch(r"\w[\w.-]*", self.subset):
+        if self.subset is not None and not re.fullmatch(r"\w[\w.-]*", self.subset):
             raise RunError(f"subset is {self.subset!r}: give a name of letters, digits, '-' and '_'.")
+        if self.competition not in ("comp5", "comp6"):
+            raise RunError(f"competition is {self.competition!r}: choose from comp5, comp6.")
+
+    @property
+    def subset_name(self) -> str:
+        """The name of the set in the formats of training data."""
+        return self.subset or "train"
 
     def min_area_of(self, size: tuple[int, int], *, has_polygons: bool) -> int:
         """Return the minimum area in an image of this (H, W), in pixels."""

@@ -25,10 +25,12 @@ def write(folder: Path, items: Iterable[MaskItem], classes: Sequence[str], setti
         DataError: an image cannot be read.
         RunError: a file cannot be written.
     """
-    for _ in write_pairs(items, folder / "images" / settings.subset, folder / "masks" / settings.subset, settings):
+    for _ in write_pairs(
+        items, folder / "images" / settings.subset_name, folder / "masks" / settings.subset_name, settings
+    ):
         pass
     names = [unused_name("background", classes), *classes]
-    write_text(folder / "data.yaml", data_yaml(names, settings.subset, masks_dir="masks"))
+    write_text(folder / "data.yaml", data_yaml(names, settings.subset_name, masks_dir="masks"))
 
 
 def data_yaml(names: Sequence[str], subset: str, **settings: str) -> str:

@@ -15,6 +15,12 @@ from tagmask.outputs.mask_item import MaskItem, unused_name
 from tagmask.outputs.settings import ExportSettings
 
 
+def check(classes: Sequence[str], ids: Iterable[str]) -> None:
+    """Raise RunError if a class name has a colon."""
+    if name := next((name for name in classes if ":" in name), None):
+        raise RunError(f"the class {name!r} has a colon, which separates columns in labelmap.txt: rename it.")
+
+
 def write(folder: Path, items: Iterable[MaskItem], classes: Sequence[str], settings: ExportSettings) -> None:
     """Write SegmentationClass, SegmentationObject, ImageSets/Segmentation/<subset>.txt and labelmap.txt.
 
@@ -30,10 +36,8 @@ def write(folder: Path, items: Iterable[MaskItem], classes: Sequence[str], setti
     Raises:
         ValueError: a label map is not [H, W] uint8, or has a value above the number of classes.
         DataError: an image cannot be read.
-        RunError: a class name has a colon, or a file cannot be written.
+        RunError: a file cannot be written.
     """
-    if name := next((name for name in classes if ":" in name), None):
-        raise RunError(f"the class {name!r} has a colon, which separates columns in labelmap.txt: rename it.")
     ids = []
     for item in items:
         class_ids = item.class_ids(len(classes))
@@ -44,7 +48,7 @@ def write(folder: Path, items: Iterable[MaskItem], classes: Sequence[str], setti
         write_label_map(folder / "SegmentationObject" / f"{item.id}.png", objects[item.labels])
         write_image(item, folder / "JPEGImages", settings)
         ids.append(item.id)
-    write_text(folder / "ImageSets" / "Segmentation" / f"{settings.subset}.txt", "".join(f"{i}\n" for i in ids))
+    write_text(folder / "ImageSets" / "Segmentation" / f"{settings.subset_name}.txt", "".join(f"{i}\n" for i in ids))
     names = {0: unused_name("background", classes), **dict(enumerate(classes, 1))}
     names[IGNORE_INDEX] = unused_name("ignored", classes)
     colors = np.reshape(voc_palette(), (256, 3))

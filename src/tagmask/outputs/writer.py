@@ -12,7 +12,7 @@ from tagmask.data.samples import Sample
 from tagmask.errors import RunError
 from tagmask.label_map import read_label_map
 from tagmask.outputs.cleaning import fill_holes, remove_small_regions
-from tagmask.outputs.formats import find_format, load_writer
+from tagmask.outputs.formats import check_format, find_format, load_writer
 from tagmask.outputs.mask_item import MaskItem
 from tagmask.outputs.settings import ExportSettings
 
@@ -41,12 +41,13 @@ def write_masks_as(
         The folder that was written: `out`/`format`. It appears when it is complete.
 
     Raises:
-        RunError: the format is not known or has no place for images, a label map is missing or damaged, or a file
-            cannot be written.
+        RunError: the format is not known, has no place for images or cannot hold these classes or ids; a label map is
+            missing or damaged; or a file cannot be written.
         DataError: an image cannot be read (only in formats with images).
     """
     path = output_path(out, format)
     settings = _with_defaults(settings or ExportSettings(), format)
+    check_format(format, classes, [sample.id for sample in samples])
     has_polygons = find_format(format).has_polygons
 
     def items() -> Iterator[MaskItem]:
