@@ -14,6 +14,7 @@ from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
+from tagmask.api import evaluate_predictions
 from tagmask.data.coco_mask import CocoMask, CocoObject, decode_run_lengths
 from tagmask.data.coco_reader import read_coco
 from tagmask.data.samples import PngMask, TaggedImages
@@ -132,6 +133,91 @@ def test_png_masks_replace_the_drawn_ones(tmp_path: Path) -> None:
     assert isinstance(masks["sub/a"], PngMask)
     assert isinstance(masks["b"], CocoMask)
     assert (masks["sub/a"].read() == 2).all()
+    assert [str(problem).replace(str(tmp_path) + "/", "") for problem in images.problems] == [
+        "truth: has no PNG for 1 image (b), so that the ground truth is drawn from instances.json; add the PNGs if "
+        "figures are to be compared with published ones."
+    ]
+    Image.fromarray(np.full((H, W), 3, np.uint8)).save(tmp_path / "truth" / "b.png")
+    assert DataSource(root=images_of(file), annotations=str(file), masks=str(tmp_path / "truth")).read().problems == ()
+
+
+def images_of(file: Path) -> str:
+    return str(file.parent / "images")
+
+
+def random_annotations(seed: int) -> list[dict[str, Any]]:
+    """Return overlapping polygons and boxes, and two crowds in the middle of the file."""
+    rng = np.random.default_rng(seed)
+    annotations = []
+    for i in range(1, 13):
+        polygon = (rng.random((int(rng.integers(3, 7)), 2)) * (W, H)).ravel().tolist()
+        annotations.append(annotation(i, int(rng.choice([3, 17, 90])), [polygon], iscrowd=0))
+    for i in (4, 8):
+        annotations[i] |= {"segmentation": uncompressed(rng.random((H, W)) < 0.3), "iscrowd": 1}
+    return annotations
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ground_truth_as_pycocotools_draws_it(tmp_path: Path, seed: int) -> None:
+    """The public code of ReCAM: for each annotation of getAnnIds(iscrowd=False), labels[annToMask == 1] = class."""
+    file = write(tmp_path, random_annotations(seed))
+    coco = COCO(str(file))
+    in_order = coco.loadAnns(coco.getAnnIds(imgIds=[7], iscrowd=False))
+    new_ids = {3: 1, 17: 2, 90: 3}
+
+    def draw(annotations: list[dict[str, Any]], start: np.ndarray) -> np.ndarray:
+        for item in annotations:
+            start[coco.annToMask(item) == 1] = new_ids[item["category_id"]]
+        return start
+
+    crowds = np.zeros((H, W), bool)
+    for item in coco.loadAnns(coco.getAnnIds(imgIds=[7], iscrowd=True)):
+        crowds |= coco.annToMask(item) == 1
+    by_area = sorted(in_order, key=lambda item: -int(coco.annToMask(item).sum()))
+    drawn = {}
+    for order, objects in (("file", in_order), ("area", by_area)):
+        for pixels, label in (("background", 0), ("ignored", 255)):
+            source = DataSource.model_validate({
+                "root": images_of(file), "annotations": str(file), "coco_order": order, "coco_crowds": pixels,
+            })  # fmt: skip
+            mask = source.read().samples[1].mask
+            assert mask is not None
+            drawn[order, pixels] = mask.read()
+            start = np.where(crowds, label, 0).astype(np.uint8)
+            np.testing.assert_array_equal(drawn[order, pixels], draw(objects, start))
+    assert len({labels.tobytes() for labels in drawn.values()}) == 4, "the choice makes a difference"
+
+
+def test_scores_by_ground_truth(tmp_path: Path) -> None:
+    """mIoU by hand: a cat of 200 pixels first, a yak of 400 pixels over all of it, and a crowd of 100 other pixels."""
+    crowd = np.zeros((H, W), np.uint8)
+    crowd[:10, 30:] = 1
+    annotations = [
+        annotation(1, 3, box(0, 10, 10, 20)),
+        annotation(2, 90, box(0, 10, 20, 20)),
+        annotation(3, 90, uncompressed(crowd), iscrowd=1),
+    ]
+    file = write(tmp_path, annotations, [{"id": 7, "file_name": "sub/a.jpg", "height": H, "width": W}])
+    labels = np.zeros((H, W), np.uint8)  # the prediction: a cat and a yak of 200 pixels each, and a yak on the crowd
+    labels[10:, :10], labels[10:, 10:20], labels[:10, 30:] = 1, 3, 3
+    (tmp_path / "masks" / "sub").mkdir(parents=True)
+    Image.fromarray(labels).save(tmp_path / "masks" / "sub" / "a.png")
+    source = DataSource(root=images_of(file), annotations=str(file))
+
+    def ious(**settings: str) -> list[float]:
+        report = evaluate_predictions(tmp_path / "masks", source.model_copy(update=settings), device="cpu", quiet=True)
+        return [round(float(value), 6) for value in np.nan_to_num(report[1].iou, nan=-1)]
+
+    background = H * W - 500  # and the 100 pixels of the crowd
+    assert ious() == [1, 1, -1, 1]
+    assert ious(coco_crowds="background") == [round(background / (background + 100), 6), 1, -1, round(200 / 300, 6)]
+    assert ious(coco_order="file") == [1, 0, -1, 0.5]
+    both = ious(coco_order="file", coco_crowds="background")
+    assert both == [round(background / (background + 100), 6), 0, -1, 0.4]  # 200 of 400 + 100
+    Image.fromarray(labels).save(tmp_path / "truth.png")
+    (tmp_path / "truth").mkdir()
+    (tmp_path / "truth.png").rename(tmp_path / "truth" / "a.png")
+    assert ious(masks=str(tmp_path / "truth")) == [1, 1, -1, 1]
 
 
 def test_all_shapes_as_pycocotools_decodes_them(tmp_path: Path) -> None:

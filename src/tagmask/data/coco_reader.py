@@ -16,9 +16,9 @@ from tagmask.data.image_files import attach_masks, find_image_files
 from tagmask.data.image_ids import unique_ids
 from tagmask.data.images import MAX_PIXELS, image_size, is_url
 from tagmask.data.regular_files import read_regular_file
-from tagmask.data.samples import Problem, Sample, TaggedImages
+from tagmask.data.samples import PngMask, Problem, Sample, TaggedImages
 from tagmask.errors import DataError
-from tagmask.text import pluralize, shorten
+from tagmask.text import join_first_names, pluralize, shorten
 
 
 def read_coco(
@@ -76,11 +76,24 @@ def read_coco(
         for sample, mask in zip(samples, drawn, strict=True)
     ]
     samples, warnings = attach_masks(samples, mask_folders, saliency_folders)
+    warnings += _warn_of_mixed_masks(samples, masks, annotations)
     num_without = sum(sample.mask is None for sample in samples)
     if has_segmentations and num_without:
         message = f"has annotations without segmentation, which leaves {pluralize(num_without, 'image')} without a mask"
         warnings.append(Problem(str(annotations), message, "nothing needs to be done", "warning"))
     return TaggedImages(classes, tuple(samples), (*problems, *files.problems, *warnings), annotations.stem)
+
+
+def _warn_of_mixed_masks(samples: Sequence[Sample], folder: Path | None, annotations: Path) -> list[Problem]:
+    """Return a warning if some masks are PNGs and others are drawn: these may draw overlaps and crowds differently."""
+    drawn = [sample.id for sample in samples if isinstance(sample.mask, CocoMask)]
+    if folder is None or not drawn or not any(isinstance(sample.mask, PngMask) for sample in samples):
+        return []
+    message = (
+        f"has no PNG for {pluralize(len(drawn), 'image')} ({join_first_names(drawn, 3)}), so that the ground truth is "
+        f"drawn from {annotations.name}"
+    )
+    return [Problem(str(folder), message, "add the PNGs if figures are to be compared with published ones", "warning")]
 
 
 @dataclass(frozen=True)
