@@ -12,7 +12,7 @@ from pathlib import Path
 import tagmask
 from tagmask.data.scenes import write_scenes
 from tagmask.stage_folder import StageFolder
-from tagmask.training import read_history
+from tagmask.training_curves import read_history
 
 
 def main() -> None:

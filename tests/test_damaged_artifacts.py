@@ -23,7 +23,7 @@ from tagmask.models.classifier import Classifier
 from tagmask.models.label_conditioned import LabelConditionedNetwork
 from tagmask.models.segmenter import Segmenter
 from tagmask.stage_folder import StageFolder
-from tagmask.training import read_history
+from tagmask.training_curves import read_history
 
 MAPS: dict[str, np.ndarray] = {
     "maps": np.full((2, 3, 4), 0.5, np.float16),

@@ -38,7 +38,7 @@ from tagmask.methods.irn import Irn
 from tagmask.methods.recam import ReCam
 from tagmask.recipe import Recipe, load_recipe
 from tagmask.stage_folder import StageFolder
-from tagmask.training import read_history
+from tagmask.training_curves import read_history
 from tests.runs import SETTINGS, toy_run, write_toy
 
 # 5 steps are 3 epochs of 8 images in batches of 4. With an epoch of the 4 images of the subset, they would be 5.

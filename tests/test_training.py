@@ -5,9 +5,8 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,23 +24,13 @@ from tagmask.models.classifier import Classifier
 from tagmask.progress import LoopUnit, Reporter
 from tagmask.stage import StageContext
 from tagmask.stage_folder import StageFolder
-from tagmask.training import Training, TrainingSettings, _freeze_unused_parameters, fit, read_history
+from tagmask.training import Training, _freeze_unused_parameters, fit
+from tagmask.training_curves import read_history
 from tests.methods.contract import MakeContext
+from tests.noisy_training import Keys, NoisyTraining, Settings
 
 BATCH = 3
 EPOCHS = 4
-
-
-class Keys(TrainingSet):
-    """Return the key of each item."""
-
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        return {"image": torch.zeros(3, 1, 1), "key": torch.tensor(key)}
-
-
-class Settings(TrainingSettings):
-    def run(self, context: StageContext) -> None:
-        raise NotImplementedError
 
 
 class RecordingTraining(Training):
@@ -131,10 +120,10 @@ def test_progress_shows_epoch_and_loss(
     context: StageContext, toy_images: TaggedImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tagmask.progress.LOG_INTERVAL", 0)
-    monkeypatch.setattr("tagmask.training.NOTE_INTERVAL", 0)
+    monkeypatch.setattr("tagmask.training_curves.NOTE_INTERVAL", 0)
     output = io.StringIO()
     loud = replace(context, reporter=Reporter(Console(file=output, width=200)))
-    fit(DropoutTraining(), Keys(toy_images, lambda item: item, 0), loud, epochs=2, batch_size=BATCH)
+    fit(NoisyTraining(), Keys(toy_images, lambda item: item, 0), loud, epochs=2, batch_size=BATCH)
     lines = output.getvalue().splitlines()
     assert re.fullmatch(r"  training 2 epochs \(epoch 1/2, loss [\d.e-]+\): 1/\d+ steps, about \d+ s left", lines[0])
     assert "epoch 2/2" in lines[-2]
@@ -153,40 +142,6 @@ class CountingReporter(Reporter):
         yield done.append
         assert sum(done) == total
         self.totals.append(total)
-
-
-class DropoutTraining(Training):
-    """A network with dropout; the training stops in the middle of an epoch if `stop_in` is its number."""
-
-    def __init__(self, stop_in: int | None = None) -> None:
-        torch.manual_seed(0)
-        network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Dropout(0.5), nn.Conv2d(8, 1, 1))
-        super().__init__(network, [(network.parameters(), 0.1)], Settings())
-        self.num_steps = 0
-        self.stop_in = stop_in
-
-    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        self.num_steps += 1
-        if self.stop_in is not None and self.trainer.current_epoch == self.stop_in and self.num_steps % 2 == 0:
-            raise InterruptedError
-        return {"loss": self.network(batch["image"] + 1).square().mean()}
-
-
-@pytest.mark.parametrize("epoch", [1, 2])
-def test_an_interrupted_training_with_dropout_ends_with_the_same_weights(
-    context: StageContext, toy_images: TaggedImages, epoch: int, tmp_path: Path
-) -> None:
-    data = Keys(toy_images, lambda item: item, 0)
-    weights = []
-    for name, stops in (("undisturbed", [None]), ("interrupted", [epoch, None])):
-        for stop_in in stops:
-            module = DropoutTraining(stop_in)
-            stage = replace(context, folder=StageFolder(tmp_path / name))
-            with pytest.raises(InterruptedError) if stop_in is not None else nullcontext():
-                fit(module, data, stage, epochs=EPOCHS, batch_size=BATCH)
-        weights.append(module.network.state_dict())
-    for name, weight in weights[0].items():
-        assert torch.equal(weights[1][name], weight), name
 
 
 def test_parameters_without_influence_on_the_loss_get_no_gradient(toy_images: TaggedImages) -> None:

@@ -110,7 +110,7 @@ def stage_keys(recipe: Recipe, images: TaggedImages) -> dict[str, dict[str, Any]
     for name, method in recipe.stages.items():
         keys[name] = {
             "method": type(method).__module__,
-            "settings": method.model_dump(mode="json", exclude={"inputs"}),
+            "settings": method.model_dump(mode="json", exclude={"inputs", *method.free_settings}),
             "seed": recipe.seed,
             "images": images_key,
             "inputs": {kind: digest(without_reviews(keys[source])) for kind, source in method.inputs.items()},

@@ -121,6 +121,7 @@ class Method(BaseModel):
         makes: the kinds of artifacts that it writes.
         learns_from_pixels: whether the method learns from labels of single pixels, so that it uses reviewed masks;
             methods that read or write masks always do. The other methods do not see them.
+        free_settings: settings that do not change the results, so that a run resumes with other values of them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -128,6 +129,7 @@ class Method(BaseModel):
     needs: ClassVar[tuple[ArtifactKind, ...]] = ()
     makes: ClassVar[tuple[ArtifactKind, ...]] = ()
     learns_from_pixels: ClassVar[bool] = False
+    free_settings: ClassVar[tuple[str, ...]] = ()
 
     inputs: dict[ArtifactKind, str] = Field(
         {}, description="stages to read from, e.g. {maps: cam}; by default the latest stage that makes what is needed"

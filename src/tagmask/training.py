@@ -2,42 +2,38 @@
 
 from __future__ import annotations
 
-import io
 import logging
+import math
 import shutil
 import signal
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
 
 import lightning as L
+import numpy as np
 import torch
-from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from tagmask.artifacts import RUN_AGAIN, atomic_write, read_model, write_json
+from tagmask.checkpoints import AtomicCheckpoints, SaveCheckpoints, read_position
 from tagmask.data.loading import TrainingSet, training_loader
-from tagmask.errors import RecipeError, RunError
+from tagmask.errors import RecipeError
 from tagmask.models.saved_network import SavedNetwork
 from tagmask.models.synced_batch_norm import synced_batch_norms
 from tagmask.stage import Method, StageContext
-from tagmask.stage_folder import HistoryEntry, StageFolder
-from tagmask.text import shorten
+from tagmask.training_curves import TrainingCurves
 
 Optimizer = Literal["sgd", "adam", "adamw"]
 ParameterGroups = Iterable[tuple[Iterable[nn.Parameter], float]]
 """Pairs of parameters and their learning rate."""
 
-NOTE_INTERVAL = 1.0  # seconds between updates of the loss that is shown during training
 DRY_RUN_LR = 1e-9  # randomly initialized networks would diverge at rates that are meant for pretrained ones
 
 
@@ -51,6 +47,7 @@ class TrainingSettings(Method):
     """
 
     learning_rates: ClassVar[tuple[str, ...]] = ("lr", "head_lr")
+    free_settings: ClassVar[tuple[str, ...]] = ("checkpoint_minutes",)
 
     epochs: int = Field(5, ge=0, description="passes over the training images")
     batch_size: int = Field(16, ge=1, description="images per training step, over all processes")
@@ -64,6 +61,12 @@ class TrainingSettings(Method):
         ge=0,
         description="exponent p of the decay: at step t of T the learning rates are multiplied by (1 − t/T)^p; "
         "0: no decay",
+    )
+    checkpoint_minutes: float = Field(
+        10.0,
+        ge=0,
+        description="minutes after which a checkpoint is saved within an epoch, from which an interrupted run resumes; "
+        "one is saved after each epoch, too. It does not change the results, and can be changed at any time",
     )
 
     def check_processes(self, num_processes: int) -> None:
@@ -90,7 +93,7 @@ class Training(L.LightningModule):
     def __init__(self, network: nn.Module, parameter_groups: ParameterGroups, settings: TrainingSettings) -> None:
         super().__init__()
         self.network = network
-        self._settings = settings
+        self.settings = settings
         self.total_steps = sys.maxsize  # `fit` sets it
         trainable = [([p for p in parameters if p.requires_grad], lr) for parameters, lr in parameter_groups]
         self._parameter_groups: list[dict[str, Any]] = [{"params": p, "lr": lr} for p, lr in trainable if p]
@@ -109,7 +112,7 @@ class Training(L.LightningModule):
         """Return the mean of a loss per image [B], normalized so that the processes' shards may differ in size."""
         return losses.sum() / self.mean_over_processes(losses.new_tensor(len(losses)))
 
-    def on_train_epoch_start(self) -> None:
+    def on_train_start(self) -> None:
         self.train()
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> dict[str, Tensor]:
@@ -117,7 +120,7 @@ class Training(L.LightningModule):
         return self.losses(batch)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        settings = self._settings
+        settings = self.settings
         optimizer: torch.optim.Optimizer
         if settings.optimizer == "sgd":
             optimizer = torch.optim.SGD(
@@ -144,8 +147,9 @@ def fit(
 ) -> None:
     """Train a network, or resume a training that was interrupted.
 
-    `history.json` in the stage folder gets one entry per epoch, and a checkpoint is written after each epoch. An
-    interrupted epoch starts again with the same random numbers, so that the result is that of an undisturbed training.
+    `history.json` in the stage folder gets one entry per epoch. A checkpoint is written after each epoch, and within
+    an epoch every `checkpoint_minutes`. All random numbers depend only on the seed, the epoch, the batch and the rank,
+    so that the result of a resumed training is that of an undisturbed one.
 
     Args:
         module: the network and its loss.
@@ -159,43 +163,45 @@ def fit(
         RunError: the loss is NaN or infinite.
     """
     checkpoint = context.folder.path / "training" / "last.ckpt"
-    done = _epochs_done(checkpoint, context)
+    position = read_position(checkpoint, lambda message: context.reporter.info(f"  {message}"))
+    done = position.epochs
     if 0 < epochs <= done:  # killed after the last checkpoint; Lightning would go on in an epoch that steps cut short
         module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
         module.network.to(context.compute.device)
         return
-    loader = training_loader(data, batch_size, context.compute, done, epoch_size=context.images_per_epoch)
+    loader = training_loader(
+        data, batch_size, context.compute, done, epoch_size=context.images_per_epoch, first_batch=position.batches
+    )
     module.network.to(memory_format=torch.channels_last)
     description = f"training epochs {done + 1} to {epochs}" if done else f"training {epochs} epochs"
     total = epochs * len(loader) if steps is None else min(steps, epochs * len(loader))
     module.total_steps = total
+    remaining = max(0, total - done * len(loader) - position.batches)
     with (
-        context.reporter.progress(description, max(0, total - done * len(loader)), "steps") as advance,
+        context.reporter.progress(description, remaining, "steps") as advance,
         _silence_lightning(),
         _stop_on_signals(),
     ):
-        save_checkpoints = ModelCheckpoint(
-            dirpath=checkpoint.parent,
-            filename=checkpoint.stem,
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        )
+        curves = TrainingCurves(context, advance, position.curves_of(context.compute))
+        is_dry_run = context.max_steps is not None
+        seconds = math.inf if is_dry_run else 60 * module.settings.checkpoint_minutes
         trainer = L.Trainer(
             max_epochs=epochs,
             max_steps=-1 if context.max_steps is None else context.max_steps,  # it would change how Lightning resumes
             callbacks=[
-                _EpochSeeds(data.seed),
-                _TrainingCurves(context, advance),
+                _StepSeeds(data.seed),
+                curves,
                 _StopAfter(total),
-                save_checkpoints,
+                SaveCheckpoints(checkpoint, seconds, context.compute, curves.state),
             ],
             logger=False,
+            enable_checkpointing=False,  # by a callback of Lightning
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,  # ours divides each batch among the processes, so that N processes equal one
             deterministic="warn",
             default_root_dir=context.folder.path,
-            plugins=[_AtomicCheckpoints(), *context.compute.trainer_plugins()],
+            plugins=[AtomicCheckpoints(), *context.compute.trainer_plugins()],
             **context.compute.trainer_arguments(module.network),
         )
         if context.compute.world_size > 1:
@@ -221,18 +227,6 @@ def _freeze_unused_parameters(module: Training, data: TrainingSet) -> None:
             parameter.requires_grad_(False)
 
 
-def _epochs_done(checkpoint: Path, context: StageContext) -> int:
-    """Return the number of epochs that a checkpoint holds; a checkpoint that cannot be read is removed."""
-    if not checkpoint.exists():
-        return 0
-    try:
-        return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"]) + 1
-    except Exception as error:  # torch raises many types for a damaged file
-        context.reporter.info(f"  {checkpoint} is damaged ({shorten(str(error))}): the training starts again")
-        checkpoint.unlink(missing_ok=True)
-        return 0
-
-
 def train_once(context: StageContext, network: type[SavedNetwork], train: Callable[[], None]) -> None:
     """Call `train`, which saves a network of this kind, unless it exists; then remove the checkpoint."""
     if not network.exists(context.folder.path):
@@ -241,24 +235,17 @@ def train_once(context: StageContext, network: type[SavedNetwork], train: Callab
     shutil.rmtree(context.folder.path / "training", ignore_errors=True)
 
 
-class _AtomicCheckpoints(TorchCheckpointIO):
-    """Write checkpoints atomically. Lightning writes to /tmp first, from where a file is copied, not renamed."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        buffer = io.BytesIO()  # torch's own file writer hides a full disk behind an error of its own
-        torch.save(checkpoint, buffer)
-        with atomic_write(Path(path)) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
-
-
-class _EpochSeeds(Callback):
-    """Seed the random numbers of the network (dropout) by seed, epoch and rank alone."""
+class _StepSeeds(Callback):
+    """Seed the random numbers of the network (dropout) by seed, epoch, batch and rank alone."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        torch.manual_seed((self.seed * 1_000_003 + trainer.current_epoch) * 1009 + trainer.global_rank)
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        sequence = np.random.SeedSequence([self.seed, trainer.current_epoch, batch_idx, trainer.global_rank])
+        torch.manual_seed(sequence.generate_state(1, np.uint64).item())
 
 
 class _StopAfter(Callback):
@@ -269,66 +256,6 @@ class _StopAfter(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
         trainer.should_stop = trainer.should_stop or trainer.global_step >= self.steps
-
-
-class _TrainingCurves(Callback):
-    """Write the mean losses of each epoch to `history.json`."""
-
-    def __init__(self, context: StageContext, advance: Callable[[int], None]) -> None:
-        self.context, self.advance, self.steps = context, advance, 0
-        self.sums: dict[str, Tensor] = {}
-        self.wait_seconds, self.noted = 0.0, 0.0
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.sums, self.steps, self.wait_seconds = {}, 0, 0.0
-        self.start = self.idle_since = time.perf_counter()
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        self.wait_seconds += time.perf_counter() - self.idle_since
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        for name, value in outputs.items():
-            self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value.detach()
-        self.steps += 1
-        now = time.perf_counter()
-        if now - self.noted >= NOTE_INTERVAL:  # reading the loss waits for the GPU
-            self.noted = now
-            loss = float(self.sums["loss"]) / self.steps
-            self.context.reporter.note = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, loss {loss:.3g}"
-        self.advance(1)
-        self.idle_since = time.perf_counter()
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        means = {name: float(trainer.strategy.reduce(total / self.steps)) for name, total in self.sums.items()}
-        if not all(torch.isfinite(torch.tensor(list(means.values())))):
-            raise RunError(
-                f"the training loss is not a number in epoch {trainer.current_epoch + 1}: "
-                "lower the learning rate, or set --precision float32."
-            )
-        if not self.context.compute.is_main_process:
-            return
-        seconds = time.perf_counter() - self.start
-        folder = self.context.folder
-        earlier = [e for e in read_history(folder) if e["epoch"] <= trainer.current_epoch]
-        lrs = [group["lr"] for group in trainer.optimizers[0].param_groups]
-        entry = {"epoch": trainer.current_epoch + 1, **means, "lr": lrs[0], "seconds": round(seconds, 2)}
-        wait_share = round(self.wait_seconds / seconds, 4)
-        write_json(folder.history_path, [*earlier, {**entry, "data_wait": wait_share}])
-
-
-def read_history(folder: StageFolder) -> list[dict[str, Any]]:
-    """Read the training curves that `fit` wrote: one dict per epoch; empty if the stage trained nothing.
-
-    Raises:
-        RunError: the file is damaged.
-    """
-    path = folder.history_path
-    entries = read_model(path, list[HistoryEntry], remedy=RUN_AGAIN) if path.exists() else []
-    return [entry.model_dump() for entry in entries]
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from tagmask.models.classifier import Classifier
 from tagmask.progress import Reporter
 from tagmask.stage import Method, StageContext
 from tagmask.stage_folder import StageFolder
-from tagmask.training import read_history
+from tagmask.training_curves import read_history
 
 TOY_CAM: dict[str, Any] = {
     "backbone": "test_resnet", "weights": "none", "output_stride": 8, "frozen_stride": 0, "freeze_norm": False,

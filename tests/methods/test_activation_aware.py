@@ -43,7 +43,7 @@ from tagmask.recipe import Recipe
 from tagmask.run_folder import RunFolder, RunSources
 from tagmask.stage import StageContext
 from tagmask.stage_folder import StageFolder
-from tagmask.training import read_history
+from tagmask.training_curves import read_history
 from tests.methods.contract import TOY_CAM, MakeContext, MethodContract
 from tests.methods.test_segment import TOY
 

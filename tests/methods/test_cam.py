@@ -19,7 +19,7 @@ from tagmask.methods.cam import Cam, CamTraining, response_maps
 from tagmask.models.backbone import Backbone
 from tagmask.models.classifier import Classifier
 from tagmask.progress import Reporter
-from tagmask.training import read_history
+from tagmask.training_curves import read_history
 from tests.methods.contract import TOY_CAM, MakeContext, MethodContract
 
 

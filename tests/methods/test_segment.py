@@ -29,7 +29,7 @@ from tagmask.models.classifier import Classifier
 from tagmask.models.segmenter import Segmenter
 from tagmask.refine.settings import NETWORK_CRF
 from tagmask.stage_folder import StageFolder
-from tagmask.training import read_history
+from tagmask.training_curves import read_history
 from tests.methods.contract import MakeContext, MethodContract
 
 TOY: dict[str, Any] = {

@@ -40,7 +40,7 @@ MAX_KILLS_PER_RUN = 30
 MAX_FAILURES = 5
 CPU_LIMIT = 300  # seconds of CPU time of an attempt that is not killed
 
-TRAINING: dict[str, Any] = {"epochs": 2, "batch_size": 6, "crop_size": 32}
+TRAINING: dict[str, Any] = {"epochs": 2, "batch_size": 3, "crop_size": 32, "checkpoint_minutes": 0}
 SEGMENT: dict[str, Any] = {**TRAINING, "architecture": "Unet", "scales": [1.0], "crf": {"steps": 1}}
 SETTINGS: dict[str, dict[str, Any]] = {
     "cam": {

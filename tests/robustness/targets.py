@@ -36,7 +36,7 @@ from tagmask.report.notebook import summary_html
 from tagmask.run_folder import RunFolder, RunSources
 from tagmask.stage_files import discard_damaged_files, files_are_as_remembered, remember_files
 from tagmask.stage_folder import StageFolder
-from tagmask.training import read_history
+from tagmask.training_curves import read_history
 
 CLASSES = ("cat", "dog", "red panda")
 SIZE = (24, 30)  # (H, W) of the images

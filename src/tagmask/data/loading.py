@@ -104,6 +104,10 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
         epoch_size: the number of images of an epoch; images repeat if it is larger than `num_images` (dry runs).
             None: `num_images`.
 
+    Attributes:
+        epoch: the epoch whose batches are returned next.
+        resume_at: (epoch, batch): the first batch that is returned in this epoch. Other epochs begin with batch 0.
+
     Raises:
         RecipeError: there are more processes than images in a batch.
     """
@@ -121,6 +125,7 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
         self.num_images, self.epoch_size, self.seed, self.compute = num_images, epoch_size, seed, compute
         self.batch_size = min(batch_size, epoch_size)
         self.epoch = 0
+        self.resume_at = (0, 0)
         self.sampler = self  # Lightning calls set_epoch on the sampler of a batch sampler
 
     def set_epoch(self, epoch: int) -> None:
@@ -134,13 +139,20 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """Yield this process's shard of each batch."""
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.epoch_size) % self.num_images
-        for i in range(len(self)):
+        resumed_epoch, first = self.resume_at
+        for i in range(first if self.epoch == resumed_epoch else 0, len(self)):
             batch = order[i * self.batch_size : (i + 1) * self.batch_size].tolist()
             yield [(self.epoch, index) for index in self.compute.shard(batch)]
 
 
 def training_loader(
-    data: TrainingSet, batch_size: int, compute: Compute, epoch: int = 0, *, epoch_size: int | None = None
+    data: TrainingSet,
+    batch_size: int,
+    compute: Compute,
+    epoch: int = 0,
+    *,
+    epoch_size: int | None = None,
+    first_batch: int = 0,
 ) -> DataLoader[dict[str, Any]]:
     """Return a loader of training batches. The caller sets the epoch of its `batch_sampler` before each epoch.
 
@@ -150,9 +162,11 @@ def training_loader(
         compute: this process and the number of its workers.
         epoch: the first epoch. The workers read its batches ahead as soon as they start.
         epoch_size: the number of images of an epoch; None: all images of the training set.
+        first_batch: the batch of the first epoch that is read first.
     """
     sampler = ShuffledBatches(len(data.images), batch_size, data.seed, compute, epoch_size)
     sampler.set_epoch(epoch)
+    sampler.resume_at = (epoch, first_batch)
     # A generator of its own: drawing the workers' seeds from the global one would shift the random numbers of dropout,
     # in a resumed training at another moment than in an undisturbed one.
     generator = torch.Generator().manual_seed(data.seed)

@@ -11,7 +11,7 @@ from tagmask.maps import ResponseMaps
 from tagmask.measure.metrics import ActivationHistogram
 from tagmask.stage import StageContext
 from tagmask.stage_folder import StageFolder, ThresholdRecord
-from tagmask.training import read_history
+from tagmask.training_curves import read_history
 
 PLAUSIBLE_THRESHOLDS = (0.03, 0.97)  # a threshold outside says more about the network than about the images
 HARDLY_FALLEN = 0.95  # the loss of the last epoch, as a part of that of the first one

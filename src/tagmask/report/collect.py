@@ -27,7 +27,7 @@ from tagmask.reviews import count_reviewed_masks
 from tagmask.run_folder import RunFolder
 from tagmask.stage import ArtifactKind
 from tagmask.stage_folder import StageFolder
-from tagmask.training import read_history
+from tagmask.training_curves import read_history
 
 
 def collect_report(
