@@ -45,15 +45,19 @@ class NoisyTraining(Training):
     """A network with dropout and batch norm, trained by an optimizer with a state.
 
     Args:
-        stop_at: the step (from 0, in this process) at which the training is interrupted; None: never.
+        stop_at: the step, or part of a step (from 0, in this process), at which the training is interrupted, if any.
         kill: end the process by SIGKILL instead of raising InterruptedError.
+        is_noisy: whether the network has dropout and batch norm.
         settings: of the training.
     """
 
-    def __init__(self, stop_at: int | None = None, *, kill: bool = False, **settings: Any) -> None:
+    def __init__(
+        self, stop_at: int | None = None, *, kill: bool = False, is_noisy: bool = True, **settings: Any
+    ) -> None:
         torch.manual_seed(0)
-        network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Dropout(0.5), nn.Conv2d(8, 1, 1))
-        super().__init__(network, [(network.parameters(), 0.01)], Settings(optimizer="adam", **settings))
+        noise = [nn.BatchNorm2d(8), nn.Dropout(0.5)] if is_noisy else []
+        network = nn.Sequential(nn.Conv2d(3, 8, 1), *noise, nn.Conv2d(8, 1, 1))
+        super().__init__(network, [(network.parameters(), 0.01)], Settings(**{"optimizer": "adam", **settings}))
         self.num_steps, self.stop_at, self.kill = 0, stop_at, kill
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -67,9 +71,14 @@ class NoisyTraining(Training):
 
 
 def train_in_two_processes(
-    images: TaggedImages, folder: Path, stop_at: int | None = None, workers: int = 0, **settings: Any
+    images: TaggedImages,
+    folder: Path,
+    stop_at: int | None = None,
+    workers: int = 0,
+    batch_size: int = 3,
+    **settings: Any,
 ) -> list[int | None]:
-    """Run three epochs of `NoisyTraining` in two processes, with batches of three images; return the exit statuses.
+    """Run three epochs of `NoisyTraining` in two processes; return the exit statuses.
 
     Rank 0 writes the final weights to `folder`/weights.pt. Rank 1 is killed at step `stop_at`.
     """
@@ -77,7 +86,8 @@ def train_in_two_processes(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     processes = [
-        CONTEXT.Process(target=_train, args=(rank, port, images, folder, stop_at, workers, settings)) for rank in (0, 1)
+        CONTEXT.Process(target=_train, args=(rank, port, images, folder, stop_at, workers, batch_size, settings))
+        for rank in (0, 1)
     ]
     for process in processes:
         process.start()
@@ -93,6 +103,7 @@ def _train(
     folder: Path,
     stop_at: int | None,
     workers: int,
+    batch_size: int,
     settings: dict[str, Any],
 ) -> None:
     os.environ |= {
@@ -106,6 +117,6 @@ def _train(
     context = StageContext(StageFolder(folder), images, compute, Reporter(), {}, seed=0)
     module = NoisyTraining(stop_at if rank == 1 else None, kill=True, **settings)
     data = RandomImages(images, lambda item: item, 0)
-    fit(module, data, context, epochs=3, batch_size=3)
+    fit(module, data, context, epochs=3, batch_size=batch_size)
     if rank == 0:
         torch.save(module.network.state_dict(), folder / "weights.pt")

@@ -103,6 +103,9 @@ class Compute(Processes):
             device = "cuda" if torch.cuda.is_available() else "cpu"
         chosen = _existing_device(device)
         if chosen.type == "cuda":
+            # for deterministic matrix products; cuBLAS reads it once, so it must not depend on whether a network is
+            # trained in this process
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             if chosen.index is None:
                 chosen = torch.device("cuda", local_rank % torch.cuda.device_count())
             torch.cuda.set_device(chosen)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import shutil
-import signal
 import sys
-import threading
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar, Literal, Self, cast
@@ -22,6 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
+from tagmask.batch_parts import Batch, add_up, recorded_outputs, split_batch, zero_outputs
 from tagmask.checkpoints import AtomicCheckpoints, SaveCheckpoints, read_position
 from tagmask.data.loading import TrainingSet, training_loader
 from tagmask.errors import RecipeError
@@ -29,6 +26,7 @@ from tagmask.models.saved_network import SavedNetwork
 from tagmask.models.synced_batch_norm import synced_batch_norms
 from tagmask.stage import Method, StageContext
 from tagmask.training_curves import TrainingCurves
+from tagmask.training_environment import deterministic_algorithms, silence_lightning, stop_on_signals
 
 Optimizer = Literal["sgd", "adam", "adamw"]
 ParameterGroups = Iterable[tuple[Iterable[nn.Parameter], float]]
@@ -51,6 +49,13 @@ class TrainingSettings(Method):
 
     epochs: int = Field(5, ge=0, description="passes over the training images")
     batch_size: int = Field(16, ge=1, description="images per training step, over all processes")
+    batch_parts: int = Field(
+        1,
+        ge=1,
+        description="parts into which each process splits its images of a step, so that a large batch fits into the "
+        "memory: their gradients are added up before the step. The result is that of the whole batch, except that "
+        "batch norms that are not frozen see the parts; batch_size stays the number of images per step",
+    )
     crop_size: int = Field(512, ge=16, description="side of the random crops in pixels")
     optimizer: Optimizer = Field("sgd", description="the optimizer")
     lr: float = Field(0.1, gt=0, description="learning rate of the backbone")
@@ -61,6 +66,11 @@ class TrainingSettings(Method):
         ge=0,
         description="exponent p of the decay: at step t of T the learning rates are multiplied by (1 − t/T)^p; "
         "0: no decay",
+    )
+    deterministic: bool = Field(
+        True,
+        description="use PyTorch's deterministic algorithms where they exist, so that a training can be repeated; "
+        "false: those that are faster on a GPU",
     )
     checkpoint_minutes: float = Field(
         10.0,
@@ -88,13 +98,19 @@ class Training(L.LightningModule):
         network: the network to train.
         parameter_groups: (parameters, learning rate) pairs; parameters that need no gradient are left out.
         settings: optimizer, momentum, weight decay and polynomial decay.
+
+    Attributes:
+        total_steps: the number of steps of the training, at whose end the learning rate is 0.
+        num_parts: the number of parts of a batch whose gradients are added up. `fit` sets both.
     """
 
     def __init__(self, network: nn.Module, parameter_groups: ParameterGroups, settings: TrainingSettings) -> None:
         super().__init__()
         self.network = network
         self.settings = settings
-        self.total_steps = sys.maxsize  # `fit` sets it
+        self.total_steps, self.num_parts = sys.maxsize, 1
+        self._count_mean: Callable[[Tensor], Tensor] = self._mean_over_trainer
+        self._output_examples: list[Any] | None = None
         trainable = [([p for p in parameters if p.requires_grad], lr) for parameters, lr in parameter_groups]
         self._parameter_groups: list[dict[str, Any]] = [{"params": p, "lr": lr} for p, lr in trainable if p]
 
@@ -103,7 +119,13 @@ class Training(L.LightningModule):
         raise NotImplementedError
 
     def mean_over_processes(self, count: Tensor) -> Tensor:
-        """Return the mean of a number over all processes, as float."""
+        """Return the mean of a number over all processes, and over all parts of the batch, as float.
+
+        The number is a count of images, pixels, ... of `losses`, which depends only on the batch, not on the network.
+        """
+        return self._count_mean(count)
+
+    def _mean_over_trainer(self, count: Tensor) -> Tensor:
         own = count.detach().clone().float()  # the reduction overwrites its argument
         mean = self._trainer.strategy.reduce(own) if self._trainer else own
         return cast(Tensor, mean)
@@ -115,9 +137,70 @@ class Training(L.LightningModule):
     def on_train_start(self) -> None:
         self.train()
 
-    def training_step(self, batch: dict[str, Tensor], index: int) -> dict[str, Tensor]:
+    def on_train_batch_start(self, batch: Batch, index: int) -> None:
+        self.optimizers(use_pl_optimizer=False).zero_grad()  # type: ignore[union-attr]
+
+    def optimizer_zero_grad(self, epoch: int, index: int, optimizer: torch.optim.Optimizer) -> None:
+        """Keep the gradients of the parts that `training_step` has added up."""
+
+    def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
+        """Return the losses of a batch. If it has several parts, add up the gradients of all parts but the last one."""
         batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last)
-        return self.losses(batch)
+        if self.num_parts == 1:
+            return self.losses(batch)
+        parts = split_batch(batch, self.num_parts)
+        counts = [self._mean_over_trainer(count) / self.num_parts for count in self._counts(parts)]
+        earlier: dict[str, Tensor] = {}
+        for part in parts[:-1]:
+            losses = self._part_losses(part, counts)
+            with torch.autocast(self.device.type, enabled=False):
+                losses["loss"].backward()
+            earlier = {name: earlier.get(name, 0) + loss.detach() for name, loss in losses.items()}
+        return {name: loss + earlier[name] for name, loss in self._part_losses(parts[-1], counts).items()}
+
+    def _part_losses(self, part: Batch, counts: list[Tensor]) -> dict[str, Tensor]:
+        """Return what a part adds to the losses, given the mean counts of all parts and processes."""
+        remaining = iter(counts)
+
+        def next_count(count: Tensor) -> Tensor:
+            return next(remaining)
+
+        with self._counted_by(next_count):
+            return {name: loss / self.num_parts for name, loss in self.losses(part).items()}
+
+    def _counts(self, parts: list[Batch]) -> list[Tensor]:
+        """Return the counts that the losses of all parts are divided by, in the order in which `losses` needs them.
+
+        The losses are computed for outputs of zeros, because the counts do not depend on the network.
+        """
+        recorded: list[Tensor] = []
+
+        def record(count: Tensor) -> Tensor:
+            recorded.append(count.detach().float())
+            return recorded[-1]
+
+        totals: list[Tensor] = []
+        self.eval()
+        with torch.no_grad(), self._counted_by(record):
+            if self._output_examples is None:
+                with recorded_outputs(self.network) as outputs:
+                    self.losses({name: value[:1] for name, value in parts[0].items()})
+                self._output_examples = outputs
+            for part in parts:
+                recorded.clear()
+                with zero_outputs(self.network, self._output_examples, len(part["image"])):
+                    self.losses(part)
+                totals = add_up(totals, recorded)
+        self.train()
+        return totals
+
+    @contextmanager
+    def _counted_by(self, count_mean: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        self._count_mean = count_mean
+        try:
+            yield
+        finally:
+            self._count_mean = self._mean_over_trainer
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         settings = self.settings
@@ -176,11 +259,14 @@ def fit(
     description = f"training epochs {done + 1} to {epochs}" if done else f"training {epochs} epochs"
     total = epochs * len(loader) if steps is None else min(steps, epochs * len(loader))
     module.total_steps = total
+    num_images = min(batch_size, context.images_per_epoch) // context.compute.world_size  # of the smallest shard
+    module.num_parts = max(1, min(module.settings.batch_parts, num_images))
     remaining = max(0, total - done * len(loader) - position.batches)
     with (
         context.reporter.progress(description, remaining, "steps") as advance,
-        _silence_lightning(),
-        _stop_on_signals(),
+        silence_lightning(),
+        stop_on_signals(),
+        deterministic_algorithms(module.settings.deterministic),
     ):
         curves = TrainingCurves(context, advance, position.curves_of(context.compute))
         is_dry_run = context.max_steps is not None
@@ -199,7 +285,6 @@ def fit(
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,  # ours divides each batch among the processes, so that N processes equal one
-            deterministic="warn",
             default_root_dir=context.folder.path,
             plugins=[AtomicCheckpoints(), *context.compute.trainer_plugins()],
             **context.compute.trainer_arguments(module.network),
@@ -256,34 +341,3 @@ class _StopAfter(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
         trainer.should_stop = trainer.should_stop or trainer.global_step >= self.steps
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end a training like any other loop, by KeyboardInterrupt.
-
-    Lightning ends Python instead (at SIGTERM with the exit status of success), and replaces the handler of Ctrl-C.
-    """
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as stop:
-        raise KeyboardInterrupt from stop
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
-
-
-@contextmanager
-def _silence_lightning() -> Iterator[None]:
-    """Hide Lightning's warnings about settings that are deliberate here."""
-    log = logging.getLogger("lightning.pytorch")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning.*")
-            warnings.filterwarnings("ignore", message=".*deterministic.*")
-            yield
-    finally:
-        log.setLevel(level)
