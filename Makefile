@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint docs docs-generated bench clean
+.PHONY: demo test test-gpu lint docs docs-generated bench clean
 
 demo: $(STAMP)
 	$(BIN)/tagmask demo --out demo
 
 test: $(STAMP) lint docs
 	$(BIN)/pytest -n 2
+
+# The tests on CUDA, with a table of what they measured; without a GPU they are skipped, and a sentence says so.
+test-gpu: $(STAMP)
+	$(BIN)/pytest -n 0 -m gpu tests/gpu
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
