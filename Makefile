@@ -33,6 +33,7 @@ docs-generated: $(STAMP)
 # The scripts about speed; benchmarks/claims.py and benchmarks/per_image_threshold.py take hours and have arguments.
 SPEED := dense_crf random_walk thresholds maps infercam stages
 bench: $(STAMP)
+	$(BIN)/pip install --quiet "pydensecrf2>=1.1"
 	@set -e; for name in $(SPEED); do echo "== benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py; done
 
 # torch, torchvision and timm in one call, so that pip chooses builds that fit each other

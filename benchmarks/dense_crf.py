@@ -1,36 +1,39 @@
-"""Measure the time and memory of the dense CRF.
+"""Measure the time and memory of the dense CRF against pydensecrf, in the same run.
 
-    python benchmarks/dense_crf.py [PHOTOGRAPH] [--big]
+    pip install "tagmask[bench]"        # pydensecrf2; it is compiled if there is no wheel for your machine
+    python benchmarks/dense_crf.py [PHOTOGRAPH] [--labels 3,21,81] [--repeats N] [--big]
 
-Setup and inference are timed on a photograph of 500×375 pixels (default: the test photograph, enlarged) with the unary
-energies of a label map and 10 steps, for 3 and 21 labels, and with 1 and 2 threads.
+A photograph of 640×480 pixels (default: the test photograph, enlarged), 10 steps, DeepLab's settings of the CRF. The
+probabilities are those of a label map for 3 labels. For 21 and 81 labels they are as of a segmentation network: some
+labels matter, some come near them, and most are negligible. All computations are repeated one after the other, and the
+shortest time of each counts, so that other processes of the machine disturb all alike. On a busy machine, compare the
+CPU times of one thread.
 
-There are two references. The times of the usual C++ implementation are quoted, on one core of the machine this was
-written on, because it can no longer be installed. The same mean field with scipy.sparse matrices as filters is measured
-in this run. `--big` adds an image of 4,000×3,000 pixels with 3 labels and the memory it takes.
+"all labels" is `dense_crf`. "selected" is what tagmask does with the probabilities of a network: `select_labels`, which
+runs in the main process, and `most_probable_crf_labels`, which runs in the workers. `--big` adds an image of
+4,000×3,000 pixels with 3 labels.
 """
 
 import argparse
+import multiprocessing
+import pickle
 import resource
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scipy import sparse
 
-from tagmask.refine.dense_crf import dense_crf, needs_compiling, unary_from_labels
-from tagmask.refine.permutohedral import Lattice, build_lattice
-from tagmask.refine.threads import Threads
+from tagmask.refine.crf_labels import most_probable_crf_labels
+from tagmask.refine.dense_crf import apply_crf, needs_compiling, unary_from_labels, unary_from_probabilities
+from tagmask.refine.label_selection import select_labels
+from tagmask.refine.settings import NETWORK_CRF
 
-# Seconds of setup and inference by the number of labels; for 21 labels only the total was measured.
-QUOTED = {3: (0.12, 0.31), 21: (0.12, 0.73)}
 GOLDENS = Path(__file__).parents[1] / "tests" / "goldens" / "dense_crf.npz"
 
 
-def photograph(path: str | None, width: int = 500, height: int = 375) -> tuple[np.ndarray, np.ndarray]:
+def photograph(path: str | None, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
     """Return an RGB image [H, W, 3] uint8 and a label map [H, W] uint8 of three labels."""
     goldens = np.load(GOLDENS)
     image = Image.open(path).convert("RGB") if path else Image.fromarray(goldens["cat_image"])
@@ -39,102 +42,133 @@ def photograph(path: str | None, width: int = 500, height: int = 375) -> tuple[n
     return np.asarray(image.resize(size, Image.Resampling.BICUBIC)), np.asarray(labels.resize(size, 0))
 
 
-def best_time(function: Callable[[], object], repeats: int = 7) -> float:
-    """Return the shortest of several run times in seconds."""
-    seconds = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - begin)
-    return min(seconds)
+def network_probabilities(labels: np.ndarray, num_labels: int) -> np.ndarray:
+    """Return probabilities [L, H, W] as of a network: smooth logits, high ones for the labels of a label map.
+
+    The logits of each other label are noise around a level of its own.
+    """
+    rng = np.random.default_rng(0)
+    height, width = labels.shape
+    logits = rng.normal(size=(num_labels, height // 16, width // 16)) - 3 * rng.gamma(4, 1, (num_labels, 1, 1))
+    for label in range(3):
+        inside = Image.fromarray((labels == label).astype(np.float32)).resize((width // 16, height // 16))
+        logits[label] = 8 * np.asarray(inside) + rng.normal(size=inside.size[::-1])
+    planes = [Image.fromarray(plane.astype(np.float32)).resize((width, height), 2) for plane in logits]
+    exponentials = np.exp(np.stack([np.asarray(plane) for plane in planes]))
+    probabilities: np.ndarray = exponentials / exponentials.sum(0)
+    return probabilities.astype(np.float32)
 
 
-def with_scipy(image: np.ndarray, unary: np.ndarray, steps: int = 10) -> tuple[float, float, np.ndarray]:
-    """Run the same mean field with scipy.sparse matrices; return the seconds of setup and inference, and marginals."""
-    begin = time.perf_counter()
+def with_pydensecrf(image: np.ndarray, unary: np.ndarray) -> np.ndarray:
+    """Return the marginals [L, H, W] of pydensecrf, which uses one thread."""
+    from pydensecrf.densecrf import DenseCRF2D
+
     num_labels, height, width = unary.shape
-    position = np.stack([*np.indices((height, width))[::-1]], -1).reshape(-1, 2).astype(np.float32)
-    color = image.reshape(-1, 3).astype(np.float32)
-    filters = []
-    for weight, features in ((3, position / 3), (10, np.concatenate([position / 50, color / 5], 1))):
-        lattice = build_lattice(np.ascontiguousarray(features, np.float32), Threads(1))
-        splat, blurs = lattice_matrices(lattice)
-        gain = 1 / (1 + 2.0 ** -features.shape[1])
-        ones = np.ones((len(features), 1), np.float32)
-        norm = 1 / np.sqrt(filter_values(splat, blurs, ones, gain) + 1e-20)
-        filters.append((weight, splat, blurs, gain, norm.astype(np.float32)))
-    setup = time.perf_counter() - begin
-    logits = -unary.reshape(num_labels, -1).T
-    q = softmax(logits)
-    for _ in range(steps):
-        q = softmax(logits + sum(w * n * filter_values(s, b, q * n, g) for w, s, b, g, n in filters))
-    return setup, time.perf_counter() - begin - setup, q.T.reshape(unary.shape)
+    crf = DenseCRF2D(width, height, num_labels)
+    crf.setUnaryEnergy(unary.reshape(num_labels, -1))
+    s = NETWORK_CRF
+    crf.addPairwiseGaussian(sxy=s.gaussian_sxy, compat=s.gaussian_weight)
+    crf.addPairwiseBilateral(sxy=s.bilateral_sxy, srgb=s.bilateral_srgb, rgbim=image, compat=s.bilateral_weight)
+    return np.array(crf.inference(s.steps)).reshape(unary.shape)
 
 
-def lattice_matrices(lattice: Lattice) -> tuple[sparse.csr_matrix, list[sparse.csr_matrix]]:
-    """Return the splatting matrix [M, N] of a lattice and its blurring matrices [M, M]."""
-    m, n = lattice.num_vertices, len(lattice.vertex)
-    splat = sparse.csr_matrix((lattice.point_weight, lattice.point, lattice.start), (m, n))
-    blurs = []
-    for pair in lattice.neighbors:
-        rows = np.repeat(np.arange(m), 2)
-        exists = pair.ravel() < m
-        entries = (np.full(exists.sum(), 0.5, np.float32), (rows[exists], pair.ravel()[exists]))
-        blurs.append(sparse.identity(m, np.float32, "csr") + sparse.csr_matrix(entries, (m, m)))
-    return splat, blurs
+def shortest_times(
+    functions: Mapping[str, Callable[[], object]], repeats: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the shortest run time and CPU time of each function in seconds; the functions take turns."""
+    times, cpu_times = dict.fromkeys(functions, float("inf")), dict.fromkeys(functions, float("inf"))
+    for _ in range(repeats):
+        for name, function in functions.items():
+            begin, cpu_begin = time.perf_counter(), time.process_time()
+            function()
+            times[name] = min(times[name], time.perf_counter() - begin)
+            cpu_times[name] = min(cpu_times[name], time.process_time() - cpu_begin)
+    return times, cpu_times
 
 
-def filter_values(
-    splat: sparse.csr_matrix, blurs: list[sparse.csr_matrix], values: np.ndarray, gain: float
-) -> np.ndarray:
-    """Splat, blur and slice values [N, L]."""
-    values = splat @ values
-    for blur in blurs:
-        values = blur @ values
-    return (splat.T @ values) * np.float32(gain)
+def added_memory(function: Callable[[], object]) -> float:
+    """Return by how many MB a call raises the peak memory of a fresh process."""
+
+    def measure() -> None:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        function()
+        queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3)
+
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    process = context.Process(target=measure)
+    process.start()
+    process.join()
+    return float(queue.get())
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return the softmax of each row."""
-    e = np.exp(logits - logits.max(1, keepdims=True))
-    return (e / e.sum(1, keepdims=True)).astype(np.float32)
+def compare(image: np.ndarray, labels: np.ndarray, num_labels: int, repeats: int, has_peer: bool) -> None:
+    """Print times, memory and agreement for one number of labels."""
+    image = image.copy()  # pydensecrf takes no read-only array
+    unary, probabilities = unary_from_labels(labels, num_labels), None
+    if num_labels > 3:
+        probabilities = network_probabilities(labels, num_labels)
+        unary = unary_from_probabilities(probabilities)
+    functions: dict[str, Callable[[], np.ndarray]] = {}
+    if has_peer:
+        functions["pydensecrf, 1 thread"] = lambda: with_pydensecrf(image, unary).argmax(0)
+    for threads in (1, 2):
+        functions[f"all labels, {threads} thread(s)"] = lambda t=threads: apply_crf(  # type: ignore[misc]
+            image, unary, NETWORK_CRF, t
+        ).argmax(0)
+        if probabilities is not None:
+            functions[f"selected, {threads} thread(s)"] = lambda t=threads: most_probable_crf_labels(  # type: ignore[misc]
+                image, select_labels(probabilities, NETWORK_CRF), NETWORK_CRF, t
+            )
+    reference = next(iter(functions))
+    maps = {name: function() for name, function in functions.items()}
+    times, cpu_times = shortest_times(functions, repeats)
+    print(f"{num_labels} labels; how many times as fast as {reference}, by run time and by CPU time")
+    for name, seconds in times.items():
+        same = (maps[name] == maps[reference]).mean()
+        cpu = cpu_times[name]
+        speedup = f"{times[reference] / seconds:7.1f} ×{cpu_times[reference] / cpu:7.1f} ×"
+        memory = added_memory(functions[name])
+        print(
+            f"  {name:24}{seconds:8.3f} s{cpu:8.3f} CPU s{speedup}; {same:.4%} of the labels are its; {memory:5.0f} MB"
+        )
+    if probabilities is not None:
+        selected = select_labels(probabilities, NETWORK_CRF)
+        seconds = shortest_times({"": lambda: select_labels(probabilities, NETWORK_CRF)}, repeats)[1][""]
+        sent, before = len(pickle.dumps(selected)) / 1e6, probabilities.nbytes / 1e6
+        print(
+            f"  {len(selected.labels)} labels selected and {len(selected.reserve)} in reserve, in {seconds:.3f} CPU s; "
+            f"{sent:.1f} MB instead of {before:.1f} MB go to a worker"
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photograph", nargs="?")
+    parser.add_argument("--labels", default="3,21,81")
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--big", action="store_true")
     arguments = parser.parse_args()
-    image, labels = photograph(arguments.photograph)
+    try:
+        import pydensecrf.densecrf  # noqa: F401
+
+        has_peer = True
+    except ImportError:
+        has_peer = False
+        print('pydensecrf is not installed, so there is no comparison with it: pip install "tagmask[bench]"')
+    image, labels = photograph(arguments.photograph, 640, 480)
     compiling = needs_compiling()
-    first = best_time(lambda: dense_crf(image[:50, :50], unary_from_labels(labels[:50, :50], 3)), 1)
-    print(f"first call: {first:.1f} s, the kernels {'compiled' if compiling else 'loaded from the cache'}")
-    print(f"{'':34}{'setup':>8}{'inference':>11}{'total':>8}  vs C++ (quoted)  vs scipy (this run)")
-    for num_labels in (3, 21):
-        unary = unary_from_labels(labels, num_labels)
-        setup, inference = QUOTED[num_labels]
-        cpp = setup + inference
-        print(f"{num_labels:2} labels, C++, quoted, 1 thread     {setup:7.3f}{inference:11.3f}{cpp:8.3f}")
-        a, b, plain = with_scipy(image, unary)
-        print(f"{num_labels:2} labels, scipy.sparse, 1 thread    {a:7.3f}{b:11.3f}{a + b:8.3f}{cpp / (a + b):13.2f} x")
-        for threads in (1, 2):
-            total = best_time(partial(dense_crf, image, unary, threads=threads))
-            setup = best_time(partial(dense_crf, image, unary, steps=0, threads=threads))
-            times = f"{setup:7.3f}{total - setup:11.3f}{total:8.3f}"
-            ratios = f"{cpp / total:13.2f} x{(a + b) / total:17.2f} x"
-            print(f"{num_labels:2} labels, tagmask, {threads} thread(s)      {times}{ratios}")
-        agree = (dense_crf(image, unary).argmax(0) == plain.argmax(0)).mean()
-        print(f"{'':10}label maps agree on {agree:.2%} of the pixels")
-    print(f"peak memory so far: {peak_memory():.2f} GB")
+    begin = time.perf_counter()
+    apply_crf(image[:50, :50], unary_from_labels(labels[:50, :50], 3), NETWORK_CRF)
+    print(f"first call: {time.perf_counter() - begin:.1f} s, kernels {'compiled' if compiling else 'from the cache'}")
+    for num_labels in map(int, arguments.labels.split(",")):
+        compare(image, labels, num_labels, arguments.repeats, has_peer)
     if arguments.big:
         image, labels = photograph(arguments.photograph, 4000, 3000)
-        seconds = best_time(lambda: dense_crf(image, unary_from_labels(labels, 3), threads=2), 1)
-        print(f"4,000×3,000 pixels, 3 labels, 2 threads: {seconds:.1f} s, peak memory {peak_memory():.2f} GB")
-
-
-def peak_memory() -> float:
-    """Return the peak memory of this process in GB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        begin = time.perf_counter()
+        apply_crf(image, unary_from_labels(labels, 3), NETWORK_CRF, 2)
+        seconds, peak = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        print(f"4,000×3,000 pixels, 3 labels, 2 threads: {seconds:.1f} s, peak memory {peak:.2f} GB")
 
 
 if __name__ == "__main__":

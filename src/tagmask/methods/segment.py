@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -32,7 +33,8 @@ from tagmask.methods._class_balance import balanced_label_weights, label_shares
 from tagmask.methods._settings import BackboneSettings, InferenceSettings, ScaleRange, Scales, Stride
 from tagmask.models.inference import prepare_for_inference_inplace, scaled, scaled_with_hflip
 from tagmask.models.segmenter import InferenceConfig, Segmenter, check_architecture, initial_segmenter
-from tagmask.refine.dense_crf import apply_crf, unary_from_probabilities
+from tagmask.refine.crf_labels import most_probable_crf_labels
+from tagmask.refine.label_selection import SelectedLabels, select_labels
 from tagmask.refine.settings import NETWORK_CRF, CrfSettings
 from tagmask.stage import ArtifactKind, InferenceContext, StageContext
 from tagmask.stage_folder import StageFolder
@@ -240,9 +242,20 @@ def most_probable_labels(
         probabilities: [L, H, W] float32.
         crf: settings of the dense CRF; None: none.
     """
-    if crf is not None and len(ids) > 1:
-        probabilities = apply_crf(image, unary_from_probabilities(probabilities), crf)
-    return ids[probabilities.argmax(0)]
+    return prepare_most_probable_labels(image, ids, probabilities, crf)()
+
+
+def prepare_most_probable_labels(
+    image: np.ndarray, ids: np.ndarray, probabilities: np.ndarray, crf: CrfSettings | None
+) -> Callable[[], np.ndarray]:
+    """Return `most_probable_labels` of these arguments as a function that is small to send to another process."""
+    if crf is None or len(ids) == 1:
+        return partial(np.asarray, ids[probabilities.argmax(0)])
+    return partial(_crf_labels, image, ids, select_labels(probabilities, crf), crf)
+
+
+def _crf_labels(image: np.ndarray, ids: np.ndarray, selected: SelectedLabels, crf: CrfSettings) -> np.ndarray:
+    return ids[most_probable_crf_labels(image, selected, crf)]
 
 
 def predict_pending_images(
@@ -289,7 +302,9 @@ def write_missing_masks(
         network, replace(context, images=small), inference.scales, batch_size, inference.hflip
     )
     jobs = (
-        delayed(_write_mask)(context.folder.mask_path(sample.id), image, ids, probabilities, inference.crf)
+        delayed(_write_mask)(
+            context.folder.mask_path(sample.id), prepare_most_probable_labels(image, ids, probabilities, inference.crf)
+        )
         for sample, image, ids, probabilities in predictions
     )
     if total or not len(large):
@@ -336,7 +351,5 @@ def segment_in_tiles(
     return segment_tiles(image, segment, on_tile)
 
 
-def _write_mask(
-    path: Path, image: np.ndarray, ids: np.ndarray, probabilities: np.ndarray, crf: CrfSettings | None
-) -> None:
-    write_label_map(path, most_probable_labels(image, ids, probabilities, crf))
+def _write_mask(path: Path, make_labels: Callable[[], np.ndarray]) -> None:
+    write_label_map(path, make_labels())

@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tagmask.label_map import IGNORE_INDEX
+from tagmask.refine.label_selection import MIN_PROBABILITY, row_length
 from tagmask.refine.settings import CrfSettings
 from tagmask.refine.threads import Threads, thread_count
 
 if TYPE_CHECKING:
     from tagmask.refine.permutohedral import Floats, Lattice
 
-_PADDING_LOGIT = -1e30  # the logit of labels that only fill a SIMD register
+PADDING_LOGIT = -1e30  # the logit of labels that only fill a SIMD register
 
 
 def unary_from_labels(labels: NDArray[np.uint8], num_labels: int, gt_prob: float = 0.7) -> NDArray[np.float32]:
@@ -58,7 +59,7 @@ def unary_from_probabilities(probabilities: NDArray[Any]) -> NDArray[np.float32]
     """Return the unary energies -log(p) of probabilities.
 
     Args:
-        probabilities: [L, H, W] float; they are clipped to 1e-5 .. 1.
+        probabilities: [L, H, W] float; they are clipped to `MIN_PROBABILITY` (1e-5) .. 1.
 
     Returns:
         [L, H, W] float32.
@@ -70,7 +71,7 @@ def unary_from_probabilities(probabilities: NDArray[Any]) -> NDArray[np.float32]
         raise ValueError(f"probabilities must be [L, H, W], not {list(probabilities.shape)}")
     if not np.isfinite(probabilities).all():
         raise ValueError(f"probabilities {list(probabilities.shape)} hold NaN or infinity")
-    unary: NDArray[np.float32] = -np.log(np.clip(probabilities, 1e-5, 1, dtype=np.float32))
+    unary: NDArray[np.float32] = -np.log(np.clip(probabilities, MIN_PROBABILITY, 1, dtype=np.float32))
     return unary
 
 
@@ -106,33 +107,19 @@ def dense_crf(
     Raises:
         ValueError: a shape or type does not fit, or a parameter is out of range.
     """
-    _check(image, unary, steps, gaussian_sxy, bilateral_sxy, bilateral_srgb)
+    check_arguments(image, unary, steps, gaussian_sxy, bilateral_sxy, bilateral_srgb)
     # here, because importing numba takes a while
-    from tagmask.refine.permutohedral import build_lattice, normalize_inplace
-    from tagmask.refine.permutohedral_kernels import LANES
+    from tagmask.refine.permutohedral_kernels import softmax_inplace
 
     num_labels, height, width = unary.shape
     num_pixels = height * width
-    # The coordinates come in the order of the reference implementation, because the lattice is not quite isotropic.
-    y, x = np.indices((height, width), np.float32).reshape(2, num_pixels)
-    rgb = image.reshape(num_pixels, 3).T.astype(np.float32)
-    lattices = []
     with Threads(thread_count(threads)) as pool:
-        if gaussian_weight:
-            features = np.stack([x / np.float32(gaussian_sxy), y / np.float32(gaussian_sxy)], 1)
-            lattices.append(build_lattice(features, pool))
-            normalize_inplace(lattices[-1], gaussian_weight, pool)
-            del features
-        if bilateral_weight:
-            position = [x / np.float32(bilateral_sxy), y / np.float32(bilateral_sxy)]
-            features = np.stack([*position, *(rgb / np.float32(bilateral_srgb))], 1)
-            lattices.append(build_lattice(features, pool))
-            normalize_inplace(lattices[-1], bilateral_weight, pool)
-            del position, features
-        del x, y, rgb
-        logits = np.full((num_pixels, -(-num_labels // LANES) * LANES), _PADDING_LOGIT, np.float32)
+        lattices = build_lattices(
+            image, gaussian_sxy, gaussian_weight, bilateral_sxy, bilateral_srgb, bilateral_weight, pool
+        )
+        logits = np.full((num_pixels, row_length(num_labels)), PADDING_LOGIT, np.float32)
         np.negative(unary.reshape(num_labels, num_pixels).T, out=logits[:, :num_labels])
-        marginals = _mean_field(logits, lattices, steps, pool)
+        marginals = mean_field(logits, lattices, steps, pool, lambda part, rows: softmax_inplace(part))
     return np.ascontiguousarray(marginals[:, :num_labels].T).reshape(unary.shape)
 
 
@@ -164,15 +151,61 @@ def compile_crf_kernels(info: Callable[[str], None]) -> None:
         dense_crf(np.zeros((8, 8, 3), np.uint8), unary_from_labels(np.zeros((8, 8), np.uint8), 2))
 
 
-def _mean_field(logits: "Floats", lattices: "list[Lattice]", steps: int, threads: Threads) -> "Floats":
-    """Marginals [N, L] after `steps` updates: softmax of the negated unary energies plus the filtered marginals."""
+def build_lattices(
+    image: NDArray[np.uint8],
+    gaussian_sxy: float,
+    gaussian_weight: float,
+    bilateral_sxy: float,
+    bilateral_srgb: float,
+    bilateral_weight: float,
+    threads: Threads,
+) -> "list[Lattice]":
+    """Return the lattices of the kernels of `dense_crf`, normalized and scaled with their weights."""
+    from tagmask.refine.permutohedral import build_lattice, normalize_inplace
+
+    height, width = image.shape[:2]
+    # The coordinates come in the order of the reference implementation, because the lattice is not quite isotropic.
+    y, x = np.indices((height, width), np.float32).reshape(2, height * width)
+    lattices = []
+    if gaussian_weight:
+        features = np.stack([x / np.float32(gaussian_sxy), y / np.float32(gaussian_sxy)], 1)
+        lattices.append(build_lattice(features, threads))
+        normalize_inplace(lattices[-1], gaussian_weight, threads)
+        del features
+    if bilateral_weight:
+        rgb = image.reshape(height * width, 3).T.astype(np.float32)
+        position = [x / np.float32(bilateral_sxy), y / np.float32(bilateral_sxy)]
+        features = np.stack([*position, *(rgb / np.float32(bilateral_srgb))], 1)
+        del x, y, rgb, position
+        lattices.append(build_lattice(features, threads))
+        normalize_inplace(lattices[-1], bilateral_weight, threads)
+    return lattices
+
+
+def mean_field(
+    logits: "Floats",
+    lattices: "list[Lattice]",
+    steps: int,
+    threads: Threads,
+    normalize_inplace: "Callable[[Floats, slice], None]",
+) -> "Floats":
+    """Return the marginals [N, L] after `steps` updates, from the logits [N, L], which are negated unary energies.
+
+    Args:
+        logits: [N, L], with L as `row_length` gives it.
+        lattices: the kernels.
+        steps: number of updates.
+        threads: the threads to use.
+        normalize_inplace: replaces rows of logits plus messages by the marginals, their softmax; it gets the rows and
+            where they are.
+    """
     from tagmask.refine.permutohedral import splat_and_blur
-    from tagmask.refine.permutohedral_kernels import slice_onto, softmax_inplace
+    from tagmask.refine.permutohedral_kernels import slice_onto
 
     marginals = logits.copy()
     rows = threads.even_bounds(len(logits))
     buffers = [lattice.buffers(logits.shape[1]) for lattice in lattices]
-    threads.run(rows, lambda begin, end: softmax_inplace(marginals[begin:end]))
+    threads.run(rows, lambda begin, end: normalize_inplace(marginals[begin:end], slice(begin, end)))
     for _ in range(steps if lattices else 0):
         values = [
             splat_and_blur(lattice, marginals, pair, threads) for lattice, pair in zip(lattices, buffers, strict=True)
@@ -184,13 +217,14 @@ def _mean_field(logits: "Floats", lattices: "list[Lattice]", steps: int, threads
             for lattice, value in zip(lattices, values, strict=True):
                 slice_onto(lattice.vertex[part], lattice.weight[part], value, base, marginals[part])
                 base = marginals[part]
-            softmax_inplace(marginals[begin:end])
+            normalize_inplace(marginals[part], part)
 
         threads.run(rows, update)
     return marginals
 
 
-def _check(image: NDArray[np.uint8], unary: NDArray[np.float32], steps: int, *deviations: float) -> None:
+def check_arguments(image: NDArray[np.uint8], unary: NDArray[np.float32], steps: int, *deviations: float) -> None:
+    """Raise ValueError if the arguments of `dense_crf` do not fit."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image must be [H, W, 3] uint8, not {list(image.shape)} {image.dtype}")
     if unary.ndim != 3 or not unary.size or unary.shape[1:] != image.shape[:2]:

@@ -65,26 +65,20 @@ class Lattice:
 
     Attributes:
         vertex: [N, d + 1] the vertices around each point, by remainder.
-        weight: [N, d + 1] barycentric weights of these vertices; `normalize_inplace` scales them.
-        start: [M + 1] the entries of vertex m in `point` and `point_weight` are start[m] : start[m + 1].
-        point: [(d + 1) N] the points around each vertex, by vertex, ascending.
-        point_weight: [(d + 1) N] their weights.
+        weight: [N, d + 1] barycentric weights of these vertices, for slicing; `normalize_inplace` scales them.
+        splat_weight: [N, d + 1] the weights for splatting.
         neighbors: [d + 1, M, 2] the next vertex ahead and behind in each direction; M where there is none.
-        splat_bounds: bounds of vertex ranges with equal numbers of entries, one range per thread.
     """
 
     vertex: Indices
     weight: Floats
-    start: NDArray[np.uint64]
-    point: Indices
-    point_weight: Floats
+    splat_weight: Floats
     neighbors: Indices
-    splat_bounds: list[int]
 
     @property
     def num_vertices(self) -> int:
         """M."""
-        return len(self.start) - 1
+        return self.neighbors.shape[1]
 
     def buffers(self, num_values: int) -> tuple[Floats, Floats]:
         """Return two buffers [M + 1, L] for vertex values; the last row stands for missing vertices and stays 0."""
@@ -110,16 +104,10 @@ def build_lattice(features: Floats, threads: Threads) -> Lattice:
     numbers, sets = _number_vertices(features, scale, low, stride, weight, threads)
     first = np.cumsum([0] + [s.count for s in sets])
     m = int(first[-1])
-    start = np.full(m + 1, (d + 1) * n, np.uint64)
-    point = np.empty((d + 1) * n, np.uint32)
-    point_weight = np.empty((d + 1) * n, np.float32)
     neighbors = np.full((d + 1, m, 2), m, np.uint32)
 
     def connect(begin: int, end: int) -> None:
         for k in range(begin, end):
-            entries = slice(k * n, (k + 1) * n)
-            own = slice(first[k], first[k + 1])
-            kernels.sort_by_vertex(numbers[k], weight, k, start[own], point[entries], point_weight[entries])
             numbers[k] += np.uint32(first[k])
             ahead = (k - 1) % (d + 1)  # a step ahead lowers the remainder by 1
             keys = sets[k].keys[: sets[k].count]
@@ -132,9 +120,7 @@ def build_lattice(features: Floats, threads: Threads) -> Lattice:
         vertex[begin:end] = numbers[:, begin:end].T
 
     threads.run(threads.even_bounds(n), interleave)
-    bounds = [int(b) for b in np.searchsorted(start, np.linspace(0, start[m], threads.count + 1))]
-    bounds[0], bounds[-1] = 0, m
-    return Lattice(vertex, weight, start, point, point_weight, neighbors, bounds)
+    return Lattice(vertex, weight, weight.copy(), neighbors)
 
 
 def _number_vertices(
@@ -180,10 +166,14 @@ def splat_and_blur(lattice: Lattice, source: Floats, buffers: tuple[Floats, Floa
     """
     old, new = buffers
 
-    def splat(begin: int, end: int) -> None:
-        kernels.splat(lattice.start[begin : end + 1], lattice.point, lattice.point_weight, source, old[begin:end])
+    def clear(begin: int, end: int) -> None:
+        old[begin:end] = 0
 
-    threads.run(lattice.splat_bounds, splat)
+    def splat(begin: int, end: int) -> None:
+        kernels.splat(lattice.vertex, lattice.splat_weight, source, begin, end, old)
+
+    threads.run(threads.even_bounds(lattice.num_vertices), clear)
+    threads.run(threads.even_bounds(lattice.vertex.shape[1]), splat)
     for neighbors in lattice.neighbors:
 
         def blur(begin: int, end: int, old: Floats = old, new: Floats = new, along: Indices = neighbors) -> None:
@@ -200,22 +190,22 @@ def normalize_inplace(lattice: Lattice, strength: float, threads: Threads) -> No
     K is the Gaussian kernel and D the diagonal matrix of its row sums.
     """
     n, corners = lattice.vertex.shape
-    norms = np.ones((n, LANES), np.float32)
-    values = splat_and_blur(lattice, norms, lattice.buffers(LANES), threads)
+    values = splat_and_blur(lattice, np.ones((n, LANES), np.float32), lattice.buffers(LANES), threads)
     # Slicing divides by the gain of the blur, which is 1 + 2^-d (Adams et al.).
     gain = np.float32(1 / (1 + 2.0 ** (1 - corners)))
 
     def scale(begin: int, end: int) -> None:
         part = slice(begin, end)
         kernels.normalize_inplace(
-            lattice.vertex[part], lattice.weight[part], values, gain, np.float32(strength), norms[part]
+            lattice.vertex[part],
+            lattice.weight[part],
+            values,
+            gain,
+            np.float32(strength),
+            lattice.splat_weight[part],
         )
 
-    def scale_entries(begin: int, end: int) -> None:
-        kernels.scale_entries_inplace(lattice.point[begin:end], lattice.point_weight[begin:end], norms)
-
     threads.run(threads.even_bounds(n), scale)
-    threads.run(threads.even_bounds(n * corners), scale_entries)
 
 
 def _packing(features: Floats, scale: tuple[np.float32, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:

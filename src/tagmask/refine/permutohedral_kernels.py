@@ -1,8 +1,8 @@
 """The compiled loops of permutohedral.py and of the mean field in dense_crf.py.
 
-A row is the values [L] of one point or one vertex, with L a multiple of `LANES`. Splatting gathers the points of each
-vertex in ascending order. So threads never write to the same row, and the result is the same for any number of threads.
-Output arrays are arguments, because they are parts of larger arrays.
+A row is the values [L] of one point or one vertex, with L a multiple of `LANES`. When points are splatted, each thread
+has remainders of its own, and adds the points in ascending order. So threads never write to the same row, and the
+result is the same for any number of threads. Output arrays are arguments, because they are parts of larger arrays.
 """
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
 # (numba infers the types of the kernels)
@@ -134,32 +134,6 @@ def fill_table(table, vertex_key):
 
 
 @jit
-def sort_by_vertex(numbers, weight, k, start, point, point_weight):
-    """Sort the points of remainder k by vertex.
-
-    Args:
-        numbers: [N] the vertex of each point.
-        weight: [N, d + 1] barycentric weights; column k is read.
-        k: the remainder.
-        start: output: the first entry of each vertex in `point`, counted over all remainders.
-        point: [N] output: the points by vertex, ascending.
-        point_weight: [N] output: their weights.
-    """
-    n = len(numbers)
-    next_entry = np.zeros(len(start) + 1, np.int64)
-    for v in numbers:
-        next_entry[v + 1] += 1
-    for v in range(len(start)):
-        next_entry[v + 1] += next_entry[v]
-        start[v] = k * n + next_entry[v]
-    for p in range(n):
-        entry = next_entry[numbers[p]]
-        point[entry] = p
-        point_weight[entry] = weight[p, k]
-        next_entry[numbers[p]] += 1
-
-
-@jit
 def find_neighbors(vertex_key, table, stride, k, first, first_ahead, out):
     """Find the vertices one step ahead of those of remainder k.
 
@@ -188,26 +162,29 @@ def find_neighbors(vertex_key, table, stride, k, first, first_ahead, out):
 
 
 @jit
-def splat(start, point, weight, source, values):
-    """Write the weighted sum of the rows of `source` [N, L] at the points of each vertex to `values` [M, L]."""
-    for v in range(len(values)):
-        out = values[v]
-        if len(out) == LANES:  # in registers
-            a = b = c = d = np.float32(0)
-            for e in range(start[v], start[v + 1]):
-                w = weight[e]
-                row = source[point[e]]
-                a += w * row[0]
-                b += w * row[1]
-                c += w * row[2]
-                d += w * row[3]
-            out[0], out[1], out[2], out[3] = a, b, c, d
-        else:
-            for i in range(len(out)):
-                out[i] = 0
-            for e in range(start[v], start[v + 1]):
-                w = weight[e]
-                row = source[point[e]]
+def splat(vertex, weight, source, first, last, values):
+    """Add the weighted rows of `source` to the rows of `values` at the vertices of each point.
+
+    Args:
+        vertex: [N, d + 1] the vertices around each point, by remainder.
+        weight: [N, d + 1] their weights.
+        source: [N, L] the values of the points.
+        first: the first remainder whose vertices get values.
+        last: the remainder after the last one.
+        values: [M, L] the values of the vertices.
+    """
+    for p in range(len(source)):
+        row = source[p]
+        for k in range(first, last):
+            w = weight[p, k]
+            out = values[vertex[p, k]]
+            if len(row) == LANES:  # in a register
+                a = out[0] + w * row[0]
+                b = out[1] + w * row[1]
+                c = out[2] + w * row[2]
+                d = out[3] + w * row[3]
+                out[0], out[1], out[2], out[3] = a, b, c, d
+            else:
                 for i in range(len(out)):
                     out[i] += w * row[i]
 
@@ -221,8 +198,15 @@ def blur_along_direction(neighbors, all_values, old, new):
         center = old[v]
         ahead = all_values[neighbors[v, 0]]
         behind = all_values[neighbors[v, 1]]
-        for i in range(len(out)):
-            out[i] = center[i] + half * (ahead[i] + behind[i])
+        if len(out) == LANES:  # in a register
+            a = center[0] + half * (ahead[0] + behind[0])
+            b = center[1] + half * (ahead[1] + behind[1])
+            c = center[2] + half * (ahead[2] + behind[2])
+            d = center[3] + half * (ahead[3] + behind[3])
+            out[0], out[1], out[2], out[3] = a, b, c, d
+        else:
+            for i in range(len(out)):
+                out[i] = center[i] + half * (ahead[i] + behind[i])
 
 
 @jit
@@ -252,32 +236,25 @@ def slice_onto(vertex, weight, values, base, out):
 
 
 @jit
-def normalize_inplace(vertex, weight, values, gain, strength, norms):
-    """Write (K 1)_p^(-1/2) to norms[p, 0], and scale the weights for slicing in place.
+def normalize_inplace(vertex, weight, values, gain, strength, splat_weight):
+    """Scale the weights of each point by (K 1)_p^(-1/2) in place, for slicing and for splatting.
 
     Args:
         vertex: [N, d + 1] the vertices around each point.
-        weight: [N, d + 1] their weights, scaled in place.
+        weight: [N, d + 1] their weights for slicing.
         values: [M + 1, LANES] the value 1 of every point, splatted and blurred.
         gain: 1 / the gain of the blur.
         strength: factor of the kernel.
-        norms: [N, LANES] output; only the first column is written.
+        splat_weight: [N, d + 1] their weights for splatting.
     """
-    for p in range(len(norms)):
+    for p in range(len(weight)):
         total = np.float32(0)
         for k in range(vertex.shape[1]):
             total += weight[p, k] * values[vertex[p, k], 0]
         norm = np.float32(1) / math.sqrt(total * gain + np.float32(1e-20))
-        norms[p, 0] = norm
         for k in range(vertex.shape[1]):
             weight[p, k] *= gain * strength * norm
-
-
-@jit
-def scale_entries_inplace(point, point_weight, norms):
-    """Multiply the weight of each entry by the norm of its point."""
-    for e in range(len(point)):
-        point_weight[e] *= norms[point[e], 0]
+            splat_weight[p, k] *= np.float32(norm)
 
 
 @jit
@@ -325,6 +302,51 @@ def softmax_inplace(logits):
             scale = np.float32(1) / total
             for i in range(len(row)):
                 row[i] *= scale
+
+
+@jit
+def softmax_of_selected_inplace(logits, unary, share, num_labels):
+    """Replace each row of `logits` [N, L] by its softmax, with one label that stands for all labels left out.
+
+    Label `num_labels` is the sum of the labels left out: its message is scaled. The next one, if there is room for it,
+    is an upper bound of each of them: it does not count in the sum of the softmax.
+
+    Args:
+        logits: [N, L] logits plus messages; output.
+        unary: [N, L] the logits alone.
+        share: [N] factor of the message of the sum.
+        num_labels: the number of selected labels; the labels after the bound only fill a SIMD register.
+    """
+    rest, bound = num_labels, num_labels + 1
+    for begin in range(0, len(logits), _TILE):
+        tile = logits[begin : begin + _TILE]
+        for p in range(len(tile)):
+            row = tile[p]
+            base = unary[begin + p, rest]
+            row[rest] = base + share[begin + p] * (row[rest] - base)
+            largest = row[0]
+            for i in range(1, bound):
+                largest = max(largest, row[i])
+            for i in range(len(row)):
+                row[i] -= largest
+            if bound < len(row):
+                row[bound] = min(row[bound], np.float32(0))
+        flat = tile.reshape(-1)
+        for i in range(len(flat)):
+            flat[i] = _exp(flat[i])
+        for p in range(len(tile)):
+            row = tile[p]
+            total = np.float32(0)
+            for i in range(bound):
+                total += row[i]
+            scale = np.float32(1) / total
+            reached = bound < len(row) and row[bound] >= np.float32(
+                1
+            )  # as large as the largest marginal: no bound below 1 is known
+            for i in range(len(row)):
+                row[i] *= scale
+            if reached:
+                row[bound] = np.float32(1)
 
 
 def needs_compiling() -> bool:
