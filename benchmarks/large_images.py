@@ -1,6 +1,9 @@
-"""Time and memory of large images: response maps, pseudo-masks, and a segmentation network with its dense CRF.
+"""Time and memory of large images: of response maps, pseudo-masks and prediction, and of a whole run.
 
-    python benchmarks/large_images.py [--sizes 4000x3000 16000x1200 10000x10000] [--parts maps pseudo_masks predict]
+    python benchmarks/large_images.py [--sizes 4000x3000 16000x1200 10000x10000] [--parts maps pseudo_masks predict run]
+
+The part `run` is a run of the recipe `small` with few steps on one large image and some small ones, with ground truth
+of all of them, and with the same images as held-out ones; it prints the memory of each of its phases.
 
 Each part runs in a process of its own with the networks of the recipe `small` (random weights, 20 classes, two of them
 tagged), with two threads and two workers. The memory is the largest sum over this process and its workers of the
@@ -20,7 +23,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-PARTS = ("maps", "pseudo_masks", "predict")
+PARTS = ("maps", "pseudo_masks", "predict", "run")
+NUM_SMALL = 15  # further images of the part `run`
 SETTLE = 0.2  # seconds between two measurements
 CLASSES = tuple("abcdefghijklmnopqrst")
 TAGS = (1, 2)
@@ -40,8 +44,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             _write_image(Path(folder) / "image.jpg", (height, width))
             for part in arguments.parts:
-                seconds, gigabytes = _measure([sys.executable, __file__, "--compute", part, folder])
-                print(f"{text:>12}  {part:<12}  {seconds:7.0f} s  {gigabytes:5.2f} GB", flush=True)
+                for phase, (seconds, gigabytes) in _measure(part, Path(folder)).items():
+                    print(f"{text:>12}  {phase:<32}  {seconds:7.0f} s  {gigabytes:5.2f} GB", flush=True)
 
 
 def _write_image(path: Path, size: tuple[int, int]) -> None:
@@ -54,17 +58,36 @@ def _write_image(path: Path, size: tuple[int, int]) -> None:
     Image.fromarray(pixels).save(path, quality=90)
 
 
-def _measure(command: list[str]) -> tuple[float, float]:
-    """Return the seconds and the largest memory in GB of a command and its descendants."""
-    start, largest = time.monotonic(), 0
+def _measure(part: str, folder: Path) -> dict[str, tuple[float, float]]:
+    """Return the seconds and the largest memory in GB of a part and its descendants, for each phase that it prints."""
+    phases: dict[str, tuple[float, float]] = {}
     environment = {"OMP_NUM_THREADS": "2", "THP_MEM_ALLOC_ENABLE": "1", **os.environ}
-    process = subprocess.Popen(command, env=environment)
-    while process.poll() is None:
-        largest = max(largest, sum(map(_proportional_set_size, _descendants(process.pid))))
-        time.sleep(SETTLE)
+    log = folder / f"{part}.log"
+    with log.open("w") as file:
+        command = [sys.executable, __file__, "--compute", part, str(folder)]
+        process = subprocess.Popen(command, env=environment, stderr=file)
+        before = time.monotonic()
+        while process.poll() is None:
+            gigabytes = sum(map(_proportional_set_size, _descendants(process.pid))) / 2**30
+            time.sleep(SETTLE)
+            phase = _phase(log.read_text()) or part
+            seconds, largest = phases.get(phase, (0.0, 0.0))
+            now = time.monotonic()
+            phases[phase], before = (seconds + now - before, max(largest, gigabytes)), now
     if process.returncode:
-        raise SystemExit(process.returncode)
-    return time.monotonic() - start, largest / 2**30
+        raise SystemExit(log.read_text())
+    return phases
+
+
+def _phase(log: str) -> str:
+    """Return the last stage or loop that a log of tagmask names, e.g. "[2/3] pseudo_masks: masks"."""
+    stage = loop = ""
+    for line in log.splitlines():
+        if not line.startswith(" "):
+            stage, loop = line.partition(",")[0], ""
+        elif ":" in line:
+            loop = ": " + line.partition(":")[0].partition("(")[0].strip()
+    return stage + loop
 
 
 def _descendants(pid: int) -> list[int]:
@@ -111,6 +134,9 @@ def _compute(part: str, folder: Path) -> None:
 
     torch.manual_seed(0)
     image = folder / "image.jpg"
+    if part == "run":
+        _run(folder)
+        return
     tags = None if part == "predict" else TAGS
     samples = tuple(Sample(str(i), str(image), tags, size=image_size(image)) for i in range(1 if tags is None else 2))
     maps = StageFolder(folder / "maps")
@@ -126,6 +152,38 @@ def _compute(part: str, folder: Path) -> None:
         network = Segmenter("DeepLabV3Plus", "mobilenetv2_100", CLASSES)
         prepare_for_inference_inplace(network, context.compute)
         write_missing_masks(network, context, InferenceConfig(scales=(1.0,), crf=NETWORK_CRF), batch_size=8)
+
+
+def _run(folder: Path) -> None:
+    """Carry out a run with the image of a folder and some small ones."""
+    import tagmask
+    from tagmask.data.images import image_size
+    from tagmask.data.scenes import make_scene
+    from tagmask.label_map import write_label_map
+
+    photos = folder / "photos"
+    photos.mkdir()
+    (folder / "image.jpg").rename(photos / "large.jpg")
+    height, width = image_size(photos / "large.jpg")
+    labels = np.zeros((height, width), np.uint8)
+    labels[height // 4 : height // 2, width // 4 :], labels[-height // 4 :, : width // 2] = TAGS
+    write_label_map(folder / "masks" / "large.png", labels)
+    del labels
+    rows = [f"large.jpg,{CLASSES[0]};{CLASSES[1]}"]
+    for i in range(NUM_SMALL):
+        scene = make_scene(i, size=320)
+        Image.fromarray(scene.image).save(photos / f"{i}.jpg")
+        write_label_map(folder / "masks" / f"{i}.png", scene.mask)
+        rows.append(f"{i}.jpg,{';'.join(CLASSES[k - 1] for k in np.unique(scene.mask).tolist() if k)}")
+    (folder / "classes.txt").write_text("\n".join(CLASSES))
+    (folder / "tags.csv").write_text("\n".join(["image,tags", *rows]))
+    source = tagmask.DataSource(
+        root=str(photos), tags=str(folder / "tags.csv"), masks=str(folder / "masks"),
+        class_list=str(folder / "classes.txt"),
+    )  # fmt: skip
+    settings = ["cam.weights=none", "cam.epochs=1", "cam.batch_size=8", "segment.steps=3", "segment.batch_size=8"]
+    run = tagmask.run(source, folder / "out", held_out=source, recipe="small", settings=settings, workers=2)
+    run.predict_files([photos], folder / "predicted", also=["overlays"])
 
 
 if __name__ == "__main__":

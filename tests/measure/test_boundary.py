@@ -1,9 +1,12 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
+from tagmask.label_map import IGNORE_INDEX, label_boundaries
 from tagmask.measure import boundary_counts, boundary_f
 from tagmask.measure.metrics import SegmentationMetric
 
@@ -100,3 +103,32 @@ def test_metric_is_the_mean_over_the_images() -> None:
     report = metric.compute()
     assert report.boundary_f == pytest.approx(0.5)
     assert report.boundary_f_class.tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_tiles_of_large_label_maps_give_the_same_counts(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Regions that cross the borders of tiles, bands of ignored pixels, and tiles in which all pixels are ignored."""
+    rng = np.random.default_rng(seed)
+    target = rng.integers(0, 4, (9, 12)).repeat(17, 0).repeat(15, 1).astype(np.uint8)
+    preds = np.roll(target, (2, 1), (0, 1))
+    preds[rng.random(preds.shape) < 0.01] = 3
+    target[label_boundaries(target)] = IGNORE_INDEX
+    target[:60, :60] = preds[-30:, -30:] = IGNORE_INDEX
+    whole = boundary_counts(preds, target, num_labels=4)
+    monkeypatch.setattr("tagmask.measure.boundary.TILE_SIDE", 41)
+    np.testing.assert_array_equal(boundary_counts(preds, target, num_labels=4), whole)
+    assert (whole[:, 0] > 0).all()
+    assert (whole[:, 0] < whole[:, 1]).any()
+
+
+def test_memory_of_large_label_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a whole, an image of 100 megapixels would take 5 GB."""
+    monkeypatch.setattr("tagmask.measure.boundary.TILE_SIDE", 200)
+    target = square(100, 100, 600, shape=(1200, 1200))
+    target[98:102] = IGNORE_INDEX
+    boundary_counts(target[:50], target[:50], num_labels=2)  # imports SciPy
+    tracemalloc.start()
+    boundary_counts(np.roll(target, 3), target, num_labels=2)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10 * target.size

@@ -5,12 +5,16 @@ Csurka, Larlus and Perronnin, "What is a good evaluation measure for semantic se
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import numpy as np
 
 from tagmask.label_map import IGNORE_INDEX, label_boundaries
 from tagmask.measure.validation import as_label_pair
 
 TOLERANCE = 0.0075  # fraction of the image's diagonal, as in the paper
+TILE_SIDE = 2048  # pixels; larger label maps are measured in tiles, because distances take about 50 bytes per pixel
 
 
 def boundary_counts(preds: np.ndarray, target: np.ndarray, num_labels: int) -> np.ndarray:
@@ -41,33 +45,45 @@ def boundary_counts(preds: np.ndarray, target: np.ndarray, num_labels: int) -> n
         >>> boundary_counts(target, target, num_labels=2).tolist()
         [[16, 16, 16, 16], [12, 12, 12, 12]]
     """
-    from scipy import ndimage  # here, so that the package can be imported without SciPy
-
     preds, target = as_label_pair(preds, target)
     tolerance = TOLERANCE * float(np.hypot(*target.shape))
+    halo = 2 * (math.ceil(tolerance) + 1)  # of a pixel's boundary, and of the ignored pixels beside that
+    counts = np.zeros((num_labels, 4), np.int64)
+    for top, left in itertools.product(range(0, target.shape[0], TILE_SIDE), range(0, target.shape[1], TILE_SIDE)):
+        window = np.s_[max(0, top - halo) : top + TILE_SIDE + halo, max(0, left - halo) : left + TILE_SIDE + halo]
+        core = np.s_[top - window[0].start :, left - window[1].start :]
+        _add_counts_of_core(counts, preds[window], target[window], core, tolerance)
+    return counts
+
+
+def _add_counts_of_core(
+    counts: np.ndarray, preds: np.ndarray, target: np.ndarray, core: tuple[slice, slice], tolerance: float
+) -> None:
+    """Add the counts of `boundary_counts` for the first `TILE_SIDE` rows and columns of `core` in the arrays."""
+    from scipy import ndimage  # here, so that the package can be imported without SciPy
+
     labeled = target != IGNORE_INDEX
     if not labeled.any():
-        return np.zeros((num_labels, 4), np.int64)
+        return
     if not labeled.all():
         distance, nearest = ndimage.distance_transform_edt(~labeled, return_indices=True)
         target = target[tuple(nearest)]
         labeled = distance < tolerance
     preds_boundary, target_boundary = label_boundaries(preds, labeled), label_boundaries(target, labeled)
-
-    counts = np.zeros((num_labels, 4), np.int64)
-    for label in np.union1d(preds[preds_boundary], target[target_boundary]):
+    in_core = np.zeros(target.shape, bool)
+    in_core[core][:TILE_SIDE, :TILE_SIDE] = True
+    for label in np.union1d(preds[preds_boundary & in_core], target[target_boundary & in_core]):
         if label == IGNORE_INDEX:
             continue
         predicted, true = preds_boundary & (preds == label), target_boundary & (target == label)
         box = _bounding_box(predicted | true)  # it contains both boundaries, so distances outside do not matter
-        predicted, true = predicted[box], true[box]
-        counts[label] = (
-            _count_close(predicted, true, tolerance),
-            predicted.sum(),
-            _count_close(true, predicted, tolerance),
-            true.sum(),
+        predicted, true, inside = predicted[box], true[box], in_core[box]
+        counts[label] += (
+            _count_close(predicted & inside, true, tolerance),
+            np.count_nonzero(predicted & inside),
+            _count_close(true & inside, predicted, tolerance),
+            np.count_nonzero(true & inside),
         )
-    return counts
 
 
 def boundary_f(counts: np.ndarray) -> np.ndarray:
@@ -104,6 +120,6 @@ def _count_close(mask: np.ndarray, other: np.ndarray, tolerance: float) -> int:
     """Count the True pixels of `mask` whose distance to the nearest True pixel of `other` is below `tolerance`."""
     from scipy import ndimage
 
-    if not other.any():
+    if not mask.any() or not other.any():
         return 0
     return int(np.count_nonzero(ndimage.distance_transform_edt(~other)[mask] < tolerance))

@@ -8,6 +8,8 @@ from tagmask.label_map import IGNORE_INDEX
 from tagmask.measure.reports import SegmentationReport
 from tagmask.measure.validation import as_label_pair
 
+_MAX_PIXELS = 1 << 22  # counted at once, because `bincount` takes 8 bytes per pixel
+
 
 def confusion_matrix(preds: np.ndarray, target: np.ndarray, num_labels: int) -> np.ndarray:
     """Count the pixels of each pair of target label and predicted label.
@@ -35,8 +37,12 @@ def confusion_matrix(preds: np.ndarray, target: np.ndarray, num_labels: int) -> 
     """
     preds, target = as_label_pair(preds, target)
     # Counting all 256 × 256 pairs takes no longer than counting the valid ones, and it finds the invalid ones.
-    pairs = target.astype(np.uint16) << 8 | preds
-    counts = np.bincount(pairs.ravel(), minlength=1 << 16).reshape(256, 256)
+    counts = np.zeros((256, 256), np.int64)
+    num_rows = max(1, _MAX_PIXELS // max(1, target.shape[1]))
+    for start in range(0, len(target), num_rows):
+        rows = np.s_[start : start + num_rows]
+        pairs = target[rows].astype(np.uint16) << 8 | preds[rows]
+        counts += np.bincount(pairs.ravel(), minlength=1 << 16).reshape(256, 256)
     for name, present in (("target", counts.sum(axis=1) > 0), ("preds", counts.sum(axis=0) > 0)):
         invalid = np.flatnonzero(present[num_labels:IGNORE_INDEX]) + num_labels
         if len(invalid):
