@@ -166,11 +166,18 @@ def resolve_recipe(recipe: str | Path | Recipe, settings: Iterable[str], seed: i
 
 
 def evaluate_predictions(
-    run_or_masks: str | Path, data: DataSource, *, device: str = "auto", workers: int | None = None, quiet: bool = False
+    run_or_masks: str | Path,
+    data: DataSource,
+    *,
+    device: str = "auto",
+    workers: int | None = None,
+    quiet: bool = False,
+    boundary: bool = True,
 ) -> tuple[tuple[str, ...], SegmentationReport]:
     """Measure a run's network, or a folder of label maps `<id>.png` of any tool, against the ground truth of `data`.
 
-    The network does not get the tags of the images. Images without ground truth are left out.
+    The network does not get the tags of the images. Images without ground truth are left out. `boundary` says whether
+    to measure the boundary F-score, which takes nearly all of the time; otherwise it is NaN.
 
     Returns:
         The class names, and the scores.
@@ -203,7 +210,7 @@ def evaluate_predictions(
 
         if not any(mask_path(sample.id).exists() for sample in labeled.samples):
             raise RunError(f"{folder.path} is not a run, and holds no mask named after an image (<id>.png).")
-    return labeled.classes, score_masks(labeled, mask_path, compute, reporter)
+    return labeled.classes, score_masks(labeled, mask_path, compute, reporter, boundary)
 
 
 def _is_published(folder: str | Path) -> bool:

@@ -17,6 +17,7 @@ from tagmask.compute import Compute
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.data.verify import ground_truth_fingerprint
 from tagmask.errors import DataError, RunError
+from tagmask.image_metrics import measure_images
 from tagmask.label_map import read_label_map
 from tagmask.maps import ResponseMaps
 from tagmask.measure import ActivationStats, SegmentationReport, ThresholdReport
@@ -231,26 +232,31 @@ def score_maps(images: TaggedImages, stage: StageFolder, compute: Compute, repor
     """Measure the response maps of a stage against the ground truth of the images."""
     from tagmask.measure.metrics import ActivationHistogram, ActivationStatsMetric, ThresholdCurveMetric
 
-    curve, stats, histogram = (
-        ThresholdCurveMetric(len(images.classes) + 1),
-        ActivationStatsMetric(),
-        ActivationHistogram(),
-    )
+    num_classes = len(images.classes)
 
-    def update(sample: Sample) -> None:
-        maps = ResponseMaps.load(stage.maps_path(sample.id), size=sample.size, num_classes=len(images.classes))
+    def make_metrics() -> Sequence[Any]:
+        return ThresholdCurveMetric(num_classes + 1), ActivationStatsMetric(), ActivationHistogram()
+
+    def update(metrics: Sequence[Any], sample: Sample) -> None:
+        curve, stats, histogram = metrics
+        maps = ResponseMaps.load(stage.maps_path(sample.id), size=sample.size, num_classes=num_classes)
         full_size, target = maps.full_size(), read_ground_truth(sample, maps.size)
         curve.update(full_size, maps.classes, target)
         stats.update(full_size, maps.classes, target)
         histogram.update(maps.maps)
 
-    _for_each_image(update, images, f"measuring the maps of {stage.name}", compute, reporter)
-    auto_threshold = histogram.otsu() if histogram.compute().any() else math.nan
+    description = f"measuring the maps of {stage.name}"
+    curve, stats, histogram = measure_images(make_metrics, update, images, description, compute, reporter)
+    auto_threshold = histogram.otsu() if histogram.compute().any() else math.nan  # type: ignore[operator]
     return MapScores(curve.compute(), auto_threshold, stats.compute())
 
 
 def score_masks(
-    images: TaggedImages, mask_path: Callable[[str], Path], compute: Compute, reporter: Reporter
+    images: TaggedImages,
+    mask_path: Callable[[str], Path],
+    compute: Compute,
+    reporter: Reporter,
+    boundary: bool = True,
 ) -> SegmentationReport:
     """Measure label maps against the ground truth of the images.
 
@@ -259,26 +265,28 @@ def score_masks(
         mask_path: maps an image id to the path of its label map.
         compute: device and processes.
         reporter: prints messages and progress.
+        boundary: whether to measure the boundary F-score, which takes nearly all of the time; otherwise it is NaN.
 
     Raises:
         DataError: an image has no label map, or one of another size.
     """
     from tagmask.measure.metrics import SegmentationMetric
 
-    metric = SegmentationMetric(len(images.classes) + 1)
-
-    def update(sample: Sample) -> None:
+    def update(metrics: Sequence[Any], sample: Sample) -> None:
         path = mask_path(sample.id)
         if not path.exists():
             raise DataError(f"there is no mask {path} for image {sample.id}; make it, or evaluate other images.")
         preds = read_label_map(path)
         target = read_ground_truth(sample, (preds.shape[0], preds.shape[1]))
         try:
-            metric.update(preds, target)
+            metrics[0].update(preds, target)
         except ValueError as error:
             raise DataError(f"{path} cannot be measured: {error}; are its classes those of the data?") from error
 
-    _for_each_image(update, images, "measuring masks", compute, reporter)
+    num_labels = len(images.classes) + 1
+    (metric,) = measure_images(
+        lambda: [SegmentationMetric(num_labels, boundary)], update, images, "measuring masks", compute, reporter
+    )
     return metric.compute()
 
 
@@ -322,16 +330,3 @@ def segment_held_out(
 def held_out_folder(folder: RunFolder, held_out: TaggedImages) -> StageFolder:
     """Return where a run keeps its network's masks of these images."""
     return StageFolder(folder.held_out_path / fingerprint(held_out)[:8])
-
-
-def _for_each_image(
-    update: Callable[[Sample], None], images: TaggedImages, description: str, compute: Compute, reporter: Reporter
-) -> None:
-    """Update metrics with this process's images; the metrics sum over the processes when they compute."""
-    import torch
-
-    samples = compute.shard(images.samples)
-    with reporter.progress(description, len(samples)) as advance, torch.inference_mode():
-        for sample in samples:
-            update(sample)
-            advance(1)

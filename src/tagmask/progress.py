@@ -117,20 +117,25 @@ def run_in_workers(
     Raises:
         RunError: the operating system killed a worker.
     """
-    from joblib import Parallel
-
     results = []
     with progress(description, num_calls) as advance:
-        try:
-            pool = Parallel(
-                n_jobs=max(1, num_workers),
-                return_as="generator",
-                initializer=exit_with_parent,
-                initargs=(os.getpid(),),
-            )
-            for result in pool(delayed_calls):
-                results.append(result)
-                advance(1)
-        except BrokenProcessPool as error:
-            raise RunError(f"{description}: {WORKER_KILLED}") from error
+        for result in results_from_workers(description, delayed_calls, num_workers):
+            results.append(result)
+            advance(1)
     return results
+
+
+def results_from_workers(description: str, delayed_calls: Iterable[Any], num_workers: int) -> Iterator[Any]:
+    """Yield the results of joblib `delayed` calls in worker processes, in the order of the calls.
+
+    The arguments and errors are those of `run_in_workers`.
+    """
+    from joblib import Parallel
+
+    try:
+        pool = Parallel(
+            n_jobs=max(1, num_workers), return_as="generator", initializer=exit_with_parent, initargs=(os.getpid(),)
+        )
+        yield from pool(delayed_calls)
+    except BrokenProcessPool as error:
+        raise RunError(f"{description}: {WORKER_KILLED}") from error

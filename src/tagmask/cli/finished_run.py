@@ -201,6 +201,12 @@ def evaluate(
     device: Device = "auto",
     workers: Workers = None,
     as_json: AsJson = False,
+    boundary: Annotated[
+        bool,
+        typer.Option(
+            "--boundary/--no-boundary", help="Measure the boundary F-score, which takes nearly all of the time."
+        ),
+    ] = True,
 ) -> None:
     """Measure the network of a run, or any folder of masks, against ground truth: IoU, mIoU and boundary F-score.
 
@@ -211,7 +217,9 @@ def evaluate(
     from tagmask.compute import is_main_process
 
     source = options.source(data)
-    classes, scores = evaluate_predictions(run_or_masks, source, device=device, workers=workers, quiet=as_json)
+    classes, scores = evaluate_predictions(
+        run_or_masks, source, device=device, workers=workers, quiet=as_json, boundary=boundary
+    )
     if is_main_process():
         print_json(scores.to_json(classes)) if as_json else print_scores(scores, classes)
 

@@ -1,6 +1,9 @@
 """Metrics that sum their counts over images and processes, as torchmetrics classes.
 
 They add state to the functions of this package, which need neither PyTorch nor torchmetrics.
+
+Fractions are rounded to multiples of 2⁻³⁰ before they are added. The sums of up to 8 million of them, of about 1 each,
+are then exact in float64, so they do not depend on the order of the images and their division among processes.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from tagmask.measure.thresholds import (
 from tagmask.measure.validation import as_labels
 
 Array = np.ndarray | Tensor
+_FRACTION = 2.0**-30
 
 
 class SegmentationMetric(Metric):
@@ -39,6 +43,7 @@ class SegmentationMetric(Metric):
 
     Args:
         num_labels: number of labels, background included; at most 255.
+        boundary: whether to measure the boundary F-score; otherwise it is nan.
         **kwargs: arguments of `torchmetrics.Metric`.
 
     Example:
@@ -54,9 +59,10 @@ class SegmentationMetric(Metric):
     boundary_sum: Tensor
     boundary_images: Tensor
 
-    def __init__(self, num_labels: int, **kwargs: Any) -> None:
+    def __init__(self, num_labels: int, boundary: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.num_labels = num_labels
+        self.boundary = boundary
         confusion = torch.zeros(num_labels, num_labels + 1, dtype=torch.int64)
         self.add_state("confusion", confusion, dist_reduce_fx="sum")
         # One entry per label, and last the mean over the labels of an image.
@@ -76,9 +82,11 @@ class SegmentationMetric(Metric):
         preds, target = _as_array(preds), _as_array(target)
         counts = confusion_matrix(preds, target, self.num_labels)
         self.confusion += torch.from_numpy(counts).to(self.confusion.device)
+        if not self.boundary:
+            return
         scores = boundary_f(boundary_counts(preds, target, self.num_labels))
         scores = np.append(scores, mean_iou(scores))
-        self.boundary_sum += torch.from_numpy(np.nan_to_num(scores)).to(self.boundary_sum.device)
+        self.boundary_sum += torch.from_numpy(_round(np.nan_to_num(scores))).to(self.boundary_sum.device)
         self.boundary_images += torch.from_numpy(~np.isnan(scores)).to(self.boundary_images.device)
 
     def compute(self) -> SegmentationReport:
@@ -220,7 +228,7 @@ class ActivationStatsMetric(Metric):
         stats = activation_stats(_as_array(maps), _to_int64_ids(classes), _as_array(target))
         values = np.array(stats, np.float64).reshape(-1, 3)
         values[:, 0] = 1 / values[:, 0]
-        self.total += torch.from_numpy(np.nansum(values, axis=0)).to(self.total.device)
+        self.total += torch.from_numpy(np.nansum(_round(values), axis=0)).to(self.total.device)
         self.pairs += torch.from_numpy(np.sum(~np.isnan(values), axis=0)).to(self.pairs.device)
 
     def compute(self) -> ActivationStats:
@@ -277,6 +285,11 @@ class ActivationHistogram(Metric):
             ValueError: the histogram is empty.
         """
         return otsu_threshold(self.compute(), np.arange(BINS + 1) / BINS)
+
+
+def _round(values: np.ndarray) -> np.ndarray:
+    """Round values so that their sums are exact."""
+    return np.round(values / _FRACTION) * _FRACTION
 
 
 def _as_array(values: Array) -> np.ndarray:
