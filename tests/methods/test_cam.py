@@ -49,7 +49,7 @@ def plain_loop(net: Classifier, image: Tensor, tags: Sequence[int], scales: Sequ
     grid = (-(-height // 4), -(-width // 4))
     sums = {tag: torch.zeros(grid, dtype=image.dtype) for tag in tags}
     for scale in scales:
-        size = (max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5)))
+        size = (round(height * scale), round(width * scale))
         for flip in (False, True):
             view = F.interpolate(image[None], size, mode="bilinear", antialias=scale < 1) if scale != 1 else image[None]
             features = net.backbone(view.flip(3) if flip else view)[0]

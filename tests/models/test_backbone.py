@@ -79,6 +79,31 @@ def test_a_resnet_is_frozen_up_to_a_stride(until_stride: int, frozen: tuple[str,
     assert trainable(backbone) == {name for name in names if not name.startswith(frozen or ("none",))}
 
 
+def test_dilation_of_irn_s_public_code() -> None:
+    """strides (2, 2, 2, 1) and dilations (1, 1, 1, 1); strides (2, 2, 1, 1) and dilations (1, 1, 2, 2), where the first
+    block of a stage is not dilated."""
+
+    def dilations(output_stride: int, stage: str) -> list[int]:
+        stages = Backbone("resnet50", output_stride=output_stride, dilation="irn").net
+        blocks = list(getattr(stages, stage))
+        return [max(m.dilation[0] for m in block.modules() if isinstance(m, torch.nn.Conv2d)) for block in blocks]
+
+    for stage in ("layer3", "layer4"):
+        assert set(dilations(16, stage)) == {1}
+        first, *others = dilations(8, stage)
+        assert first == 1
+        assert set(others) == {2}
+    images = torch.rand(1, 3, 70, 97)
+    for stride in (8, 16):
+        full, irn = (Backbone("resnet50", output_stride=stride, dilation=dilation) for dilation in ("full", "irn"))  # type: ignore[arg-type]
+        assert full(images).shape == irn(images).shape
+
+
+def test_only_resnets_have_the_dilation_of_irn() -> None:
+    with pytest.raises(RecipeError, match="dilation irn is only for ResNets, not for 'mobilenetv2_050'"):
+        Backbone("mobilenetv2_050", dilation="irn")
+
+
 def test_other_networks_are_frozen_up_to_a_stride() -> None:
     mobilenet = Backbone("mobilenetv2_050")
     mobilenet.freeze(8, freeze_norm=True)

@@ -90,8 +90,16 @@ def test_the_initial_backbone_is_the_classifier_s(tmp_path: Path) -> None:
     classifier = create_classifier("mobilenetv2_050", options=OPTIONS)
     classifier.save(tmp_path)
     backbone = initial_backbone(tmp_path, None, "classifier", 16, None)
-    assert backbone.config == {"name": "mobilenetv2_050", "output_stride": 16, "options": OPTIONS}
+    expected = {"name": "mobilenetv2_050", "output_stride": 16, "options": OPTIONS, "dilation": "full"}
+    assert backbone.config == expected
     assert is_equal(backbone, classifier.backbone)
+
+
+def test_the_initial_backbone_is_dilated_as_the_classifier_s(tmp_path: Path) -> None:
+    Classifier(Backbone("resnet18", dilation="irn"), CLASSES).save(tmp_path)
+    assert initial_backbone(tmp_path, None, "classifier", 8, None).config["dilation"] == "irn"
+    assert initial_backbone(tmp_path, None, "none", 8, None, "full").config["dilation"] == "full"
+    assert initial_backbone(tmp_path, "resnet10t", "none", 8, None).config["dilation"] == "full"
 
 
 def test_the_initial_backbone_can_have_other_weights(tmp_path: Path) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from tagmask.compute import Compute
+from tagmask.data.transforms import normalize_images
 from tagmask.models.backbone import Backbone
 from tagmask.models.classifier import Classifier
 from tagmask.models.inference import (
+    Resize,
     fold_norms_inplace,
     prepare_for_inference_inplace,
     scaled_size,
@@ -129,8 +133,10 @@ def test_a_norm_without_statistics_is_not_folded() -> None:
     assert len(batch_norms(network)) == 1
 
 
-@pytest.mark.parametrize(("side", "scale", "expected"), [(500, 0.5, 250), (375, 0.5, 188), (3, 1.5, 5), (1, 0.1, 1)])
-def test_scaled_size_rounds_half_up_and_is_at_least_one_pixel(side: int, scale: float, expected: int) -> None:
+@pytest.mark.parametrize(
+    ("side", "scale", "expected"), [(500, 0.5, 250), (375, 0.5, 188), (101, 0.5, 50), (3, 1.5, 4), (1, 0.1, 1)]
+)
+def test_scaled_size_rounds_half_to_even_and_is_at_least_one_pixel(side: int, scale: float, expected: int) -> None:
     assert scaled_size((side, side), scale) == (expected, expected)
 
 
@@ -139,6 +145,17 @@ def test_the_flipped_images_follow_the_images() -> None:
     both = with_hflip(images)
     assert torch.equal(both[:2], images)
     assert torch.equal(both[2:], images.flip(3))
+
+
+@pytest.mark.parametrize("size", [(23, 41), (23, 20), (60, 41), (77, 99), (1, 1)])
+def test_bicubic_resizing_is_that_of_pil(size: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 23, 41, 3), np.uint8)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    images = normalize_images(torch.from_numpy(pixels).permute(0, 3, 1, 2), mean, std)
+    resized = Resize("bicubic", mean, std)(images, size)
+    expected = [np.asarray(Image.fromarray(p).resize(size[::-1], Image.Resampling.BICUBIC)) for p in pixels]
+    again = (255 * (resized * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None])).round()
+    np.testing.assert_array_equal(again.permute(0, 2, 3, 1).numpy(), np.stack(expected))
 
 
 def test_images_are_scaled_before_they_are_flipped() -> None:

@@ -21,8 +21,8 @@ from tagmask.models.segmenter import Segmenter
 
 CLASSES = ("cat", "dog 🐕", "<b>")
 OPTIONS = {"pad_type": "same", "pretrained_cfg_overlay": {"mean": [0.5] * 3, "std": [0.25] * 3}}
-RESNET = {"name": "resnet18", "output_stride": 8, "options": {}}
-MOBILENET = {"name": "mobilenetv2_050", "output_stride": 16, "options": OPTIONS}
+RESNET = {"name": "resnet18", "output_stride": 8, "options": {}, "dilation": "full"}
+MOBILENET = {"name": "mobilenetv2_050", "output_stride": 16, "options": OPTIONS, "dilation": "full"}
 
 
 def boundary_network() -> BoundaryNetwork:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
@@ -14,7 +17,15 @@ from tagmask.label_map import IGNORE_INDEX
 
 
 class RandomResize(v2.Transform):
-    """Base class of the random resizes: images are resized bilinearly, label maps by the nearest pixel center."""
+    """Base class of the random resizes: images are interpolated, label maps resized by the nearest pixel center.
+
+    Args:
+        interpolation: of images, "bilinear" (with antialiasing) or "bicubic" (`resize_bicubic`).
+    """
+
+    def __init__(self, interpolation: str = "bilinear") -> None:
+        super().__init__()
+        self.interpolation = interpolation
 
     def new_size(self, height: int, width: int) -> tuple[int, int]:
         """Draw the new size (H, W) of an image of height × width pixels."""
@@ -29,6 +40,8 @@ class RandomResize(v2.Transform):
             labels = inpt.as_subclass(Tensor).reshape(1, -1, *inpt.shape[-2:]).float()
             resized = torch.nn.functional.interpolate(labels, params["size"], mode="nearest-exact")
             return tv_tensors.Mask(resized.reshape(*inpt.shape[:-2], *params["size"]).to(inpt.dtype))
+        if isinstance(inpt, tv_tensors.Image) and self.interpolation == "bicubic":
+            return tv_tensors.Image(resize_bicubic(inpt, params["size"]))
         if isinstance(inpt, tv_tensors.Image):
             return TF.resize(inpt, params["size"], InterpolationMode.BILINEAR, antialias=True)
         return inpt
@@ -37,8 +50,8 @@ class RandomResize(v2.Transform):
 class RandomLongSide(RandomResize):
     """Resize so that the long side is uniform in [low, high] pixels, as the code of IRN trains its classifier."""
 
-    def __init__(self, low: int, high: int) -> None:
-        super().__init__()
+    def __init__(self, low: int, high: int, interpolation: str = "bilinear") -> None:
+        super().__init__(interpolation)
         self.low, self.high = low, high
 
     def new_size(self, height: int, width: int) -> tuple[int, int]:
@@ -50,13 +63,20 @@ class RandomLongSide(RandomResize):
 class RandomScale(RandomResize):
     """Resize by a factor that is uniform in [low, high], as AMN and DeepLab do."""
 
-    def __init__(self, low: float, high: float) -> None:
-        super().__init__()
+    def __init__(self, low: float, high: float, interpolation: str = "bilinear") -> None:
+        super().__init__(interpolation)
         self.low, self.high = low, high
 
     def new_size(self, height: int, width: int) -> tuple[int, int]:
         scale = self.low + (self.high - self.low) * float(torch.rand(()))
         return round(height * scale), round(width * scale)
+
+
+def resize_bicubic(image: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize an image [3, H, W] uint8 to a size (h, w) as PIL does, which the public code of most papers uses."""
+    pil_image = Image.fromarray(image.permute(1, 2, 0).numpy())
+    resized = pil_image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
 
 def downsample_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:

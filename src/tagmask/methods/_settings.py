@@ -6,11 +6,18 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 
-from tagmask.models.backbone import check_backbone
+from tagmask.models.backbone import Backbone, Dilation, check_backbone
+from tagmask.models.inference import Interpolation, Resize
 from tagmask.stage import InitialWeights, Method
 from tagmask.training import TrainingSettings
 
 N = TypeVar("N", int, float)
+
+INTERPOLATION: Any = Field(
+    "bilinear",
+    description="how images are resized, in training and to the scales: bilinear, or bicubic as PIL does (as in the "
+    "public code of IRN, ReCAM and AMN)",
+)
 
 
 def _check_ascending(limits: tuple[N, N]) -> tuple[N, N]:
@@ -52,6 +59,21 @@ class BackboneSettings(Method):
         return method.model_copy(update={"weights": "none"}) if method.weights == "pretrained" else method
 
 
+DILATION = (
+    "full: layers behind a removed stride are dilated so that they see as much of the image as before; irn: the last "
+    "stage of a ResNet is dilated half as much, as in the public code of IRN, ReCAM and AMN"
+)
+
+
+class FeatureSettings(BackboneSettings):
+    """How a method that learns from images gets features of them."""
+
+    dilation: Dilation | None = Field(
+        None, description=f"{DILATION}; null: as the classifier if it has the same backbone, else full"
+    )
+    interpolation: Interpolation = INTERPOLATION
+
+
 class InferenceSettings(Method):
     """How a trained network is applied to whole images."""
 
@@ -69,6 +91,11 @@ class MapSettings(InferenceSettings):
     inference_stride: Stride | None = Field(
         None, description="output stride of the classifier when it makes the maps; null: the one it was saved with"
     )
+    interpolation: Interpolation = INTERPOLATION
+
+    def resize(self, backbone: Backbone) -> Resize:
+        """Return how the images that a backbone gets are resized to the scales."""
+        return Resize(self.interpolation, backbone.mean, backbone.std)
 
 
 FROZEN_STRIDE = (

@@ -21,10 +21,10 @@ from tagmask.data.transforms import RandomScale, downsample_labels, training_tra
 from tagmask.label_map import IGNORE_INDEX
 from tagmask.maps import ResponseMaps, grid_size
 from tagmask.methods._seeds import SeedFolder, write_missing_seeds
-from tagmask.methods._settings import CAM_SCALES, BackboneSettings, InferenceSettings, ScaleRange
+from tagmask.methods._settings import CAM_SCALES, FROZEN_STRIDE, FeatureSettings, InferenceSettings, ScaleRange
 from tagmask.methods.cam import EPSILON, write_missing_maps
 from tagmask.models.classifier import initial_backbone
-from tagmask.models.inference import scaled_with_hflip
+from tagmask.models.inference import BILINEAR, Resize, scaled_with_hflip
 from tagmask.models.label_conditioned import LabelConditionedNetwork
 from tagmask.refine.settings import SeedSettings
 from tagmask.stage import ArtifactKind, StageContext
@@ -33,7 +33,7 @@ from tagmask.training import Optimizer, ParameterGroups, Training, TrainingSetti
 Renormalize = Literal["seed", "everywhere", "nowhere"]
 
 
-class Amn(BackboneSettings, TrainingSettings, InferenceSettings):
+class Amn(FeatureSettings, TrainingSettings, InferenceSettings):
     """Learn per-pixel activations from confident seeds, conditioned on the tags, and make new response maps."""
 
     needs: ClassVar[tuple[ArtifactKind, ...]] = ("maps", "classifier")
@@ -45,6 +45,7 @@ class Amn(BackboneSettings, TrainingSettings, InferenceSettings):
     label_smoothing: float = Field(
         0.4, ge=0, lt=1, description="ε: the share of the target that is divided among the other labels"
     )
+    frozen_stride: int = Field(0, ge=0, description=FROZEN_STRIDE)
     freeze_norm: bool = Field(True, description="keep the running statistics of batch norms fixed")
     scale_range: ScaleRange = Field((0.5, 1.5), description="range of the random factor by which images are resized")
     optimizer: Optimizer = Field("adam", description="the optimizer")
@@ -71,10 +72,13 @@ class Amn(BackboneSettings, TrainingSettings, InferenceSettings):
         """Train the network on the seeds and write it to the stage folder."""
         torch.manual_seed(context.seed)
         classifier = context.inputs["classifier"].path
-        backbone = initial_backbone(classifier, self.backbone, self.weights, self.output_stride, self.options)
-        backbone.freeze_norm = self.freeze_norm
+        backbone = initial_backbone(
+            classifier, self.backbone, self.weights, self.output_stride, self.options, self.dilation
+        )
+        backbone.freeze(self.frozen_stride, self.freeze_norm)
         network = LabelConditionedNetwork(backbone, context.images.classes, self.dropout)
-        transform = training_transform(RandomScale(*self.scale_range), self.crop_size, backbone.mean, backbone.std)
+        resize = RandomScale(*self.scale_range, self.interpolation)
+        transform = training_transform(resize, self.crop_size, backbone.mean, backbone.std)
         parameter_groups = [(backbone.parameters(), self.lr), (network.head_parameters(), self.head_lr)]
         module = AmnTraining(network, parameter_groups, self)
         data = TrainingSet(context.images, transform, context.seed, seeds)
@@ -84,10 +88,11 @@ class Amn(BackboneSettings, TrainingSettings, InferenceSettings):
 
     def make_missing_maps(self, network: LabelConditionedNetwork, context: StageContext, seeds: SeedFolder) -> None:
         """Write the response maps of every image that has none yet."""
+        resize = Resize(self.interpolation, network.backbone.mean, network.backbone.std)
 
         def maps_of_batch(images: Tensor, samples: Sequence[Sample]) -> list[ResponseMaps]:
             tags = torch.stack([multi_hot(sample.tags, len(network.classes)) for sample in samples])
-            logits = mean_logits(network, images, tags.to(images.device), self.scales)
+            logits = mean_logits(network, images, tags.to(images.device), self.scales, resize)
             size = (images.shape[2], images.shape[3])  # of the seeds, too
             maps = []
             for sample, probabilities in zip(samples, logits.softmax(1).cpu(), strict=True):
@@ -147,7 +152,11 @@ def balanced_loss(
 
 @torch.inference_mode()
 def mean_logits(
-    network: Callable[[Tensor, Tensor], Tensor], images: Tensor, tags: Tensor, scales: Sequence[float] = CAM_SCALES
+    network: Callable[[Tensor, Tensor], Tensor],
+    images: Tensor,
+    tags: Tensor,
+    scales: Sequence[float] = CAM_SCALES,
+    resize: Resize = BILINEAR,
 ) -> Tensor:
     """Compute the logits at stride 4, averaged over scales and horizontal flips.
 
@@ -156,6 +165,7 @@ def mean_logits(
         images: [B, 3, H, W] normalized.
         tags: [B, K] of 0 and 1.
         scales: factors by which the images are resized.
+        resize: how they are resized.
 
     Returns:
         [B, K + 1, ceil(H / 4), ceil(W / 4)] float32.
@@ -163,7 +173,7 @@ def mean_logits(
     size = (images.shape[2], images.shape[3])
     summed = torch.zeros(1, device=images.device)
     for scale in scales:
-        logits = network(scaled_with_hflip(images, scale), torch.cat([tags, tags])).float()
+        logits = network(scaled_with_hflip(images, scale, resize), torch.cat([tags, tags])).float()
         plain, flipped = logits.chunk(2)
         mean = (plain + flipped.flip(3)) / 2
         summed = summed + F.interpolate(mean, grid_size(size), mode="bilinear", align_corners=False)

@@ -20,10 +20,17 @@ from tagmask.data.loading import TrainingSet, load_image_batches
 from tagmask.data.samples import Sample
 from tagmask.data.transforms import RandomLongSide, normalize_images, training_transform
 from tagmask.maps import ResponseMaps, grid_size
-from tagmask.methods._settings import CAM_SCALES, BackboneName, BackboneSettings, ClassifierSettings, MapSettings
-from tagmask.models.backbone import Backbone
+from tagmask.methods._settings import (
+    CAM_SCALES,
+    DILATION,
+    BackboneName,
+    ClassifierSettings,
+    FeatureSettings,
+    MapSettings,
+)
+from tagmask.models.backbone import Backbone, Dilation
 from tagmask.models.classifier import Classifier
-from tagmask.models.inference import prepare_for_inference_inplace, scaled_with_hflip
+from tagmask.models.inference import BILINEAR, Resize, prepare_for_inference_inplace, scaled_with_hflip
 from tagmask.stage import ArtifactKind, InferenceContext, StageContext
 from tagmask.training import Training, fit, train_once
 
@@ -35,7 +42,7 @@ MapsOf = Callable[[Tensor, Sequence[Sequence[int]]], list[ResponseMaps]]
 """A function from normalized images [B, 3, H, W] of equal size and their tags (class ids) to their response maps."""
 
 
-class Cam(BackboneSettings, ClassifierSettings):
+class Cam(FeatureSettings, ClassifierSettings):
     """Train a classifier on the tags and make its class activation maps."""
 
     needs: ClassVar[tuple[ArtifactKind, ...]] = ()
@@ -47,6 +54,7 @@ class Cam(BackboneSettings, ClassifierSettings):
         description="initial weights: pretrained (downloaded by timm), none (random) or the path of a file",
     )
     options: dict[str, Any] = Field({}, description="further arguments of timm.create_model")
+    dilation: Dilation = Field("full", description=DILATION)
     head_lr: float = Field(1.0, gt=0, description="learning rate of the weights W of the classes")
 
     def run(self, context: StageContext) -> None:
@@ -57,7 +65,7 @@ class Cam(BackboneSettings, ClassifierSettings):
     def train(self, context: StageContext) -> None:
         """Train the classifier and write it to the stage folder."""
         torch.manual_seed(context.seed)
-        backbone = Backbone(self.backbone, self.weights, self.output_stride, self.options)
+        backbone = Backbone(self.backbone, self.weights, self.output_stride, self.options, self.dilation)
         if (weights := self.initial_weights()) and weights.file:
             context.reporter.info(
                 f"weights of {weights.file}: images are normalized with mean {backbone.mean} and standard deviation "
@@ -67,7 +75,7 @@ class Cam(BackboneSettings, ClassifierSettings):
         classifier = Classifier(backbone, context.images.classes)
         backbone.freeze(self.frozen_stride, self.freeze_norm)
         transform = training_transform(
-            RandomLongSide(*self.long_side_range), self.crop_size, backbone.mean, backbone.std
+            RandomLongSide(*self.long_side_range, self.interpolation), self.crop_size, backbone.mean, backbone.std
         )
         parameter_groups = [(backbone.parameters(), self.lr), ([classifier.weight], self.head_lr)]
         module = CamTraining(classifier, parameter_groups, self)
@@ -101,7 +109,8 @@ def make_missing_maps(
     if maps_of is None:
 
         def maps_of(images: Tensor, tags: Sequence[Sequence[int]]) -> list[ResponseMaps]:
-            return response_maps(classifier.activations, images, tags, settings.scales)
+            resize = settings.resize(classifier.backbone)
+            return response_maps(classifier.activations, images, tags, settings.scales, resize)
 
     make = maps_of
     write_missing_maps(
@@ -144,7 +153,11 @@ def write_missing_maps(
 
 @torch.inference_mode()
 def response_maps(
-    activations: Activations, images: Tensor, tags: Sequence[Sequence[int]], scales: Sequence[float] = CAM_SCALES
+    activations: Activations,
+    images: Tensor,
+    tags: Sequence[Sequence[int]],
+    scales: Sequence[float] = CAM_SCALES,
+    resize: Resize = BILINEAR,
 ) -> list[ResponseMaps]:
     """Compute multi-scale class activation maps of the tagged classes at stride 4.
 
@@ -156,6 +169,7 @@ def response_maps(
         images: [B, 3, H, W] normalized, of equal size.
         tags: the class ids (from 1) of each image.
         scales: factors by which the images are resized.
+        resize: how they are resized.
 
     Returns:
         One `ResponseMaps` per image; an image without tags has maps [0, h, w].
@@ -166,7 +180,7 @@ def response_maps(
     channels = [class_id - 1 for ids in tags for class_id in ids]
     summed = torch.zeros(len(image_indices), *grid, device=images.device)
     for scale in scales if image_indices else ():
-        plain, flipped = activations(scaled_with_hflip(images, scale)).float().chunk(2)
+        plain, flipped = activations(scaled_with_hflip(images, scale, resize)).float().chunk(2)
         tagged = plain[image_indices, channels] + flipped.flip(3)[image_indices, channels]
         summed += F.interpolate(tagged[None], grid, mode="bilinear", align_corners=False)[0]
     summed /= summed.amax((1, 2), keepdim=True) + EPSILON

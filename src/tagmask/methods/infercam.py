@@ -25,7 +25,7 @@ from tagmask.method_modules import method_module
 from tagmask.methods._settings import MapSettings
 from tagmask.methods.cam import EPSILON, Activations, make_missing_maps
 from tagmask.models.classifier import Classifier
-from tagmask.models.inference import scaled_with_hflip
+from tagmask.models.inference import BILINEAR, Resize, scaled_with_hflip
 from tagmask.stage import ArtifactKind, StageContext
 
 BUFFERS = (10, 20)  # pixels by which the quadrants reach beyond the centers, in images with one tag and with two tags
@@ -86,17 +86,22 @@ class InferCam(MapSettings):
 
     def run(self, context: StageContext) -> None:
         classifier = Classifier.load(context.inputs["classifier"].path, output_stride=self.inference_stride)
+        resize = self.resize(classifier.backbone)
         activations: Activations = classifier.activations
         if self.base_method:
             activations = activations_of(self.base_method)(classifier)
         make_missing_maps(
-            classifier, context, self, lambda images, tags: infercam_maps(activations, images, tags, self)
+            classifier, context, self, lambda images, tags: infercam_maps(activations, images, tags, self, resize)
         )
 
 
 @torch.inference_mode()
 def infercam_maps(
-    activations: Activations, images: Tensor, tags: Sequence[Sequence[int]], settings: InferCam
+    activations: Activations,
+    images: Tensor,
+    tags: Sequence[Sequence[int]],
+    settings: InferCam,
+    resize: Resize = BILINEAR,
 ) -> list[ResponseMaps]:
     """Compute class-conditional response maps of the tagged classes, at stride 4.
 
@@ -108,12 +113,15 @@ def infercam_maps(
         images: [B, 3, H, W] normalized, of equal size.
         tags: the class ids (from 1) of each image.
         settings: of the method.
+        resize: how the pieces are resized to the scales.
 
     Returns:
         One `ResponseMaps` per image; an image without tags has maps [0, h, w].
     """
     size = (images.shape[2], images.shape[3])
-    maps_of = partial(class_maps, activations, scales=settings.scales, batch_size=settings.inference_batch_size)
+    maps_of = partial(
+        class_maps, activations, scales=settings.scales, batch_size=settings.inference_batch_size, resize=resize
+    )
 
     channels = [sorted(class_id - 1 for class_id in ids) for ids in tags]
     whole_image: list[Box] = [(0, size[0], 0, size[1])]
@@ -218,6 +226,7 @@ def class_maps(
     scales: Sequence[float],
     enlarge: float = 1.0,
     batch_size: int = 16,
+    resize: Resize = BILINEAR,
 ) -> list[Tensor]:
     """Compute multi-scale CAMs with horizontal flips at full size, each divided by (its maximum + 1e-5).
 
@@ -230,6 +239,7 @@ def class_maps(
         scales: factors by which the views are resized.
         enlarge: a further factor for all scales.
         batch_size: the largest number of views in a batch, over all threads.
+        resize: how the views are resized.
 
     Returns:
         For each view [K, h, w] float32.
@@ -247,7 +257,7 @@ def class_maps(
     def compute(job: tuple[list[int], float]) -> list[Tensor]:
         batch, scale = job
         images = torch.stack([views[i] for i in batch])
-        return _maps_at_scale(activations, images, [channels[i] for i in batch], scale)
+        return _maps_at_scale(activations, images, [channels[i] for i in batch], scale, resize)
 
     summed: dict[int, Tensor] = {}
     for (batch, _), result in zip(jobs, _map_on_threads(compute, jobs, threads), strict=True):
@@ -257,11 +267,11 @@ def class_maps(
 
 
 def _maps_at_scale(
-    activations: Activations, images: Tensor, channels: Sequence[Sequence[int]], scale: float
+    activations: Activations, images: Tensor, channels: Sequence[Sequence[int]], scale: float, resize: Resize
 ) -> list[Tensor]:
     """Add the activations of images [N, 3, h, w] and of their horizontal flips: [K, h, w] float32 for each."""
     size = (images.shape[2], images.shape[3])
-    plain, flipped = activations(scaled_with_hflip(images, scale)).float().chunk(2)
+    plain, flipped = activations(scaled_with_hflip(images, scale, resize)).float().chunk(2)
     sums = [(a[ids] + b[ids].flip(2))[None] for a, b, ids in zip(plain, flipped, channels, strict=True)]
     return [F.interpolate(s, size, mode="bilinear", align_corners=False)[0] for s in sums]
 

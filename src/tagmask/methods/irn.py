@@ -27,7 +27,7 @@ from tagmask.label_map import IGNORE_INDEX
 from tagmask.large_images import reduced_size, resize_labels
 from tagmask.maps import STRIDE, ResponseMaps
 from tagmask.methods._seeds import SeedFolder, write_missing_seeds
-from tagmask.methods._settings import BackboneSettings, ScaleRange
+from tagmask.methods._settings import FeatureSettings, ScaleRange
 from tagmask.methods._threshold import GlobalThreshold, record_threshold
 from tagmask.models.boundary_network import BoundaryNetwork, predict_boundaries
 from tagmask.models.classifier import initial_backbone
@@ -50,7 +50,7 @@ Prediction = tuple[Sample, np.ndarray, np.ndarray]
 """A sample, its boundary map [h, w] in 0..1 and its displacement field [2, h, w] in cells."""
 
 
-class Irn(BackboneSettings, TrainingSettings):
+class Irn(FeatureSettings, TrainingSettings):
     """Learn class boundaries from confident seeds, and spread the response maps by a random walk up to them.
 
     The maps after the walk are cut by a later `pseudo_masks` stage.
@@ -105,9 +105,12 @@ class Irn(BackboneSettings, TrainingSettings):
         """Train both branches on the seeds and write the network to the stage folder."""
         torch.manual_seed(context.seed)
         classifier = context.inputs["classifier"].path
-        backbone = initial_backbone(classifier, self.backbone, self.weights, self.output_stride, self.options)
+        backbone = initial_backbone(
+            classifier, self.backbone, self.weights, self.output_stride, self.options, self.dilation
+        )
         network = BoundaryNetwork(backbone)
-        transform = training_transform(RandomScale(*self.scale_range), self.crop_size, backbone.mean, backbone.std)
+        resize = RandomScale(*self.scale_range, self.interpolation)
+        transform = training_transform(resize, self.crop_size, backbone.mean, backbone.std)
         parameter_groups = [
             (network.boundary_parameters(), self.lr),
             (network.displacement_parameters(), self.displacement_lr),

@@ -38,12 +38,12 @@ class LayerCam(MapSettings):
 
     def run(self, context: StageContext) -> None:
         classifier = Classifier.load(context.inputs["classifier"].path, output_stride=self.inference_stride)
-        layer_maps = LayerMaps(classifier, self)
+        layer_maps, resize = LayerMaps(classifier, self), self.resize(classifier.backbone)
         make_missing_maps(
             classifier,
             context,
             self,
-            lambda images, tags: response_maps(partial(layer_maps, tags=tags), images, tags, self.scales),
+            lambda images, tags: response_maps(partial(layer_maps, tags=tags), images, tags, self.scales, resize),
         )
 
 

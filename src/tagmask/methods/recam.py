@@ -60,7 +60,7 @@ class ReCam(ClassifierSettings):
         backbone = network.classifier.backbone
         backbone.freeze(self.frozen_stride, self.freeze_norm)
         transform = training_transform(
-            RandomLongSide(*self.long_side_range), self.crop_size, backbone.mean, backbone.std
+            RandomLongSide(*self.long_side_range, self.interpolation), self.crop_size, backbone.mean, backbone.std
         )
         parameter_groups = [(network.classifier.parameters(), self.lr), ([network.second_weight], self.head_lr)]
         module = ReCamTraining(network, parameter_groups, self)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import textwrap
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import safetensors.torch
 import timm
 import torch
 from timm.data import resolve_model_data_config
+from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from tagmask.errors import RecipeError
@@ -18,6 +19,9 @@ from tagmask.text import did_you_mean, shorten
 
 WEIGHT_OPTIONS = ("pretrained", "checkpoint_path", "encoder_weights")  # of timm and smp: they read or download weights
 OUTPUT_STRIDES = (8, 16, 32)  # the strides that timm can give a network by dilation
+Dilation = Literal["full", "irn"]
+"""full: a layer behind a removed stride is dilated so far that it sees as much of the image as before (timm, DeepLab).
+irn: the last stage of a ResNet is dilated half as much, as in the public code of IRN, ReCAM and AMN."""
 MIN_SIDE = 32  # pixels; smaller images are enlarged, because the strides would leave no features of them
 
 
@@ -53,27 +57,37 @@ class Backbone(FreezableNorms):
             (.safetensors, or a .pth state dict, which is loaded with weights_only=True).
         output_stride: the stride of the features, 8, 16 or 32, where the network can be dilated (most CNNs). The
             stride of a ViT is its patch size.
+        dilation: "full" or "irn", see `Dilation`.
         options: further arguments of `timm.create_model`, e.g. {"pad_type": "same"}.
 
     Attributes:
         net: the timm network.
-        config: the arguments name, output_stride and options, with which the network can be built again.
+        config: the arguments name, output_stride, options and dilation, with which the network can be built again.
         channels: D.
         mean: [3], of the color channels (0..1), with which the network expects its images to be normalized.
         std: [3], likewise.
 
     Raises:
-        RecipeError: timm cannot create the network, it does not take images of any size, or the weights are missing
-            or do not fit.
+        RecipeError: timm cannot create the network, it does not take images of any size, it is no ResNet although
+            dilation is "irn", or the weights are missing or do not fit.
     """
 
     def __init__(
-        self, name: str, weights: str = "none", output_stride: int = 16, options: dict[str, Any] | None = None
+        self,
+        name: str,
+        weights: str = "none",
+        output_stride: int = 16,
+        options: dict[str, Any] | None = None,
+        dilation: Dilation = "full",
     ) -> None:
         super().__init__()
         check_output_stride(output_stride)
-        self.config: dict[str, Any] = {"name": name, "output_stride": output_stride, "options": options or {}}
+        self.config: dict[str, Any] = {
+            "name": name, "output_stride": output_stride, "options": options or {}, "dilation": dilation
+        }  # fmt: skip
         net: Any = create_timm_model(name, weights == "pretrained", output_stride, options or {})
+        if dilation == "irn":
+            _halve_dilation_inplace(net, name)
         self.net, self.channels = net, int(net.num_features)
         self.mean, self.std = normalization(net)
         if weights not in ("pretrained", "none"):
@@ -218,6 +232,23 @@ def create_timm_model(
         except Exception as error:  # the type depends on the network and the options
             raise _cannot_create(name, options, error) from error
     raise AssertionError  # the last attempt returns or raises
+
+
+def _halve_dilation_inplace(net: nn.Module, name: str) -> None:
+    """Halve the dilation of the last stage of a ResNet, down to 1.
+
+    At stride 16 no layer is dilated then. At stride 8 the last two stages are dilated by 2, each without its first
+    block.
+
+    Raises:
+        RecipeError: the network is not a ResNet.
+    """
+    if not isinstance(net, ResNet):
+        raise RecipeError(f"dilation irn is only for ResNets, not for {shorten(name)!r}; set dilation to full.")
+    for layer in net.get_submodule("layer4").modules():
+        if isinstance(layer, nn.Conv2d) and layer.dilation[0] > 1:
+            assert layer.padding == layer.dilation  # of a 3×3 convolution
+            layer.dilation = layer.padding = (layer.dilation[0] // 2,) * 2
 
 
 def normalization(net: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:

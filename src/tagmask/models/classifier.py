@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tagmask.errors import RecipeError
-from tagmask.models.backbone import Backbone
+from tagmask.models.backbone import Backbone, Dilation
 from tagmask.models.saved_network import BackboneConfig, ClassesConfig, SavedNetwork
 
 
@@ -120,7 +120,12 @@ def backbone_name_and_options(
 
 
 def initial_backbone(
-    classifier_folder: Path, name: str | None, weights: str, output_stride: int, options: dict[str, Any] | None
+    classifier_folder: Path,
+    name: str | None,
+    weights: str,
+    output_stride: int,
+    options: dict[str, Any] | None,
+    dilation: Dilation | None = None,
 ) -> Backbone:
     """Return the backbone from which a later network of the run starts its training.
 
@@ -130,6 +135,7 @@ def initial_backbone(
         weights: "classifier" for the trained weights of the classifier's backbone, or as in `Backbone`.
         output_stride: the stride of the features, 8, 16 or 32.
         options: further arguments of `timm.create_model`. None: the classifier's if it has the same name, else none.
+        dilation: as in `Backbone`. None: the classifier's if the backbone has the same name, else "full".
 
     Raises:
         RecipeError: the classifier's weights do not fit the backbone, or `Backbone` raises it.
@@ -137,9 +143,11 @@ def initial_backbone(
     """
     trained = Classifier.load(classifier_folder).backbone
     name, options = backbone_name_and_options(trained.config, name, options)
+    if dilation is None:
+        dilation = trained.config["dilation"] if name == trained.config["name"] else "full"
+    backbone = Backbone(name, "none" if weights == "classifier" else weights, output_stride, options, dilation)
     if weights != "classifier":
-        return Backbone(name, weights, output_stride, options)
-    backbone = Backbone(name, "none", output_stride, options)
+        return backbone
     try:
         backbone.load_state_dict(trained.state_dict())
     except RuntimeError as error:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +11,15 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from tagmask.data.transforms import normalize_images, resize_bicubic
+
 if TYPE_CHECKING:
     from tagmask.compute import Compute
 
 PROBE_SIDE = 64  # pixels; the side of the random image that shows which norm follows which convolution
 TOLERANCE = 1e-3  # of the folded outputs, relative to the largest output
+
+Interpolation = Literal["bilinear", "bicubic"]
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
@@ -85,8 +89,8 @@ def _run_and_find_foldable_pairs(network: nn.Module, probe: Tensor) -> tuple[lis
 
 
 def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
-    """Return an image size (H, W) times a scale, rounded half up, with at least one pixel per side."""
-    return max(1, math.floor(size[0] * scale + 0.5)), max(1, math.floor(size[1] * scale + 0.5))
+    """Return an image size (H, W) times a scale, rounded half to even as in IRN's code, at least one pixel per side."""
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def with_hflip(images: Tensor) -> Tensor:
@@ -101,30 +105,58 @@ def with_hflip(images: Tensor) -> Tensor:
     return torch.cat([images, images.flip(3)]).contiguous(memory_format=torch.channels_last)
 
 
-def scaled(images: Tensor, scale: float) -> Tensor:
+@dataclass(frozen=True)
+class Resize:
+    """Resize normalized images [B, 3, H, W] to a size (h, w).
+
+    Attributes:
+        interpolation: "bilinear", with antialiasing where the images become smaller; or "bicubic", for which the images
+            are converted to 8-bit images and resized by PIL, on the CPU.
+        mean, std: with which the images are normalized, of the RGB channels, in 0..1. Only used by "bicubic".
+    """
+
+    interpolation: Interpolation = "bilinear"
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+
+    def __call__(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        height, width = images.shape[-2:]
+        if self.interpolation == "bilinear":
+            is_smaller = size[0] < height or size[1] < width
+            return F.interpolate(images, size, mode="bilinear", antialias=is_smaller)
+        mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        pixels = (255 * (images * std + mean)).round().clamp(0, 255).byte().cpu()
+        resized = torch.stack([resize_bicubic(image, size) for image in pixels])
+        return normalize_images(resized.to(images.device), self.mean, self.std)
+
+
+BILINEAR = Resize()
+
+
+def scaled(images: Tensor, scale: float, resize: Resize = BILINEAR) -> Tensor:
     """Return the images at another scale.
 
     Args:
         images: [B, 3, H, W].
-        scale: above 0; a scale below 1 is computed with antialiasing, a scale of 1 leaves the images unchanged.
+        scale: above 0; a scale of 1 leaves the images unchanged.
+        resize: how the images are resized.
 
     Returns:
         [B, 3, h, w], with (h, w) = `scaled_size((H, W), scale)`.
     """
     if scale == 1:
         return images
-    size = scaled_size((images.shape[2], images.shape[3]), scale)
-    return F.interpolate(images, size, mode="bilinear", antialias=scale < 1)
+    return resize(images, scaled_size((images.shape[2], images.shape[3]), scale))
 
 
-def scaled_with_hflip(images: Tensor, scale: float) -> Tensor:
+def scaled_with_hflip(images: Tensor, scale: float, resize: Resize = BILINEAR) -> Tensor:
     """Return the images at another scale, followed by their horizontal flips.
 
     Args:
         images: [B, 3, H, W].
-        scale: as in `scaled`.
+        scale, resize: as in `scaled`.
 
     Returns:
         [2 · B, 3, h, w] in the channels-last memory format, with (h, w) = `scaled_size((H, W), scale)`.
     """
-    return with_hflip(scaled(images, scale))
+    return with_hflip(scaled(images, scale, resize))

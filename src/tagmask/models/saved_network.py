@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tagmask.artifacts import RUN_AGAIN, atomic_write, read_json, read_model, read_safetensors, write_json
 from tagmask.errors import RecipeError, RunError
 from tagmask.label_map import MAX_CLASSES
+from tagmask.models.backbone import Dilation
 from tagmask.text import shorten
 
 CONFIG_FILE = "config.json"
@@ -28,6 +29,7 @@ class BackboneConfig(BaseModel):
     name: str
     output_stride: Literal[8, 16, 32]
     options: dict[str, Any]
+    dilation: Dilation = "full"
 
 
 class NetworkConfig(BaseModel):
