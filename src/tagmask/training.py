@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal, NamedTuple, Self, cast
 
 import lightning as L
 import numpy as np
@@ -29,8 +29,23 @@ from tagmask.training_curves import TrainingCurves
 from tagmask.training_environment import deterministic_algorithms, silence_lightning, stop_on_signals
 
 Optimizer = Literal["sgd", "adam", "adamw"]
-ParameterGroups = Iterable[tuple[Iterable[nn.Parameter], float]]
-"""Pairs of parameters and their learning rate."""
+
+
+class ParameterGroup(NamedTuple):
+    """Parameters that share a learning rate and a weight decay.
+
+    Attributes:
+        parameters: those that need no gradient are left out.
+        lr: the learning rate.
+        weight_decay: None: that of the settings.
+    """
+
+    parameters: Iterable[nn.Parameter]
+    lr: float
+    weight_decay: float | None = None
+
+
+ParameterGroups = Iterable[ParameterGroup]
 
 DRY_RUN_LR = 1e-9  # randomly initialized networks would diverge at rates that are meant for pretrained ones
 
@@ -96,7 +111,7 @@ class Training(L.LightningModule):
 
     Args:
         network: the network to train.
-        parameter_groups: (parameters, learning rate) pairs; parameters that need no gradient are left out.
+        parameter_groups: the parameters to train.
         settings: optimizer, momentum, weight decay and polynomial decay.
 
     Attributes:
@@ -111,8 +126,13 @@ class Training(L.LightningModule):
         self.total_steps, self.num_parts = sys.maxsize, 1
         self._count_mean: Callable[[Tensor], Tensor] = self._mean_over_trainer
         self._output_examples: list[Any] | None = None
-        trainable = [([p for p in parameters if p.requires_grad], lr) for parameters, lr in parameter_groups]
-        self._parameter_groups: list[dict[str, Any]] = [{"params": p, "lr": lr} for p, lr in trainable if p]
+        self._parameter_groups: list[dict[str, Any]] = []
+        for parameters, lr, weight_decay in parameter_groups:
+            group: dict[str, Any] = {"params": [p for p in parameters if p.requires_grad], "lr": lr}
+            if weight_decay is not None:
+                group["weight_decay"] = weight_decay
+            if group["params"]:
+                self._parameter_groups.append(group)
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Compute the scalar losses of a batch: "loss", which is minimized, and others for the training curves."""

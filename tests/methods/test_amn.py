@@ -18,7 +18,7 @@ from tagmask.errors import RecipeError
 from tagmask.label_map import IGNORE_INDEX, read_label_map
 from tagmask.maps import ResponseMaps
 from tagmask.methods._seeds import SeedFolder
-from tagmask.methods.amn import Amn, balanced_loss, mean_logits, renormalize_maps
+from tagmask.methods.amn import Amn, mean_logits, renormalize_maps, smoothed_loss
 from tagmask.models.backbone import Backbone
 from tagmask.models.label_conditioned import LabelConditionedNetwork
 from tagmask.stage_folder import StageFolder
@@ -134,8 +134,8 @@ def test_logits_and_loss_equal_the_goldens() -> None:
 
     labels = downsample_labels(g["labels_full_size"], (13, 11))
     assert torch.equal(labels, g["labels_on_grid"])
-    loss = balanced_loss(logits, labels, float(g["smoothing"]))
-    assert loss.item() == pytest.approx(float(g["balanced_loss"]), rel=1e-5)
+    loss = smoothed_loss(logits, labels, float(g["smoothing"]))
+    assert loss.item() == pytest.approx(float(g["smoothed_loss"]), rel=1e-5)
 
 
 def test_the_mean_over_horizontal_flips_equals_the_golden() -> None:
@@ -159,10 +159,10 @@ def test_the_loss_without_background_or_foreground_pixels() -> None:
     logits = torch.randn(2, 4, 3, 5, requires_grad=True)
     target = F.one_hot(torch.tensor(2), 4) * (0.6 - 0.4 / 3) + 0.4 / 3  # 1 − ε for the label, ε / K for the others
     expected = -(target[:, None, None] * logits.log_softmax(1)).sum(1).mean() / 2
-    loss = balanced_loss(logits, torch.full((2, 3, 5), 2))
+    loss = smoothed_loss(logits, torch.full((2, 3, 5), 2))
     torch.testing.assert_close(loss, expected)
     for labels in (torch.zeros(2, 3, 5), torch.full((2, 3, 5), 255)):
-        loss = balanced_loss(logits, labels.long())
+        loss = smoothed_loss(logits, labels.long())
         (gradient,) = torch.autograd.grad(loss, logits)
         assert loss.isfinite()
         assert gradient.isfinite().all()
@@ -174,9 +174,9 @@ def test_the_loss_does_not_depend_on_the_number_of_processes() -> None:
     logits = torch.randn(2, 3, 4, 4, requires_grad=True)
     labels = torch.randint(1, 3, (2, 4, 4))
     labels[0, :3], labels[1, 1:], labels[1, 0, 0] = 255, 255, 0  # a single background pixel
-    whole = balanced_loss(logits, labels)
+    whole = smoothed_loss(logits, labels)
     mean_counts = torch.tensor([1, 7]) / 2  # of background and foreground pixels, over the processes
-    parts = [balanced_loss(logits[[i]], labels[[i]], 0.4, lambda own_counts: mean_counts) for i in range(2)]
+    parts = [smoothed_loss(logits[[i]], labels[[i]], 0.4, lambda own_counts: mean_counts) for i in range(2)]
     mean = torch.stack(parts).mean()
     torch.testing.assert_close(mean, whole)
     torch.testing.assert_close(torch.autograd.grad(mean, logits), torch.autograd.grad(whole, logits))
@@ -187,7 +187,7 @@ def test_ignored_pixels_do_not_change_the_loss() -> None:
     labels = torch.tensor([[[0, 0, 0, 0, 0, 0, 1, 2], [255] * 8]])
     losses = F.cross_entropy(logits, labels.where(labels != 255, 0), label_smoothing=0.0, reduction="none")[0, 0]
     expected = (losses[:6].mean() + losses[6:].mean()) / 2
-    torch.testing.assert_close(balanced_loss(logits, labels, label_smoothing=0), expected)
+    torch.testing.assert_close(smoothed_loss(logits, labels, label_smoothing=0), expected)
 
 
 def test_dropout_is_active_only_in_training() -> None:

@@ -37,6 +37,8 @@ from tests.runs import COLORS, contents
 
 SIDE, NUM_IMAGES = 32, 12  # pixels
 MAX_KILLS_PER_RUN = 30
+MAX_KILLS_AFTER_ALL_STAGES = 3  # of a run: what follows the stages begins anew each time, and would get most kills
+AFTER_ALL_STAGES = "measuring and report"
 MAX_FAILURES = 5
 CPU_LIMIT = 300  # seconds of CPU time of an attempt that is not killed
 
@@ -141,7 +143,7 @@ def interrupted_stage(folder: Path) -> str:
         record = folder / name / "stage.json"
         if not record.exists() or json.loads(record.read_text())["status"] != "done":
             return name
-    return "measuring and report"
+    return AFTER_ALL_STAGES
 
 
 def campaign(folder: Path, num_kills: int, seed: int, seconds: float = math.inf) -> dict[str, Any]:
@@ -167,7 +169,7 @@ def campaign(folder: Path, num_kills: int, seed: int, seconds: float = math.inf)
     stages: Counter[str] = Counter()
     num_done = num_runs = 0
     while num_done < num_kills and time.monotonic() < end and len(failures) < MAX_FAILURES:
-        out, num_runs = folder / f"run{num_runs}", num_runs + 1
+        out, num_runs, num_late = folder / f"run{num_runs}", num_runs + 1, 0
         for _ in range(min(MAX_KILLS_PER_RUN, num_kills - num_done)):
             pid = run(out)
             status = wait(pid, rng.uniform(0, interval))
@@ -175,7 +177,10 @@ def campaign(folder: Path, num_kills: int, seed: int, seconds: float = math.inf)
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
                 num_done += 1
-                stages[interrupted_stage(out)] += 1
+                stages[stage := interrupted_stage(out)] += 1
+                num_late += stage == AFTER_ALL_STAGES
+                if num_late == MAX_KILLS_AFTER_ALL_STAGES:
+                    break
             elif status:
                 failures.append(f"run {num_runs} failed after {num_done} kills, in {interrupted_stage(out)}")
                 break

@@ -72,6 +72,18 @@ class RandomScale(RandomResize):
         return round(height * scale), round(width * scale)
 
 
+class RandomScaleChoice(RandomResize):
+    """Resize by one of several factors, as deeplab-pytorch does; sides are rounded down."""
+
+    def __init__(self, scales: Sequence[float], interpolation: str = "bilinear") -> None:
+        super().__init__(interpolation)
+        self.scales = tuple(scales)
+
+    def new_size(self, height: int, width: int) -> tuple[int, int]:
+        scale = self.scales[int(torch.randint(len(self.scales), ()))]
+        return int(height * scale), int(width * scale)
+
+
 def resize_bicubic(image: Tensor, size: Sequence[int]) -> Tensor:
     """Resize an image [3, H, W] uint8 to a size (h, w) as PIL does, which the public code of most papers uses."""
     pil_image = Image.fromarray(image.permute(1, 2, 0).numpy())

@@ -23,6 +23,7 @@ from torch import Tensor
 from tagmask.data.loading import ExtraTargets
 from tagmask.data.saliency import read_and_resize_saliency, saliency_fingerprint
 from tagmask.data.samples import Sample, TaggedImages
+from tagmask.data.transforms import downsample_labels
 from tagmask.errors import DataError
 from tagmask.label_map import IGNORE_INDEX, read_label_map, write_label_map
 from tagmask.large_images import reduced_size, resize_labels
@@ -95,10 +96,12 @@ class ActivationAwareTraining(SegmentTraining):
         self.saliency_weight = settings.saliency_weight
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        logits, labels, saliency = self.logits(batch), batch["labels"], batch["saliency"]
-        return activation_aware_loss(
+        (logits, labels), *others = self.logits_and_labels(batch)
+        saliency = downsample_labels(batch["saliency"], (logits.shape[2], logits.shape[3]))
+        losses = activation_aware_loss(
             logits, labels, saliency, self.saliency_weight, self.mean_over_processes, self.label_weights
         )
+        return losses | {"loss": losses["loss"] + sum(self.pixel_loss(*pair) for pair in others)}
 
 
 def activation_aware_loss(

@@ -28,7 +28,7 @@ from tagmask.models.inference import BILINEAR, Resize, scaled_with_hflip
 from tagmask.models.label_conditioned import LabelConditionedNetwork
 from tagmask.refine.settings import SeedSettings
 from tagmask.stage import ArtifactKind, StageContext
-from tagmask.training import Optimizer, ParameterGroups, Training, TrainingSettings, fit, train_once
+from tagmask.training import Optimizer, ParameterGroup, ParameterGroups, Training, TrainingSettings, fit, train_once
 
 Renormalize = Literal["seed", "everywhere", "nowhere"]
 
@@ -42,8 +42,19 @@ class Amn(FeatureSettings, TrainingSettings, InferenceSettings):
 
     seeds: SeedSettings = Field(SeedSettings(), description="the labels that the network learns from")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout before the head, in training only")
+    label_conditioning: bool = Field(
+        True, description="weight the features by the tags of the image; false: an ablation of the paper"
+    )
+    balance: bool = Field(
+        True,
+        description="background and foreground pixels each make half of the loss; false: each pixel counts the same, "
+        "an ablation of the paper",
+    )
     label_smoothing: float = Field(
-        0.4, ge=0, lt=1, description="ε: the share of the target that is divided among the other labels"
+        0.4,
+        ge=0,
+        lt=1,
+        description="ε: the share of the target that is divided among the other labels; 0: an ablation of the paper",
     )
     frozen_stride: int = Field(0, ge=0, description=FROZEN_STRIDE)
     freeze_norm: bool = Field(True, description="keep the running statistics of batch norms fixed")
@@ -76,10 +87,15 @@ class Amn(FeatureSettings, TrainingSettings, InferenceSettings):
             classifier, self.backbone, self.weights, self.output_stride, self.options, self.dilation
         )
         backbone.freeze(self.frozen_stride, self.freeze_norm)
-        network = LabelConditionedNetwork(backbone, context.images.classes, self.dropout)
+        network = LabelConditionedNetwork(
+            backbone, context.images.classes, self.dropout, conditioned=self.label_conditioning
+        )
         resize = RandomScale(*self.scale_range, self.interpolation)
         transform = training_transform(resize, self.crop_size, backbone.mean, backbone.std)
-        parameter_groups = [(backbone.parameters(), self.lr), (network.head_parameters(), self.head_lr)]
+        parameter_groups = [
+            ParameterGroup(backbone.parameters(), self.lr),
+            ParameterGroup(network.head_parameters(), self.head_lr),
+        ]
         module = AmnTraining(network, parameter_groups, self)
         data = TrainingSet(context.images, transform, context.seed, seeds)
         fit(module, data, context, epochs=self.epochs, batch_size=self.batch_size)
@@ -112,19 +128,20 @@ class AmnTraining(Training):
 
     def __init__(self, network: LabelConditionedNetwork, parameter_groups: ParameterGroups, settings: Amn) -> None:
         super().__init__(network, parameter_groups, settings)
-        self.label_smoothing = settings.label_smoothing
+        self.label_smoothing, self.balance = settings.label_smoothing, settings.balance
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         logits = self.network(batch["image"], batch["tags"]).float()
         labels = downsample_labels(batch["labels"], (logits.shape[2], logits.shape[3]))
-        return {"loss": balanced_loss(logits, labels, self.label_smoothing, self.mean_over_processes)}
+        return {"loss": smoothed_loss(logits, labels, self.label_smoothing, self.mean_over_processes, self.balance)}
 
 
-def balanced_loss(
+def smoothed_loss(
     logits: Tensor,
     labels: Tensor,
     label_smoothing: float = 0.4,
     reduce_mean: Callable[[Tensor], Tensor] = Tensor.float,
+    balance: bool = True,
 ) -> Tensor:
     """Compute the balanced cross-entropy with label smoothing.
 
@@ -136,6 +153,7 @@ def balanced_loss(
         label_smoothing: ε; the target is 1 − ε for the label and ε / K for each of the K other channels.
         reduce_mean: returns the mean of the pixel counts over the processes that share a batch
             (`Training.mean_over_processes`).
+        balance: False: the mean over all pixels that are not ignored instead, an ablation of the paper.
 
     Returns:
         A scalar. The half of a kind without pixels in the batch is 0.
@@ -144,10 +162,11 @@ def balanced_loss(
     of_label = log_probabilities.gather(1, labels.where(labels != IGNORE_INDEX, 0)[:, None])[:, 0]
     of_others = (log_probabilities.sum(1) - of_label) / (logits.shape[1] - 1)
     losses = -(1 - label_smoothing) * of_label - label_smoothing * of_others
-    kinds = torch.stack([labels == 0, (labels != 0) & (labels != IGNORE_INDEX)])
+    known = labels != IGNORE_INDEX
+    kinds = torch.stack([labels == 0, (labels != 0) & known] if balance else [known])
     counts = reduce_mean(kinds.sum((1, 2, 3)))
-    halves = (losses * kinds).sum((1, 2, 3)) / counts.where(counts > 0, 1)
-    return halves.sum() / 2
+    means = (losses * kinds).sum((1, 2, 3)) / counts.where(counts > 0, 1)
+    return means.sum() / len(kinds)
 
 
 @torch.inference_mode()

@@ -32,7 +32,7 @@ from tagmask.models.backbone import Backbone, Dilation
 from tagmask.models.classifier import Classifier
 from tagmask.models.inference import BILINEAR, Resize, prepare_for_inference_inplace, scaled_with_hflip
 from tagmask.stage import ArtifactKind, InferenceContext, StageContext
-from tagmask.training import Training, fit, train_once
+from tagmask.training import ParameterGroup, Training, fit, train_once
 
 EPSILON = 1e-5  # each map is divided by (its maximum + EPSILON), as in IRN's public code
 
@@ -77,7 +77,10 @@ class Cam(FeatureSettings, ClassifierSettings):
         transform = training_transform(
             RandomLongSide(*self.long_side_range, self.interpolation), self.crop_size, backbone.mean, backbone.std
         )
-        parameter_groups = [(backbone.parameters(), self.lr), ([classifier.weight], self.head_lr)]
+        parameter_groups = [
+            ParameterGroup(backbone.parameters(), self.lr),
+            ParameterGroup([classifier.weight], self.head_lr),
+        ]
         module = CamTraining(classifier, parameter_groups, self)
         data = TrainingSet(context.images, transform, context.seed)
         fit(module, data, context, epochs=self.epochs, batch_size=self.batch_size)

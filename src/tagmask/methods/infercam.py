@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, ClassVar, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -74,6 +74,11 @@ class InferCam(MapSettings):
         "tag, one for images with two tags, and so on; images with more tags than numbers are not divided",
     )
     iterations: int = Field(5, ge=1, description="largest number of times that a piece is shown to the classifier")
+    merge: Literal["maximum", "mean"] = Field(
+        "maximum",
+        description="how the maps of overlapping quadrants are merged: the elementwise maximum as in the paper, or the "
+        "mean",
+    )
     found_threshold: float = Field(
         0.7, gt=0, le=1, description="activation from which an area counts as found and is painted over"
     )
@@ -140,10 +145,17 @@ def infercam_maps(
         active = [piece for piece, share in zip(active, growth, strict=True) if share >= settings.min_growth]
 
     merged = [images.new_zeros(len(ids), *size, dtype=torch.float32) for ids in channels]
+    num_pieces = images.new_zeros(len(images), *size, dtype=torch.float32)
     for piece in pieces:
         top, bottom, left, right = piece.box
         part = merged[piece.image_index][:, top:bottom, left:right]
-        torch.maximum(part, piece.maps, out=part)
+        if settings.merge == "maximum":
+            torch.maximum(part, piece.maps, out=part)
+        else:
+            part += piece.maps
+            num_pieces[piece.image_index, top:bottom, left:right] += 1
+    if settings.merge == "mean":
+        merged = [maps / count.clamp(min=1) for maps, count in zip(merged, num_pieces, strict=True)]
     return [
         ResponseMaps(np.array(ids, np.int64) + 1, _on_grid(maps).cpu().numpy(), size)
         for ids, maps in zip(channels, merged, strict=True)

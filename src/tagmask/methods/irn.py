@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from tagmask.data.samples import Sample
 from tagmask.data.transforms import RandomScale, downsample_labels, normalize_images, training_transform
 from tagmask.label_map import IGNORE_INDEX
 from tagmask.large_images import reduced_size, resize_labels
-from tagmask.maps import STRIDE, ResponseMaps
+from tagmask.maps import STRIDE, ResponseMaps, grid_size
 from tagmask.methods._seeds import SeedFolder, write_missing_seeds
 from tagmask.methods._settings import FeatureSettings, ScaleRange
 from tagmask.methods._threshold import GlobalThreshold, record_threshold
@@ -39,7 +39,7 @@ from tagmask.refine.random_walk import half_disc, path_cells, propagate, walk_ma
 from tagmask.refine.settings import RandomWalkSettings, SeedSettings
 from tagmask.stage import ArtifactKind, StageContext, group_by_size
 from tagmask.stage_folder import StageFolder
-from tagmask.training import ParameterGroups, Training, TrainingSettings, fit, train_once
+from tagmask.training import ParameterGroup, ParameterGroups, Training, TrainingSettings, fit, train_once
 
 EPSILON = 1e-5  # added inside logarithms and to the counts of pairs, as in the public code
 MAX_MEAN_IMAGES = 1464  # images over which the mean displacement is taken, the size of VOC train, as in the public code
@@ -61,6 +61,11 @@ class Irn(FeatureSettings, TrainingSettings):
     learns_from_pixels: ClassVar[bool] = True
     learning_rates: ClassVar[tuple[str, ...]] = ("lr", "displacement_lr")
 
+    boundaries: Literal["learned", "none"] = Field(
+        "learned",
+        description="learned: the walk stops at boundaries that a network has learned from seeds; none: nothing is "
+        "learned, and the walk blurs the maps (an ablation)",
+    )
     seeds: SeedSettings = Field(
         SeedSettings(),
         description="the labels that the network learns from; the papers use fg 0.35 and bg 0.1 after ReCAM, fg 0.45 "
@@ -90,7 +95,16 @@ class Irn(FeatureSettings, TrainingSettings):
             raise ValueError(f"crop_size must be at least {8 * self.pair_radius} for pair_radius {self.pair_radius}")
         return self
 
+    @model_validator(mode="after")
+    def _instances_need_a_network(self) -> Self:
+        if self.instances and self.boundaries == "none":
+            raise ValueError("instances are found by what the network learns: set boundaries to learned")
+        return self
+
     def run(self, context: StageContext) -> None:
+        if self.boundaries == "none":
+            self.walk_without_boundaries(context)
+            return
         seeds = write_missing_seeds(self.seeds, context)
         train_once(context, BoundaryNetwork, lambda: self.train(context, seeds))
         network = prepare_for_inference_inplace(BoundaryNetwork.load(context.folder.path), context.compute)
@@ -100,6 +114,18 @@ class Irn(FeatureSettings, TrainingSettings):
         if self.instances:
             context.compute.barrier()
             self.make_instances(network, context)
+
+    def walk_without_boundaries(self, context: StageContext) -> None:
+        """Write the maps after a walk that no boundary stops, of every image that has none yet."""
+        maps_path = context.folder.maps_path
+        propagate(np.zeros((1, 2, 2), np.float32), np.zeros((2, 2), np.float32), steps=1)  # compiles the kernel
+        groups = context.pending_shard([[sample] for sample in context.images.samples], maps_path)
+        write = partial(_write_missing_walked_maps, self.walk, _threads(context))
+        jobs = (
+            delayed(write)(context.inputs["maps"].maps_path(sample.id), maps_path(sample.id), None)
+            for (sample,) in groups
+        )
+        context.run_in_workers("random walk", jobs, len(groups))
 
     def train(self, context: StageContext, seeds: SeedFolder) -> None:
         """Train both branches on the seeds and write the network to the stage folder."""
@@ -112,8 +138,8 @@ class Irn(FeatureSettings, TrainingSettings):
         resize = RandomScale(*self.scale_range, self.interpolation)
         transform = training_transform(resize, self.crop_size, backbone.mean, backbone.std)
         parameter_groups = [
-            (network.boundary_parameters(), self.lr),
-            (network.displacement_parameters(), self.displacement_lr),
+            ParameterGroup(network.boundary_parameters(), self.lr),
+            ParameterGroup(network.displacement_parameters(), self.displacement_lr),
         ]
         module = IrnTraining(network, parameter_groups, self)
         data = TrainingSet(context.images, transform, context.seed, seeds)
@@ -295,11 +321,15 @@ def _threads(context: StageContext) -> int | None:
 
 
 def _write_missing_walked_maps(
-    settings: RandomWalkSettings, threads: int | None, maps_path: Path, path: Path, boundary: np.ndarray
+    settings: RandomWalkSettings, threads: int | None, maps_path: Path, path: Path, boundary: np.ndarray | None
 ) -> None:
+    """Walk within a boundary map [h, w]; None: there are no boundaries."""
     if not path.exists():
         maps = ResponseMaps.load(maps_path)
-        walked = walk_maps(maps.resized(reduced_size(maps.size)), boundary, settings, threads)
+        reduced = maps.resized(reduced_size(maps.size))
+        if boundary is None:
+            boundary = np.zeros(grid_size(reduced.size), np.float32)
+        walked = walk_maps(reduced, boundary, settings, threads)
         walked.resized(maps.size).save(path)
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from joblib import delayed
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tagmask.data.saliency import read_and_resize_saliency, saliency_fingerprint
 from tagmask.data.samples import Sample, TaggedImages
@@ -26,7 +26,7 @@ from tagmask.models.inference import prepare_for_inference_inplace
 from tagmask.models.segmenter import Segmenter
 from tagmask.refine.dense_crf import compile_crf_kernels
 from tagmask.refine.image_threshold import choose_threshold, expected_threshold, mean_root_num_tags
-from tagmask.refine.map_cutting import confident_seeds, cut_maps
+from tagmask.refine.map_cutting import confident_seeds, cut_maps, cut_maps_by_power, threshold_of_power
 from tagmask.refine.settings import CrfSettings, SeedSettings
 from tagmask.stage import ArtifactKind, StageContext
 
@@ -44,6 +44,12 @@ class PseudoMasks(InferenceSettings):
         "auto",
         description="activation from 0 to 1 above which a pixel belongs to a class; auto: Otsu's threshold over all "
         "maps of the run; per-image: one threshold per image near Otsu's (takes 11 times as long as the CRF)",
+    )
+    alpha: float | None = Field(
+        None,
+        gt=0,
+        description="instead of a threshold: exponent α of the background (1 − strongest activation)^α, and the CRF "
+        "takes the activations as probabilities (psa's code: 16 before its random walk)",
     )
     margin: float = Field(
         0.0,
@@ -77,6 +83,12 @@ class PseudoMasks(InferenceSettings):
     def extra_fingerprint(self, images: TaggedImages) -> str | None:
         return saliency_fingerprint(images) if self._uses_saliency else None
 
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        if self.alpha is not None and (self.threshold != "auto" or self.margin):
+            raise ValueError("alpha takes the place of threshold and margin: leave these out, or alpha")
+        return self
+
     @property
     def _uses_saliency(self) -> bool:
         return self.threshold == "per-image" and self.cue != "none"
@@ -90,7 +102,8 @@ class PseudoMasks(InferenceSettings):
         return self.crf if self.refine == "crf" else None
 
     def run(self, context: StageContext) -> None:
-        threshold = record_threshold(context, self.threshold, context.inputs["maps"])
+        setting = self.threshold if self.alpha is None else threshold_of_power(self.alpha)
+        threshold = record_threshold(context, setting, context.inputs["maps"])
         typical = mean_root_num_tags(sample.tags for sample in context.images.samples)
         if self._uses_network:
             jobs, total = self._jobs_with_network(context, threshold, typical)
@@ -165,6 +178,8 @@ class PseudoMasks(InferenceSettings):
             if not self.margin:
                 return choice.labels
             threshold = choice.threshold
+        if self.alpha is not None:
+            return cut_maps_by_power(image, maps, self.alpha, self._crf)
         if not self.margin:
             return cut_maps(image, maps, threshold, self._crf, self.gt_prob)
         fg, bg = min(1, threshold + self.margin), max(0, threshold - self.margin)

@@ -19,7 +19,7 @@ from tagmask.methods._settings import FROZEN_STRIDE, ClassifierSettings
 from tagmask.methods.cam import EPSILON, make_missing_maps
 from tagmask.models.classifier import Classifier
 from tagmask.stage import ArtifactKind, StageContext
-from tagmask.training import ParameterGroups, Training, fit, train_once
+from tagmask.training import ParameterGroup, ParameterGroups, Training, fit, train_once
 
 MapWeights = Literal["product", "first", "second"]
 
@@ -62,7 +62,10 @@ class ReCam(ClassifierSettings):
         transform = training_transform(
             RandomLongSide(*self.long_side_range, self.interpolation), self.crop_size, backbone.mean, backbone.std
         )
-        parameter_groups = [(network.classifier.parameters(), self.lr), ([network.second_weight], self.head_lr)]
+        parameter_groups = [
+            ParameterGroup(network.classifier.parameters(), self.lr),
+            ParameterGroup([network.second_weight], self.head_lr),
+        ]
         module = ReCamTraining(network, parameter_groups, self)
         data = TrainingSet(context.images, transform, context.seed)
         fit(module, data, context, epochs=self.epochs, batch_size=self.batch_size)

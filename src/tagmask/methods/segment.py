@@ -13,19 +13,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from joblib import delayed
-from pydantic import AfterValidator, Field
-from torch import Tensor
+from pydantic import AfterValidator, Field, PositiveFloat
+from torch import Tensor, nn
 
 from tagmask.compute import Compute
 from tagmask.data.loading import ExtraTargets, TrainingSet, load_image_batches
 from tagmask.data.samples import Sample
-from tagmask.data.transforms import RandomScale, normalize_images, training_transform
+from tagmask.data.transforms import (
+    RandomScale,
+    RandomScaleChoice,
+    downsample_labels,
+    normalize_images,
+    training_transform,
+)
 from tagmask.errors import RecipeError
 from tagmask.label_map import IGNORE_INDEX, read_label_map, write_label_map
 from tagmask.large_images import is_large, segment_tiles, tiles
@@ -38,7 +44,7 @@ from tagmask.refine.label_selection import SelectedLabels, select_labels
 from tagmask.refine.settings import NETWORK_CRF, CrfSettings
 from tagmask.stage import ArtifactKind, InferenceContext, StageContext
 from tagmask.stage_folder import StageFolder
-from tagmask.training import ParameterGroups, Training, TrainingSettings, fit, train_once
+from tagmask.training import ParameterGroup, ParameterGroups, Training, TrainingSettings, fit, train_once
 
 Prediction = tuple[Sample, np.ndarray, np.ndarray, np.ndarray]
 """A sample, its image [H, W, 3] uint8, and the ids [L] and probabilities [L, H, W] of its labels."""
@@ -63,9 +69,34 @@ class Segment(BackboneSettings, TrainingSettings, InferenceSettings):
     batch_size: int = Field(10, ge=1, description="images per training step, over all processes")
     crop_size: int = Field(321, ge=16, description="side of the random crops in pixels")
     scale_range: ScaleRange = Field((0.5, 1.5), description="range of the random factor by which images are resized")
+    scale_choices: tuple[PositiveFloat, ...] | None = Field(
+        None,
+        min_length=1,
+        description="the factors of which one is drawn instead of one from scale_range (deeplab-pytorch: 0.5, 0.75, 1, "
+        "1.25, 1.5)",
+    )
     freeze_norm: bool = Field(True, description="keep the running statistics of the encoder's batch norms fixed")
+    train_norm: bool = Field(
+        True, description="train the factors and offsets of the encoder's norms (deeplab-pytorch: false)"
+    )
+    loss_grid: Literal["image", "logits"] = Field(
+        "image",
+        description="where the loss compares logits and labels: image (the logits are enlarged) or logits (the labels "
+        "are reduced, as in deeplab-pytorch)",
+    )
+    loss_scales: tuple[PositiveFloat, ...] = Field(
+        (),
+        description="further factors by which each crop is resized; their losses, and the loss of the pixelwise "
+        "maximum of all logits, are added to that of the crop (deeplab-pytorch: 0.75 and 0.5)",
+    )
     lr: float = Field(2.5e-4, gt=0, description="learning rate of the encoder")
     head_lr: float = Field(2.5e-3, gt=0, description="learning rate of the new layers; the papers use 10 times lr")
+    head_bias_lr: float | None = Field(
+        None,
+        gt=0,
+        description="learning rate of the biases of the new layers, which then have no weight decay (deeplab-pytorch: "
+        "20 times lr); null: they are trained as all new layers",
+    )
     class_balance: float = Field(
         0.0,
         ge=0,
@@ -108,13 +139,10 @@ class Segment(BackboneSettings, TrainingSettings, InferenceSettings):
             self.options,
         )
         network.freeze_norm = self.freeze_norm
-        transform = training_transform(RandomScale(*self.scale_range), self.crop_size, network.mean, network.std)
+        resize = RandomScaleChoice(self.scale_choices) if self.scale_choices else RandomScale(*self.scale_range)
+        transform = training_transform(resize, self.crop_size, network.mean, network.std)
         data = TrainingSet(context.images, transform, context.seed, self.extra_targets(context), windows=True)
-        parameter_groups = [
-            (network.timm_network().parameters(), self.lr),
-            (network.head_parameters(), self.head_lr),
-        ]
-        module = self.make_training(network, parameter_groups)
+        module = self.make_training(network, self.parameter_groups(network))
         if self.class_balance:
             shares = label_shares(context, len(context.images.classes) + 1)
             module.label_weights = torch.from_numpy(balanced_label_weights(shares, self.class_balance)).float()
@@ -132,6 +160,20 @@ class Segment(BackboneSettings, TrainingSettings, InferenceSettings):
             ) from error
         if context.compute.is_main_process:
             network.save(context.folder.path, test=self.inference.model_dump())
+
+    def parameter_groups(self, network: Segmenter) -> list[ParameterGroup]:
+        """Return the parameters of encoder and head with their learning rates; switches off the norms if they stay."""
+        encoder = network.timm_network()
+        if not self.train_norm:
+            for module in encoder.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.LayerNorm | nn.GroupNorm):
+                    module.requires_grad_(False)
+        head = network.head_parameters()
+        groups = [ParameterGroup(encoder.parameters(), self.lr)]
+        if self.head_bias_lr is None:
+            return [*groups, ParameterGroup(head, self.head_lr)]
+        weights, biases = ([p for p in head if (p.ndim == 1) == is_bias] for is_bias in (False, True))
+        return [*groups, ParameterGroup(weights, self.head_lr), ParameterGroup(biases, self.head_bias_lr, 0.0)]
 
     def extra_targets(self, context: StageContext) -> ExtraTargets:
         """Return what the loss needs of each sample besides the image; one target is "labels" [H, W] uint8."""
@@ -154,15 +196,34 @@ class SegmentTraining(Training):
 
     def __init__(self, network: Segmenter, parameter_groups: ParameterGroups, settings: Segment) -> None:
         super().__init__(network, parameter_groups, settings)
+        self.loss_grid, self.loss_scales = settings.loss_grid, settings.loss_scales
         self.register_buffer("label_weights", None, persistent=False)
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        logits, labels = self.logits(batch), batch["labels"]
-        return {"loss": pixel_loss(logits, labels, self.mean_over_processes, self.label_weights)}
+        return {"loss": torch.stack([self.pixel_loss(*pair) for pair in self.logits_and_labels(batch)]).sum()}
 
-    def logits(self, batch: dict[str, Tensor]) -> Tensor:
-        """Return the logits [B, K + 1, H, W] float32 at the size of the labels."""
-        return F.interpolate(self.network(batch["image"]).float(), batch["labels"].shape[1:], mode="bilinear")
+    def pixel_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the cross-entropy of logits [B, K + 1, h, w] and labels [B, h, w]."""
+        return pixel_loss(logits, labels, self.mean_over_processes, self.label_weights)
+
+    def logits_and_labels(self, batch: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Return the logits [B, K + 1, h, w] float32 whose losses are added up, each with labels [B, h, w].
+
+        The first are those of the crops. With `loss_scales`, those of the resized crops follow, and at last the
+        pixelwise maximum of all, as in deeplab-pytorch.
+        """
+        images, labels = batch["image"], batch["labels"]
+        logits = [self.network(images).float()]
+        for scale in self.loss_scales:
+            size = [max(1, int(side * scale)) for side in images.shape[2:]]
+            logits.append(self.network(F.interpolate(images, size, mode="bilinear", align_corners=False)).float())
+        if self.loss_scales:
+            grid = logits[0].shape[2:]
+            resized = [F.interpolate(each, grid, mode="bilinear", align_corners=False) for each in logits]
+            logits.append(torch.stack(resized).amax(0))
+        if self.loss_grid == "logits":
+            return [(each, downsample_labels(labels, (each.shape[2], each.shape[3]))) for each in logits]
+        return [(F.interpolate(each, labels.shape[1:], mode="bilinear"), labels) for each in logits]
 
 
 def pixel_loss(
@@ -175,7 +236,7 @@ def pixel_loss(
 
     Args:
         logits: [B, K + 1, H, W].
-        labels: [B, H, W] uint8: 0 background, 1..K classes, 255 ignored.
+        labels: [B, H, W] integers: 0 background, 1..K classes, 255 ignored.
         reduce_mean: returns the mean of a count over the processes that share a batch
             (`Training.mean_over_processes`).
         label_weights: [K + 1], the weight of the pixels of each label in the average; None: all have the same.

@@ -21,6 +21,7 @@ class LabelConditionedConfig(ClassesConfig):
     """The entries of a label-conditioned network's config.json."""
 
     dropout: float = Field(ge=0, le=1)
+    conditioned: bool = True
     backbone: BackboneConfig
 
 
@@ -34,6 +35,7 @@ class LabelConditionedNetwork(SavedNetwork):
         backbone: computes the features.
         classes: the K class names, without background.
         dropout: the probability of dropping a feature in training.
+        conditioned: False: e = 1, an ablation of the paper.
     """
 
     kind: ClassVar[str] = "label_conditioned"
@@ -41,20 +43,28 @@ class LabelConditionedNetwork(SavedNetwork):
     title: ClassVar[str] = "a label-conditioned network"
     config_model = LabelConditionedConfig
 
-    def __init__(self, backbone: Backbone, classes: tuple[str, ...], dropout: float = 0.1) -> None:
+    def __init__(
+        self, backbone: Backbone, classes: tuple[str, ...], dropout: float = 0.1, *, conditioned: bool = True
+    ) -> None:
         super().__init__()
         self.backbone, self.classes = backbone, classes
-        self.condition = nn.Linear(len(classes), backbone.channels)
+        self.condition = nn.Linear(len(classes), backbone.channels) if conditioned else None
         self.dropout = nn.Dropout(dropout)
         self.head = DilatedHead(backbone.channels, len(classes) + 1)
 
     @property
     def config(self) -> dict[str, Any]:
-        return {"classes": self.classes, "dropout": self.dropout.p, "backbone": self.backbone.config}
+        return {
+            "classes": self.classes,
+            "dropout": self.dropout.p,
+            "conditioned": self.condition is not None,
+            "backbone": self.backbone.config,
+        }
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        return cls(Backbone(**config["backbone"]), tuple(config["classes"]), config["dropout"])
+        backbone, conditioned = Backbone(**config["backbone"]), config.get("conditioned", True)
+        return cls(backbone, tuple(config["classes"]), config["dropout"], conditioned=conditioned)
 
     def forward(self, images: Tensor, tags: Tensor) -> Tensor:
         """Compute the logits.
@@ -66,10 +76,13 @@ class LabelConditionedNetwork(SavedNetwork):
         Returns:
             [B, K + 1, h, w] at the stride of the backbone, background first.
         """
-        conditioned = self.backbone(images) * self.condition(tags)[:, :, None, None]
-        logits: Tensor = self.head(self.dropout(conditioned))
+        features = self.backbone(images)
+        if self.condition is not None:
+            features = features * self.condition(tags)[:, :, None, None]
+        logits: Tensor = self.head(self.dropout(features))
         return logits
 
     def head_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that do not belong to the backbone."""
-        return [*self.condition.parameters(), *self.head.parameters()]
+        condition = [] if self.condition is None else self.condition.parameters()
+        return [*condition, *self.head.parameters()]

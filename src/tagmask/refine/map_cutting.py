@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq
 
 from tagmask.label_map import IGNORE_INDEX
 from tagmask.maps import ResponseMaps
-from tagmask.refine.dense_crf import apply_crf, unary_from_labels
+from tagmask.refine.dense_crf import apply_crf, unary_from_labels, unary_from_probabilities
 from tagmask.refine.settings import CrfSettings, SeedSettings
 
 
@@ -40,11 +42,50 @@ def cut_maps(
     return ids[apply_crf(image, unary, crf).argmax(0)]
 
 
+def cut_maps_by_power(
+    image: np.ndarray, maps: ResponseMaps, alpha: float, crf: CrfSettings | None
+) -> NDArray[np.uint8]:
+    """Return the label map with the background activation (1 − strongest activation)^alpha, refined by the dense CRF.
+
+    The CRF takes the activations as probabilities, as in the public code of psa (Ahn and Kwak, "Learning Pixel-level
+    Semantic Affinity with Image-level Supervision for Weakly Supervised Semantic Segmentation", CVPR 2018, equation 2).
+
+    Args:
+        image: [H, W, 3] uint8, RGB.
+        maps: response maps of the image.
+        alpha: above 0; the larger, the less background.
+        crf: settings of the CRF; None: none. The result is then that of the threshold `threshold_of_power(alpha)`.
+
+    Returns:
+        [H, W] uint8, 0 background and class ids.
+    """
+    if crf is None or not len(maps.classes):
+        return maps.label_map(alpha=alpha)
+    activations = maps.full_size()
+    background = (1 - activations.max(0, keepdims=True)) ** alpha
+    scores = np.concatenate([background, activations]).astype(np.float32)
+    ids = np.concatenate([[0], maps.classes]).astype(np.uint8)
+    return ids[apply_crf(image, unary_from_probabilities(scores), crf).argmax(0)]
+
+
+def threshold_of_power(alpha: float) -> float:
+    """Return the threshold t = (1 − t)^alpha, at which maps are cut as with the background (1 − maximum)^alpha.
+
+    Both rules compare the strongest activation a of a pixel with a number: a > (1 − a)^alpha where a > t.
+
+    Example:
+        >>> [round(threshold_of_power(alpha), 3) for alpha in (4, 16, 32)]
+        [0.276, 0.123, 0.077]
+    """
+    return float(brentq(lambda t: t - (1 - t) ** alpha, 0, 1))
+
+
 def confident_seeds(image: np.ndarray, maps: ResponseMaps, settings: SeedSettings) -> np.ndarray:
     """Return the seeds that IRN and AMN learn from: confident labels, and ignored pixels elsewhere.
 
     A pixel that is foreground at the threshold `fg` is of that class. A pixel that is background at both thresholds is
-    background. All others are ignored. (Ahn, Cho and Kwak, CVPR 2019, section 4.1.)
+    background. All others are ignored. (Ahn, Cho and Kwak, CVPR 2019, section 4.1.) With `alphas`, powers of the
+    background take the place of thresholds.
 
     Args:
         image: [H, W, 3] uint8, RGB.
@@ -54,6 +95,10 @@ def confident_seeds(image: np.ndarray, maps: ResponseMaps, settings: SeedSetting
     Returns:
         [H, W] uint8, 0 background, class ids, 255 ignored.
     """
-    foreground = cut_maps(image, maps, settings.fg, settings.crf, settings.gt_prob)
-    background = cut_maps(image, maps, settings.bg, settings.crf, settings.gt_prob) == 0
+    if settings.alphas:
+        foreground, low = (cut_maps_by_power(image, maps, alpha, settings.crf) for alpha in settings.alphas)
+    else:
+        cuts = (settings.fg, settings.bg)
+        foreground, low = (cut_maps(image, maps, cut, settings.crf, settings.gt_prob) for cut in cuts)
+    background = low == 0
     return np.where(foreground > 0, foreground, np.where(background, 0, IGNORE_INDEX)).astype(np.uint8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
 
 class CrfSettings(BaseModel):
@@ -58,6 +58,11 @@ class SeedSettings(BaseModel):
     bg: float = Field(
         0.05, ge=0, le=1, description="activation, at most fg, up to which a pixel is a seed of the background"
     )
+    alphas: tuple[PositiveFloat, PositiveFloat] | None = Field(
+        None,
+        description="instead of fg and bg: two exponents α of the background (1 − strongest activation)^α, the smaller "
+        "one first; psa's code and the paper on class-conditional inference use 4 and 32",
+    )
     gt_prob: float = Field(
         0.7, gt=0, lt=1, description="probability that a label of the cut maps is right, as the CRF assumes"
     )
@@ -69,6 +74,8 @@ class SeedSettings(BaseModel):
     def _check_order(self) -> Self:
         if self.bg > self.fg:
             raise ValueError(f"bg {self.bg} must not be above fg {self.fg}: lower bg or raise fg")
+        if self.alphas and self.alphas[0] > self.alphas[1]:
+            raise ValueError(f"alphas {list(self.alphas)}: give the smaller one first")
         return self
 
 
