@@ -17,7 +17,7 @@ from tagmask.data.transforms import downsample_labels
 from tagmask.errors import RecipeError
 from tagmask.label_map import IGNORE_INDEX, read_label_map
 from tagmask.maps import ResponseMaps
-from tagmask.methods._seeds import SeedFolder
+from tagmask.methods._seeds import SeedFolder, write_missing_seeds
 from tagmask.methods.amn import Amn, mean_logits, renormalize_maps, smoothed_loss
 from tagmask.models.backbone import Backbone
 from tagmask.models.label_conditioned import LabelConditionedNetwork
@@ -228,3 +228,32 @@ def test_an_almost_constant_map_is_not_stretched() -> None:
     """The public code adds 1e-5 to the range, so that noise of 1e-7 does not become 0 to 1."""
     maps = 0.3 + torch.tensor([[[0.0, 1e-7], [3e-7, 2e-7]]], dtype=torch.float64)
     assert float(renormalize_maps(maps, torch.ones(8, 8, dtype=torch.bool), "everywhere").max()) < 0.05
+
+
+def test_without_balance_the_loss_is_the_mean_over_all_known_pixels() -> None:
+    logits = torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 0, 0, 1, 255]).expand(2, 3, 5)
+    expected = F.cross_entropy(logits, labels, ignore_index=255)
+    torch.testing.assert_close(smoothed_loss(logits, labels, label_smoothing=0, balance=False), expected)
+
+
+def test_without_label_conditioning_the_tags_do_not_change_the_logits() -> None:
+    network = LabelConditionedNetwork(cast(Backbone, Features()), tuple("abcde"), conditioned=False).eval()
+    features = golden()["features"]
+    logits = network(features, torch.zeros(len(features), 5))
+    torch.testing.assert_close(logits, network(features, torch.ones(len(features), 5)))
+    torch.testing.assert_close(logits, network.head(features))
+    assert not any("condition" in name for name in network.state_dict())
+
+
+def test_the_first_layers_can_be_frozen(
+    make_context: MakeContext, earlier_stages: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[nn.Module] = []
+    monkeypatch.setattr("tagmask.methods.amn.fit", lambda module, *_, **__: trained.append(module.network))
+    context = make_context(maps=earlier_stages["maps"], classifier=earlier_stages["classifier"])
+    settings = Amn(**TOY, frozen_stride=2)
+    settings.train(context, write_missing_seeds(settings.seeds, context))
+    stem, *_, last = trained[0].get_submodule("backbone.net").children()
+    assert not any(parameter.requires_grad for parameter in stem.parameters())
+    assert all(parameter.requires_grad for parameter in last.parameters())

@@ -15,7 +15,7 @@ from torch import Tensor
 from tagmask.errors import RecipeError
 from tagmask.maps import ResponseMaps
 from tagmask.method_modules import import_method_module
-from tagmask.methods.infercam import InferCam, Piece, infercam_maps, quadrants
+from tagmask.methods.infercam import BUFFERS, InferCam, Piece, infercam_maps, quadrants
 from tagmask.models.backbone import Backbone
 from tagmask.models.classifier import Classifier
 from tagmask.recipe import load_recipe
@@ -233,3 +233,16 @@ def test_growth_counts_only_newly_found_pixels() -> None:
     second[0, 5:20] = 0.9
     assert piece.update(first, 0.7) == pytest.approx(0.25)
     assert piece.update(second, 0.7) == pytest.approx(0.25)
+
+
+def test_pieces_can_be_merged_by_their_mean() -> None:
+    image = torch.randn(1, 3, 40, 60, generator=torch.Generator().manual_seed(0))
+    activation = 2 * image[0, :1].relu()  # of the image and of its flip
+    total, count = torch.zeros(1, 40, 60), torch.zeros(40, 60)
+    for top, bottom, left, right in quadrants(activation / (activation.max() + 1e-5), BUFFERS[0]):
+        part = activation[:, top:bottom, left:right]
+        total[:, top:bottom, left:right] += part / (part.max() + 1e-5)
+        count[top:bottom, left:right] += 1
+    assert count.max() == 4
+    maps, _ = recorded_maps(image, iterations=1, merge="mean")
+    np.testing.assert_allclose(maps, on_grid(total / count).numpy(), atol=1e-6)

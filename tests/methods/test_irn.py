@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from pycocotools.coco import COCO
+from pydantic import ValidationError
 from skimage.filters import threshold_otsu
 
 from tagmask.data.samples import TaggedImages
@@ -224,3 +225,21 @@ def test_instances_have_one_threshold_for_all_images() -> None:
 def test_settings_survive_json() -> None:
     method = Irn(walk=RandomWalkSettings(map_power=1.3), instances=True)
     assert Irn(**json.loads(method.model_dump_json())) == method
+
+
+def test_a_walk_without_boundaries(make_context: MakeContext, earlier_stages: dict[str, Path]) -> None:
+    context = make_context(maps=earlier_stages["maps"], classifier=earlier_stages["classifier"])
+    settings = Irn(boundaries="none", walk={"steps": 16})
+    settings.run(context)
+    assert not BoundaryNetwork.exists(context.folder.path)
+    assert not (context.folder.path / "seeds").exists()
+    for sample in context.images.samples:
+        maps = ResponseMaps.load(context.inputs["maps"].maps_path(sample.id))
+        expected = walk_maps(maps, np.zeros(maps.maps.shape[1:], np.float32), settings.walk)
+        walked = ResponseMaps.load(context.folder.maps_path(sample.id))
+        np.testing.assert_array_equal(walked.maps, expected.maps.astype(np.float16))
+
+
+def test_instances_need_learned_boundaries() -> None:
+    with pytest.raises(ValidationError, match="set boundaries to learned"):
+        Irn(boundaries="none", instances=True)

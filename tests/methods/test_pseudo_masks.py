@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from torch import Tensor
 
 from tagmask.artifacts import read_json, write_json
@@ -378,3 +379,16 @@ def test_the_warning_about_a_threshold_is_printed(make_context: MakeContext, tmp
     record_threshold(replace(context, reporter=reporter), "auto", context.inputs["maps"])
     assert len(lines) == 2
     assert lines[1].startswith("  warning: the threshold 0.00 lies at the border of its range")
+
+
+def test_a_power_of_the_background_takes_the_place_of_the_threshold(
+    make_context: MakeContext, earlier_stages: dict[str, Path]
+) -> None:
+    context = make_context(maps=earlier_stages["maps"])
+    PseudoMasks(alpha=16, refine="none").run(context)
+    assert context.folder.read_threshold_if_any().threshold == pytest.approx(0.1228, abs=1e-4)  # type: ignore[union-attr]
+    for sample in context.images.samples:
+        maps = ResponseMaps.load(context.inputs["maps"].maps_path(sample.id))
+        np.testing.assert_array_equal(read_label_map(context.folder.mask_path(sample.id)), maps.label_map(alpha=16))
+    with pytest.raises(ValidationError, match="alpha takes the place of threshold and margin"):
+        PseudoMasks(alpha=16, threshold=0.3)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from tagmask.compute import Compute
@@ -38,6 +39,12 @@ TOY: dict[str, Any] = {
 }  # fmt: skip
 
 
+LIKE_DEEPLAB_PYTORCH: dict[str, Any] = {
+    "scale_choices": [0.5, 0.75, 1, 1.25, 1.5], "train_norm": False, "loss_grid": "logits", "loss_scales": [0.5, 0.75],
+    "head_bias_lr": 0.02,
+}  # fmt: skip
+
+
 class TestSegment(MethodContract):
     method = Segment
     settings = TOY
@@ -45,7 +52,9 @@ class TestSegment(MethodContract):
 
 class TestDeepLabWithCrf(MethodContract):
     method = Segment
-    settings = {**TOY, "architecture": "deeplabv2", "crf": {"steps": 2}, "scales": [0.75, 1.0]}  # noqa: RUF012
+    settings = {  # noqa: RUF012
+        **TOY, "architecture": "deeplabv2", "crf": {"steps": 2}, "scales": [0.75, 1.0], **LIKE_DEEPLAB_PYTORCH
+    }  # fmt: skip
 
 
 class TestClassBalance(MethodContract):
@@ -239,3 +248,40 @@ def test_class_balance_reaches_the_loss(make_context: MakeContext, earlier_stage
         Segment(**TOY, class_balance=balance).train(context)
         losses[balance] = read_history(context.folder)[0]["loss"]
     assert losses[0.0] != pytest.approx(losses[1.0], rel=0.01)
+
+
+def test_the_loss_of_deeplab_pytorch() -> None:
+    """The sum of four mean cross-entropies, with labels resized by PIL (its README: other ways misalign them)."""
+    network = make_network("deeplabv2").train()
+    settings = Segment(**TOY | LIKE_DEEPLAB_PYTORCH)
+    training = settings.make_training(network, [])
+    images = torch.randn(2, 3, 65, 81, generator=torch.Generator().manual_seed(1))
+    labels = torch.from_numpy(np.random.default_rng(2).choice([0, 1, 2, 3, 255], (2, 65, 81)).astype(np.uint8))
+    with torch.no_grad():
+        views = [images, *(F.interpolate(images, size, mode="bilinear") for size in ([32, 40], [48, 60]))]
+        logits = [network(view) for view in views]
+        grid = logits[0].shape[2:]
+        logits.append(torch.stack([F.interpolate(each, grid, mode="bilinear") for each in logits]).max(0).values)
+        expected = 0.0
+        for each in logits:
+            height, width = each.shape[2:]
+            resized = [Image.fromarray(m).resize((width, height), Image.Resampling.NEAREST) for m in labels.numpy()]
+            target = torch.from_numpy(np.stack([np.asarray(m) for m in resized])).long()
+            expected += float(F.cross_entropy(each, target, ignore_index=255))
+        loss = training.losses({"image": images, "labels": labels})["loss"]
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_parameter_groups_of_deeplab_pytorch() -> None:
+    """Its `get_params`: encoder 1×, weights of the head 10×, its biases 20× and without decay; no norms."""
+    network = make_network("deeplabv2")
+    settings = Segment(**{**TOY, **LIKE_DEEPLAB_PYTORCH, "lr": 0.1, "head_lr": 1.0, "head_bias_lr": 2.0})
+    encoder, weights, biases = settings.parameter_groups(network)
+    assert (encoder.lr, weights.lr, biases.lr) == (0.1, 1.0, 2.0)
+    assert (encoder.weight_decay, weights.weight_decay, biases.weight_decay) == (None, None, 0.0)
+    head = dict(network.net[1].named_parameters())
+    assert {id(p) for p in weights.parameters} == {id(p) for name, p in head.items() if name.endswith("weight")}
+    assert {id(p) for p in biases.parameters} == {id(p) for name, p in head.items() if name.endswith("bias")}
+    trained = [p for p in network.timm_network().parameters() if p.requires_grad]
+    assert trained
+    assert all(p.ndim == 4 for p in trained)

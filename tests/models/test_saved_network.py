@@ -66,7 +66,13 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], Callable[[], SavedNetwork]]] = {
     "boundary": ("boundary.safetensors", {"kind": "boundary", "backbone": RESNET}, boundary_network),
     "label_conditioned": (
         "label_conditioned.safetensors",
-        {"kind": "label_conditioned", "classes": list(CLASSES), "dropout": 0.2, "backbone": RESNET},
+        {
+            "kind": "label_conditioned",
+            "classes": list(CLASSES),
+            "dropout": 0.2,
+            "conditioned": True,
+            "backbone": RESNET,
+        },
         lambda: LabelConditionedNetwork(Backbone("resnet18", output_stride=8), CLASSES, dropout=0.2),
     ),
 }

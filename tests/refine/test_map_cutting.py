@@ -8,8 +8,8 @@ from pydantic import ValidationError
 
 import tagmask
 from tagmask.maps import ResponseMaps
-from tagmask.refine.dense_crf import apply_crf, unary_from_labels
-from tagmask.refine.map_cutting import confident_seeds, cut_maps
+from tagmask.refine.dense_crf import apply_crf, unary_from_labels, unary_from_probabilities
+from tagmask.refine.map_cutting import confident_seeds, cut_maps, cut_maps_by_power, threshold_of_power
 from tagmask.refine.settings import CrfSettings, SeedSettings
 
 IMAGE = np.zeros((4, 16, 3), np.uint8)
@@ -90,3 +90,36 @@ def test_the_crf_refines_what_several_thresholds_cut() -> None:
 def test_thresholds_in_the_wrong_order_are_refused() -> None:
     with pytest.raises(ValidationError, match="must not be above"):
         SeedSettings(fg=0.3, bg=0.5)
+
+
+def random_maps(size: tuple[int, int] = (30, 44)) -> tuple[np.ndarray, ResponseMaps]:
+    rng = np.random.default_rng(0)
+    grid = (-(-size[0] // 4), -(-size[1] // 4))
+    maps = ResponseMaps(np.array([2, 5]), rng.random((2, *grid)).astype(np.float32) ** 2, size)
+    return rng.integers(0, 256, (*size, 3), np.uint8), maps
+
+
+@pytest.mark.parametrize("alpha", [1, 4, 16, 32])
+def test_a_power_of_the_background_is_a_threshold(alpha: float) -> None:
+    image, maps = random_maps()
+    labels = cut_maps_by_power(image, maps, alpha, None)
+    np.testing.assert_array_equal(labels, cut_maps(image, maps, threshold_of_power(alpha), None))
+    assert {0, 2, 5} == set(np.unique(labels).tolist())
+
+
+def test_the_crf_takes_activations_as_probabilities() -> None:
+    image, maps = random_maps()
+    full = maps.full_size()
+    scores = np.concatenate([(1 - full.max(0, keepdims=True)) ** 4, full])
+    unary = unary_from_probabilities(scores / scores.sum(0))  # a factor per pixel changes nothing
+    expected = np.array([0, 2, 5])[apply_crf(image, unary, CrfSettings()).argmax(0)]
+    assert (cut_maps_by_power(image, maps, 4, CrfSettings()) == expected).mean() > 0.999
+
+
+def test_seeds_by_two_powers() -> None:
+    image, maps = random_maps()
+    seeds = confident_seeds(image, maps, SeedSettings(alphas=(4, 32), crf=None))
+    thresholds = SeedSettings(fg=threshold_of_power(4), bg=threshold_of_power(32), crf=None)
+    np.testing.assert_array_equal(seeds, confident_seeds(image, maps, thresholds))
+    with pytest.raises(ValidationError, match="give the smaller one first"):
+        SeedSettings(alphas=(32, 4))
