@@ -69,6 +69,11 @@ PUBLISHED: dict[str, dict[str, Any]] = {  # from the papers and their public cod
     },
 }  # fmt: skip
 
+LIKE_DEEPLAB_PYTORCH = {
+    "loss_scales": (0.75, 0.5), "loss_grid": "logits", "head_bias_lr": 5e-3, "train_norm": False, "freeze_norm": True,
+    "scale_choices": (0.5, 0.75, 1.0, 1.25, 1.5), "batch_parts": 2,
+}  # fmt: skip
+
 
 def assert_holds(settings: Any, stated: Any, where: str) -> None:
     if not isinstance(stated, dict):
@@ -89,15 +94,25 @@ def test_shipped_recipes_equal_the_papers(name: str) -> None:
     place, method = name.split("/")
     seeds = dict(zip(("fg", "bg"), {"recam": (0.35, 0.10), "amn": (0.45, 0.15)}.get(method, (0.30, 0.05)), strict=True))
     own: dict[str, dict[str, Any]] = {
-        "irn": {"seeds": seeds, "walk": {"map_power": 1.3 if method == "amn" else 1.0}},
+        "cam": {"dilation": "irn", "interpolation": "bicubic"},
+        "amn": {"frozen_stride": 2, "dilation": "irn", "interpolation": "bicubic"},
+        "infercam": {"interpolation": "bicubic"},
+        "irn": {
+            "dilation": "irn",
+            "interpolation": "bicubic",
+            "seeds": seeds,
+            "walk": {"map_power": 1.3 if method == "amn" else 1.0},
+        },
         "pseudo_masks": {"threshold": {"voc/recam": 0.28, "coco/amn": 0.22}.get(name, 0.25), "refine": "none"},
-        "segment": {"voc": {}, "coco": {"steps": 100_000, "crop_size": 481}}[place],
-        "recam": {"voc": {}, "coco": {"batch_size": 6, "sce_weight": 0.1, "map_weights": "first"}}[place],
+        "segment": LIKE_DEEPLAB_PYTORCH | {"voc": {}, "coco": {"steps": 100_000}}[place],
+        "recam": {"interpolation": "bicubic"}
+        | {"voc": {}, "coco": {"batch_size": 6, "sce_weight": 0.1, "map_weights": "first"}}[place],
     }
     if method == "infercam":
-        own |= {"cam": {"output_stride": 8}}  # the paper's classifier is a ResNet-38 with maps at stride 8
+        own |= {"cam": {"output_stride": 8, "dilation": "full"}}  # the paper's classifier is a ResNet-38 at stride 8
+        own["irn"]["seeds"] = {"alphas": (4, 32), "crf": CRF | {"bilateral_sxy": 80, "bilateral_srgb": 13}}
     if method == "recam":  # its public code freezes the first convolution and its norm only, in both stages
-        own["cam"] = {"frozen_stride": 2}
+        own["cam"] = {"frozen_stride": 2, "dilation": "irn"}
         own["recam"] |= {"frozen_stride": 2}
     stages = {stage: settings.model_dump() for stage, settings in load_recipe(name).stages.items()}
     assert list(stages) == [
