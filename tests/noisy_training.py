@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from tagmask.progress import Reporter
 from tagmask.stage import StageContext
 from tagmask.stage_folder import StageFolder
 from tagmask.training import Training, TrainingSettings, fit
-from tests.command_processes import CONTEXT
+from tests.two_processes import run_in_two
 
 
 class Keys(TrainingSet):
@@ -82,41 +81,20 @@ def train_in_two_processes(
 
     Rank 0 writes the final weights to `folder`/weights.pt. Rank 1 is killed at step `stop_at`.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [
-        CONTEXT.Process(target=_train, args=(rank, port, images, folder, stop_at, workers, batch_size, settings))
-        for rank in (0, 1)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    return [process.exitcode for process in processes]
+    return run_in_two(_train, images, folder, stop_at, batch_size, settings, workers=workers)
 
 
 def _train(
-    rank: int,
-    port: int,
+    compute: Compute,
     images: TaggedImages,
     folder: Path,
     stop_at: int | None,
-    workers: int,
     batch_size: int,
     settings: dict[str, Any],
 ) -> None:
-    os.environ |= {
-        "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank),
-        "CUDA_VISIBLE_DEVICES": "",
-    }  # fmt: skip
-    torch.multiprocessing.set_start_method("fork", force=True)
-    torch.set_num_threads(1)
-    compute = Compute.detect("cpu", "float32", workers)
     context = StageContext(StageFolder(folder), images, compute, Reporter(), {}, seed=0)
-    module = NoisyTraining(stop_at if rank == 1 else None, kill=True, **settings)
+    module = NoisyTraining(stop_at if compute.rank == 1 else None, kill=True, **settings)
     data = RandomImages(images, lambda item: item, 0)
     fit(module, data, context, epochs=3, batch_size=batch_size)
-    if rank == 0:
+    if compute.is_main_process:
         torch.save(module.network.state_dict(), folder / "weights.pt")

@@ -190,7 +190,9 @@ def evaluate_predictions(
     opened = load_run(folder.path, device=device, workers=workers) if folder.record_path.exists() else None
     compute = opened.compute if opened else Compute.detect(device, workers=workers)
     reporter = make_reporter(quiet)
-    images = verify_images(data.read(), skip_bad=False, workers=compute.workers, progress=reporter.progress)
+    images = verify_images(
+        data.read(), skip_bad=False, workers=compute.workers, progress=reporter.progress, processes=compute
+    )
     if opened:
         if others := [name for name in images.classes if name not in opened.classes]:
             reporter.info(f"classes that the network does not know, measured as background: {', '.join(others)}")

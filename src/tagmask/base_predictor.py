@@ -154,7 +154,10 @@ class BasePredictor(ABC):
         images = find_new_images([str(path) for path in paths], self.classes, table, leave_out=[folder], split=split)
         for format in formats:  # before the work begins
             check_format(format, self.classes, [sample.id for sample in images.samples])
-        images = verify_images(images, skip_bad=skip_bad, workers=self.processes.workers, progress=reporter.progress)
+        images = verify_images(
+            images, skip_bad=skip_bad, workers=self.processes.workers, progress=reporter.progress,
+            processes=self.processes,
+        )  # fmt: skip
         for problem in images.problems:
             if problem.severity == "error":
                 reporter.info(f"left out: {problem}")

@@ -67,6 +67,45 @@ class Processes:
 
             dist.barrier()
 
+    def from_main_process(self, make: Callable[[], T]) -> T:
+        """Return, in every process, what a function returns in the main process.
+
+        Args:
+            make: called in the main process only; its result must be picklable.
+
+        Raises:
+            TagmaskError: `make` has raised it; every process raises it.
+        """
+        if self.world_size == 1:
+            return make()
+        import torch
+        import torch.distributed as dist
+
+        result: list[Any] = [None]
+        if self.is_main_process:
+            try:
+                result = [make()]
+            except TagmaskError as error:
+                result = [error]
+        dist.broadcast_object_list(result, src=0, device=torch.device("cpu"))
+        if isinstance(result[0], TagmaskError):
+            raise result[0]
+        return cast(T, result[0])
+
+    def gather(self, own: list[T]) -> list[T]:
+        """Return, in every process, the items of all processes in the order of which `shard` gave each its part.
+
+        Args:
+            own: one picklable result for each item of this process's shard.
+        """
+        if self.world_size == 1:
+            return own
+        import torch.distributed as dist
+
+        lists: list[Any] = [None] * self.world_size
+        dist.all_gather_object(lists, own)
+        return [lists[i % self.world_size][i // self.world_size] for i in range(sum(map(len, lists)))]
+
 
 @dataclass(frozen=True)
 class Compute(Processes):
@@ -127,31 +166,6 @@ class Compute(Processes):
     def batch_pixels(self) -> int:
         """The largest number of image pixels that go through a network in one batch."""
         return CPU_BATCH_PIXELS if self.device.type == "cpu" else GPU_BATCH_PIXELS
-
-    def from_main_process(self, make: Callable[[], T]) -> T:
-        """Return, in every process, what a function returns in the main process.
-
-        Args:
-            make: called in the main process only; its result must be picklable.
-
-        Raises:
-            TagmaskError: `make` has raised it; every process raises it.
-        """
-        if self.world_size == 1:
-            return make()
-        import torch
-        import torch.distributed as dist
-
-        result: list[Any] = [None]
-        if self.is_main_process:
-            try:
-                result = [make()]
-            except TagmaskError as error:
-                result = [error]
-        dist.broadcast_object_list(result, src=0, device=torch.device("cpu"))
-        if isinstance(result[0], TagmaskError):
-            raise result[0]
-        return cast(T, result[0])
 
     def autocast_dtype(self, network: nn.Module) -> torch.dtype:
         """Return the dtype in which a network computes.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tagmask.artifacts import digest, write_text
-from tagmask.compute import Compute, Precision, default_workers, may_have_several_processes
+from tagmask.compute import Compute, Precision, Processes, default_workers, may_have_several_processes
 from tagmask.data.samples import TaggedImages
 from tagmask.data.source import DataSource, align_classes
 from tagmask.data.verify import verify_images
@@ -472,10 +472,12 @@ class Run:
     ) -> tuple[TaggedImages, TaggedImages | None]:
         """Read and verify the training images, with their reviews, and the held-out images; see `read_run_data`."""
         skip_bad = self._skip_bad if skip_bad is None else skip_bad
-        workers = default_workers() if self._workers is None else self._workers
-        read_reviews = self.review.read_reviews  # which others can change: the main process reads for all
-        reviews = self.compute.from_main_process(read_reviews) if may_have_several_processes() else read_reviews()
+        if may_have_several_processes():
+            processes: Processes = self.compute
+        else:  # a finished run ends without importing PyTorch
+            processes = Processes(workers=default_workers() if self._workers is None else self._workers)
+        reviews = processes.from_main_process(self.review.read_reviews)  # others can change them
         return read_run_data(
-            self.images, self.held_out, skip_bad=skip_bad, workers=workers, reporter=reporter,
-            folder=self._files, reviews=reviews,
+            self.images, self.held_out, skip_bad=skip_bad, workers=processes.workers, reporter=reporter,
+            processes=processes, folder=self._files, reviews=reviews,
         )  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from tagmask.compute import Processes
 from tagmask.data.samples import TaggedImages
 from tagmask.data.source import DataSource, align_classes
 from tagmask.data.verify import verify_images
@@ -24,6 +25,7 @@ def read_run_data(
     skip_bad: bool,
     workers: int,
     reporter: Reporter,
+    processes: Processes | None = None,
     folder: RunFolder | None = None,
     reviews: Mapping[str, ReviewedImage] | None = None,
 ) -> tuple[TaggedImages, TaggedImages | None]:
@@ -34,6 +36,7 @@ def read_run_data(
         held_out: of the held-out images, or None.
         skip_bad: leave out images that cannot be read.
         workers: threads.
+        processes: the processes that share the work, all of which call this function; None: this one alone.
         reporter: prints progress.
         folder: the run folder, where the list of verified images is kept; None: verify all images.
         reviews: what people have said about the training images of the run, by image id.
@@ -41,8 +44,9 @@ def read_run_data(
 
     def verify(images: TaggedImages, remembered: Path | None) -> TaggedImages:
         return verify_images(
-            images, skip_bad=skip_bad, workers=workers, progress=reporter.progress, remembered=remembered
-        )
+            images, skip_bad=skip_bad, workers=workers, progress=reporter.progress, remembered=remembered,
+            processes=processes,
+        )  # fmt: skip
 
     images = source.read()
     if reviews and folder:

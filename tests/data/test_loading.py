@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
+import pickle
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +18,11 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from tagmask.compute import Compute
+from tagmask.data.coco_mask import CocoMask, CocoObject
 from tagmask.data.images import read_image
 from tagmask.data.loading import ShuffledBatches, TrainingSet, load_image_batches, multi_hot, training_loader
-from tagmask.data.samples import Sample, TaggedImages
+from tagmask.data.packed_samples import PackedSamples
+from tagmask.data.samples import PngMask, ReviewedMask, Sample, TaggedImages
 from tagmask.data.transforms import RandomLongSide, RandomResize, RandomScale, normalize_images, training_transform
 from tagmask.errors import DataError, RecipeError
 from tagmask.stage import group_by_size
@@ -251,3 +256,48 @@ def test_an_image_that_changes_its_size_during_a_run_gives_one_sentence(toy_imag
         list(load_image_batches([changed[:2]], Compute()))
     with pytest.raises(DataError, match="run the same command again"):
         make_training_set(replace(toy_images, samples=changed))[(0, 0)]
+
+
+def test_packed_samples_equal_the_samples(toy_images: TaggedImages, tmp_path: Path) -> None:
+    reviewed = ReviewedMask(PngMask(tmp_path / "mask.png"), "digest")
+    samples = [*toy_images.samples, replace(toy_images.samples[0], saliency=tmp_path, reviewed=reviewed, tags=None)]
+    packed = PackedSamples(samples)
+    assert list(packed) == samples
+    with pytest.raises(IndexError):
+        packed[-1]
+
+
+def test_a_spawned_worker_receives_no_sample_as_an_object(toy_images: TaggedImages) -> None:
+    data = TrainingSet(toy_images, training_transform(RandomLongSide(30, 60), 32, MEAN, STD), 0)
+    received = pickle.loads(pickle.dumps(data))
+    assert received.images is None
+    assert torch.equal(received[1, 3]["image"], data[1, 3]["image"])
+    assert len(pickle.dumps(data)) < 10_000
+
+
+def test_the_memory_of_a_worker_does_not_grow_with_the_number_of_images(toy_images: TaggedImages) -> None:
+    """20,000 samples with 5 KB of polygons each are 100 MB in the main process."""
+    if sys.platform != "linux":
+        pytest.skip("reads the memory of a process from /proc")
+
+    def private_memory(num_images: int) -> int:
+        first = toy_images.samples[0]
+        samples = tuple(
+            replace(first, id=str(i), mask=CocoMask((40, 48), (CocoObject(1, False, (bytes([i % 251]) * 5000,)),)))
+            for i in range(num_images)
+        )
+
+        class Fast(TrainingSet):
+            def __getitem__(self, key: tuple[int, int]) -> dict[str, int]:
+                gc.collect() if key[1] % 5000 == 0 else None
+                return {"number": int(self._samples[key[1]].id)}
+
+        data = Fast(replace(toy_images, samples=samples), lambda item: item, 0)
+        batches = iter(training_loader(data, 1000, Compute(workers=1)))
+        numbers = torch.cat([batch["number"] for batch in batches])
+        assert len(numbers) == num_images
+        [worker] = batches._workers  # type: ignore[attr-defined]
+        rollup = Path(f"/proc/{worker.pid}/smaps_rollup").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in rollup if line.startswith("Private_")) // 1024  # MiB
+
+    assert private_memory(20_000) < private_memory(1000) + 10

@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from tests.two_processes import run_in_two
 
+from tagmask.compute import Compute
 from tagmask.data import verify as module
 from tagmask.data.coco_reader import read_coco
 from tagmask.data.images import read_image
@@ -403,3 +406,42 @@ def test_readers_do_not_import_heavy_libraries(name: str) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == []
+
+
+def verify_and_write(compute: Compute, images: TaggedImages, remembered: Path, out: Path) -> None:
+    decoded: list[str] = []
+
+    def record(sample: Sample, num_classes: int) -> module.Inspection:
+        decoded.append(sample.id)
+        return inspect(sample, num_classes)
+
+    inspect, module._inspect = module._inspect, record
+    try:
+        verified = verify_images(
+            images, skip_bad=False, workers=1, progress=NO_PROGRESS, remembered=remembered, processes=compute
+        )
+        result = [[sample.id, sample.size, sample.digest] for sample in verified.samples]
+    except DataError as error:
+        result = [[str(error)]]
+    (out / f"{compute.rank}.json").write_text(json.dumps([sorted(decoded), result]))
+
+
+@pytest.mark.slow
+def test_processes_share_the_work(tmp_path: Path) -> None:
+    samples = tuple(make_sample(tmp_path, name, (1,), width) for width, name in enumerate("abcde", 5))
+    images = TaggedImages(("cat",), samples)
+    remembered = tmp_path / "remembered.json"
+    verify(replace(images, samples=samples[:2]), remembered=remembered)
+    alone = [[sample.id, list(sample.size or ()), sample.digest] for sample in verify(images).samples]
+
+    def in_two(images: TaggedImages) -> list[Any]:
+        assert run_in_two(verify_and_write, images, remembered, tmp_path) == [0, 0]
+        return [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+
+    assert in_two(images) == [[["c", "e"], alone], [["d"], alone]]
+    assert in_two(images) == [[[], alone], [[], alone]]
+    bad = replace(images, samples=(*samples, make_bad_sample(tmp_path, "f")))
+    found = in_two(bad)
+    assert [decoded for decoded, _ in found] == [["f"], []]
+    assert found[0][1] == found[1][1]
+    assert "1 of 6 images" in found[0][1][0][0]

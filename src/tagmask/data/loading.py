@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from tagmask.compute import Compute, exit_with_parent
+from tagmask.data.packed_samples import PackedSamples
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.errors import RecipeError
 from tagmask.large_images import is_large, random_window
@@ -63,10 +65,14 @@ class TrainingSet(Dataset[dict[str, Any]]):
     ) -> None:
         self.images, self.transform, self.seed, self.extra_targets = images, transform, seed, extra_targets
         self.windows = windows
+        self._samples, self._num_classes = PackedSamples(images.samples), len(images.classes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "images": None}  # a spawned worker does not need them
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, index = key
-        sample = self.images.samples[index]
+        sample = self._samples[index]
         targets = dict(self.extra_targets(sample)) if self.extra_targets else {}
         if "labels" in targets:
             height, width = targets["labels"].shape
@@ -85,7 +91,7 @@ class TrainingSet(Dataset[dict[str, Any]]):
             torch.manual_seed(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1, np.uint64).item())
             item = self.transform(item)
         item = {name: torch.as_tensor(value) for name, value in item.items()}
-        item["tags"] = multi_hot(sample.tags, len(self.images.classes))
+        item["tags"] = multi_hot(sample.tags, self._num_classes)
         return item
 
 
@@ -186,23 +192,30 @@ def _set_up_worker(parent: int, worker: int) -> None:
 
     A worker ignores Ctrl-C and exits with status 0 on SIGTERM, which the main process sends to a worker that is stuck.
     By default it would exit as killed, which the main process would report as an error.
+
+    The worker's garbage collector leaves out the objects of the main process. It would write to all of them, and so
+    copy the memory that a forked worker shares with the main process.
     """
+    gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda signum, frame: os._exit(0))
     exit_with_parent(parent)
 
 
-class _ImageBatches(Dataset[tuple[list[Sample], Tensor]]):
+class _ImageBatches(Dataset[tuple[int, Tensor]]):
+    """Items are the index of a group of samples and their images."""
+
     def __init__(self, groups: Sequence[Sequence[Sample]]) -> None:
-        self.groups = groups
+        self._samples = PackedSamples([sample for group in groups for sample in group])
+        self._ends = np.cumsum([0, *map(len, groups)])
 
     def __len__(self) -> int:
-        return len(self.groups)
+        return len(self._ends) - 1
 
-    def __getitem__(self, index: int) -> tuple[list[Sample], Tensor]:
-        group = list(self.groups[index])
+    def __getitem__(self, index: int) -> tuple[int, Tensor]:
+        group = [self._samples[i] for i in range(self._ends[index], self._ends[index + 1])]
         images = np.stack([sample.read_reduced_image() for sample in group])
-        return group, torch.from_numpy(images).permute(0, 3, 1, 2)
+        return index, torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
 def load_image_batches(groups: Sequence[Sequence[Sample]], compute: Compute) -> Iterator[tuple[list[Sample], Tensor]]:
@@ -221,4 +234,5 @@ def load_image_batches(groups: Sequence[Sequence[Sample]], compute: Compute) -> 
         num_workers=min(compute.workers, len(groups)),
         worker_init_fn=partial(_set_up_worker, os.getpid()),
     )
-    return iter(loader)
+    batches = iter(loader)
+    return ((list(groups[index]), images) for index, images in batches)

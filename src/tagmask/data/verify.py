@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tagmask.artifacts import digest
+from tagmask.compute import Processes
 from tagmask.data.coco_mask import CocoMask
 from tagmask.data.images import check_aspect_ratio, is_url, read_bytes, read_grey, read_image
 from tagmask.data.samples import PngMask, Problem, Sample, TaggedImages
@@ -24,7 +25,13 @@ _CHUNK_SIZE = 512  # samples submitted to the threads at once, so that the queue
 
 
 def verify_images(
-    images: TaggedImages, *, skip_bad: bool, workers: int, progress: Progress, remembered: Path | None = None
+    images: TaggedImages,
+    *,
+    skip_bad: bool,
+    workers: int,
+    progress: Progress,
+    remembered: Path | None = None,
+    processes: Processes | None = None,
 ) -> TaggedImages:
     """Check that every image, mask, saliency map and reviewed mask can be used.
 
@@ -38,6 +45,7 @@ def verify_images(
         progress: reports each inspected image.
         remembered: a file that remembers the verified images of this one set; it is read first, and written if
             anything changed. A missing or damaged file has no effect. None: decode everything.
+        processes: the processes that share the work, all of which call this function; None: this one alone.
 
     Returns:
         The images that can be used, with their `size`, `digest`, `saliency_crc` and the digest of the reviewed mask.
@@ -45,7 +53,7 @@ def verify_images(
     Raises:
         DataError: an image, mask, saliency map or tag cannot be used (the first three are named), or no image is left.
     """
-    inspections = _inspect_unless_remembered(images, workers, progress, remembered)
+    inspections = _inspect_unless_remembered(images, workers, progress, remembered, processes or Processes())
     new_problems = [inspection.problem for inspection in inspections if inspection.problem]
     errors = [problem for problem in images.problems if problem.severity == "error"]
     num_images = len(images) + len(errors)
@@ -79,18 +87,30 @@ def ground_truth_fingerprint(images: TaggedImages) -> str:
 
 
 def _inspect_unless_remembered(
-    images: TaggedImages, workers: int, progress: Progress, remembered: Path | None
+    images: TaggedImages, workers: int, progress: Progress, remembered: Path | None, processes: Processes
 ) -> list[Inspection]:
-    """Return the inspection of each sample, and update the file of remembered samples."""
+    """Return the inspection of each sample, and update the file of remembered samples.
+
+    Only the main process looks at the files of all samples; each process decodes its share of those that have to be.
+    """
     num_classes = len(images.classes)
-    if remembered is None:
-        return list(inspect_samples(images.samples, num_classes, workers, progress))
-    keys = [verification_key(sample, num_classes) for sample in images.samples]  # before the files are read
-    all_known = read_verified(remembered)
-    known = [all_known.get(key) if key else None for key in keys]
+    keys: list[str | None] = []
+    all_known: dict[str, VerifiedSample] = {}
+
+    def look_up() -> list[VerifiedSample | None]:
+        if remembered is None:
+            return [None] * len(images)
+        keys.extend(verification_key(sample, num_classes) for sample in images.samples)  # before the files are read
+        all_known.update(read_verified(remembered))
+        return [all_known.get(key) if key else None for key in keys]
+
+    known = processes.from_main_process(look_up)
     pending = [sample for sample, result in zip(images.samples, known, strict=True) if result is None]
-    new = iter(list(inspect_samples(pending, num_classes, workers, progress)))
+    own = list(inspect_samples(processes.shard(pending), num_classes, workers, progress))
+    new = iter(processes.gather(own))
     inspections = [_from_remembered(*result) if result else next(new) for result in known]
+    if remembered is None or not processes.is_main_process:
+        return inspections
     current: dict[str, VerifiedSample] = {
         key: _to_remember(inspection, *inspection.size)
         for key, inspection in zip(keys, inspections, strict=True)

@@ -174,7 +174,8 @@ def quadrants(maps: Tensor, buffer: int) -> list[Box]:
         buffer: b, in pixels.
     """
     height, width = maps.shape[1:]
-    rows, columns = zip(*(_center_of_mass(m) for m in maps.double()), strict=True)
+    # on the CPU: MPS has no float64, and a GPU would be waited for at each map
+    rows, columns = zip(*(_center_of_mass(m) for m in maps.cpu().double()), strict=True)
     row_ranges = (0, min(height, max(rows) + buffer)), (max(0, min(rows) - buffer), height)
     column_ranges = (0, min(width, max(columns) + buffer)), (max(0, min(columns) - buffer), width)
     return list(dict.fromkeys((*r, *c) for r in row_ranges for c in column_ranges))

@@ -89,8 +89,9 @@ class ReCamNetwork(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map images [B, 3, H, W] to the logits of W [B, K], and of V for each class feature [B, K, K]."""
         features = self.classifier.backbone(images)
-        class_features, _ = compute_class_features(features, self.classifier.weight)
-        return self.classifier.logits(features), class_features @ self.second_weight.T
+        with torch.autocast(features.device.type, enabled=False):
+            class_features, _ = compute_class_features(features.float(), self.classifier.weight)
+            return self.classifier.logits(features), class_features @ self.second_weight.T
 
     def combined_classifier(self, map_weights: MapWeights = "product", *, keep_sign: bool = False) -> Classifier:
         """Return the classifier with V ∘ W (or V ∘ ReLU(W) to keep the sign), W or V as the weights of its maps."""

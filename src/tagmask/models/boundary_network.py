@@ -97,15 +97,15 @@ class BoundaryNetwork(SavedNetwork):
             images: [B, 3, H, W] float, normalized.
 
         Returns:
-            Boundary logits [B, h, w] and displacements [B, 2, h, w] (rows, columns) in cells, with h = ceil(H / 4)
-            and w = ceil(W / 4).
+            Boundary logits [B, h, w] and displacements [B, 2, h, w] (rows, columns) in cells, both float32 also under
+            autocast, with h = ceil(H / 4) and w = ceil(W / 4).
         """
         height, width = grid_size((images.shape[2], images.shape[3]))
         images = self.pad_to_cells(images)
         grid = grid_size((images.shape[2], images.shape[3]))
         with torch.no_grad():
             features = self._features(images)
-        boundary = self.boundary(torch.cat(_reduce_to_grid(self.boundary_levels, features, grid), 1))[:, 0]
+        boundary = _in_float32(self.boundary, torch.cat(_reduce_to_grid(self.boundary_levels, features, grid), 1))[:, 0]
         displacement = self._displacement(features, grid)
         if not self.training:
             displacement = displacement - self.mean_displacement[:, None, None]
@@ -144,8 +144,8 @@ class BoundaryNetwork(SavedNetwork):
         merged = torch.cat(_reduce_to_grid([layers[i] for i in self.coarse], coarse, coarse_grid), 1)
         levels = _reduce_to_grid([layers[i] for i in self.fine], fine, grid)
         levels += _reduce_to_grid([self.coarse_merge], [merged], grid)
-        displacement: Tensor = self.displacement(torch.cat(levels, 1))
-        return displacement
+        *hidden, last = self.displacement
+        return _in_float32(last, nn.Sequential(*hidden)(torch.cat(levels, 1)))
 
 
 @torch.inference_mode()
@@ -172,6 +172,13 @@ def predict_boundaries(network: BoundaryNetwork, images: Tensor) -> tuple[Tensor
 
 def _reduction(channels: int, width: int, groups: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.GroupNorm(groups, width))
+
+
+def _in_float32(layer: nn.Module, x: Tensor) -> Tensor:
+    """Apply a layer in float32: near 70 cells, displacements in bfloat16 would have steps of half a cell."""
+    with torch.autocast(x.device.type, enabled=False):
+        output: Tensor = layer(x.float())
+        return output
 
 
 def _reduce_to_grid(reductions: Iterable[nn.Module], features: Sequence[Tensor], grid: tuple[int, int]) -> list[Tensor]:

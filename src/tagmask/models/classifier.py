@@ -66,13 +66,15 @@ class Classifier(SavedNetwork):
         return self.logits(self.backbone(images))
 
     def logits(self, features: Tensor) -> Tensor:
-        """Return the logits [B, K] of features [B, D, h, w]."""
-        return features.mean((2, 3)) @ self.weight.T
+        """Return the logits [B, K] float32 of features [B, D, h, w], also under autocast."""
+        with torch.autocast(features.device.type, enabled=False):
+            return features.float().mean((2, 3)) @ self.weight.T
 
     def activations(self, images: Tensor) -> Tensor:
-        """Return the class activations of normalized images [B, 3, H, W]: [B, K, h, w], at least 0 (ReLU)."""
+        """Return the class activations of normalized images [B, 3, H, W]: [B, K, h, w] float32, at least 0 (ReLU)."""
         features = self.backbone(images)
-        return torch.relu(nn.functional.conv2d(features, self.map_weight[:, :, None, None].to(features.dtype)))
+        with torch.autocast(features.device.type, enabled=False):
+            return torch.relu(nn.functional.conv2d(features.float(), self.map_weight[:, :, None, None]))
 
     @property
     def config(self) -> dict[str, Any]:

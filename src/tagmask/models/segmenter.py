@@ -55,7 +55,8 @@ class DilatedHead(nn.Module):
             nn.init.normal_(parameter, std=0.01) if parameter.ndim == 4 else nn.init.zeros_(parameter)
 
     def forward(self, features: Tensor) -> Tensor:
-        return sum((branch(features) for branch in self.branches[1:]), self.branches[0](features))
+        first, *others = self.branches
+        return sum((branch(features).float() for branch in others), first(features).float())
 
 
 class ArchitectureConfig(BaseModel):
