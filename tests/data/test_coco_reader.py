@@ -15,6 +15,7 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
 from tagmask.api import evaluate_predictions
+from tagmask.data.coco_file_mask import CocoFileMask
 from tagmask.data.coco_mask import CocoMask, CocoObject, decode_run_lengths
 from tagmask.data.coco_reader import read_coco
 from tagmask.data.samples import PngMask, TaggedImages
@@ -115,7 +116,7 @@ def test_ground_truth_of_published_figures(tmp_path: Path) -> None:
         root=str(tmp_path / "images"), annotations=str(file), coco_order="file", coco_crowds="background"
     )
     mask = source.read().samples[1].mask
-    default = read(tmp_path, annotations).samples[1].mask
+    default = read_coco(tmp_path / "images", file).samples[1].mask
     assert mask is not None
     assert default is not None
     expected = np.zeros((H, W), np.uint8)
@@ -131,7 +132,7 @@ def test_png_masks_replace_the_drawn_ones(tmp_path: Path) -> None:
     images = DataSource(root=str(tmp_path / "images"), annotations=str(file), masks=str(tmp_path / "truth")).read()
     masks = {sample.id: sample.mask for sample in images.samples}
     assert isinstance(masks["sub/a"], PngMask)
-    assert isinstance(masks["b"], CocoMask)
+    assert isinstance(masks["b"], CocoFileMask)
     assert (masks["sub/a"].read() == 2).all()
     assert [str(problem).replace(str(tmp_path) + "/", "") for problem in images.problems] == [
         "truth: has no PNG for 1 image (b), so that the ground truth is drawn from instances.json; add the PNGs if "
@@ -424,3 +425,33 @@ def test_a_truth_value_is_not_a_size(tmp_path: Path) -> None:
 def test_a_category_whose_name_is_a_list(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="a category without a number 'id' or a text 'name'"):
         read(tmp_path, [], categories=[{"id": 1, "name": ["cat"]}])
+
+
+def test_samples_hold_no_polygons(tmp_path: Path) -> None:
+    """The memory of a sample does not depend on the number of points of its polygons."""
+    polygons = [[5.25 + i % 7, i % 29 + 0.5] for i in range(5000)]
+    shape = [number for point in polygons for number in point]
+    images = read(tmp_path, [annotation(1, 3, [shape]), annotation(2, 17, box(1, 1, 4, 4))])
+    sample = images.samples[1]
+    assert len(pickle.dumps(sample)) < 1000
+    drawn = CocoMask((H, W), tuple(CocoObject(c, False, (np.array(s, np.float64).tobytes(),)) for c, s in
+                                   ((1, shape), (2, box(1, 1, 4, 4)[0]))))  # fmt: skip
+    assert sample.mask is not None
+    assert set(np.unique(drawn.read())) >= {1, 2}
+    np.testing.assert_array_equal(sample.mask.read(), drawn.read())
+    restricted = images.restrict(["dog"]).samples[1].mask
+    assert restricted is not None
+    np.testing.assert_array_equal(restricted.read(), (drawn.read() == 2).astype(np.uint8))
+    assert restricted.fingerprint() != sample.mask.fingerprint()
+
+
+def test_a_file_that_changes_while_it_is_used_gives_one_sentence(tmp_path: Path) -> None:
+    images = read(tmp_path, [annotation(1, 3, box(1, 1, 4, 4))])
+    [mask] = [sample.mask for sample in images.samples if sample.mask and sample.mask.read().any()]
+    file = tmp_path / "instances.json"
+    file.write_bytes(file.read_bytes() + b" ")
+    with pytest.raises(DataError, match=r"instances\.json has changed while it was used: run the same command again"):
+        mask.read()
+    file.unlink()
+    with pytest.raises(DataError, match=r"instances\.json cannot be read any more \(No such file"):
+        mask.read()

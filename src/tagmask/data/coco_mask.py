@@ -71,6 +71,11 @@ class CocoMask:
     order: DrawingOrder = "area"
     crowds: CrowdPixels = "ignored"
 
+    @property
+    def has_objects(self) -> bool:
+        """Whether there is an annotation."""
+        return bool(self.objects)
+
     def read(self) -> np.ndarray:
         """Draw the label map, [H, W] uint8.
 

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tagmask.data.class_names import BACKGROUND, normalize_class_name
+from tagmask.data.coco_file_mask import AnnotationFile, ClassIds, CocoFileMask
 from tagmask.data.coco_mask import CocoMask, CrowdPixels, DrawingOrder, parse_segmentation
 from tagmask.data.image_files import attach_masks, find_image_files
 from tagmask.data.image_ids import unique_ids
 from tagmask.data.images import MAX_PIXELS, image_size, is_url
+from tagmask.data.json_spans import Span, parse_with_spans
 from tagmask.data.regular_files import read_regular_file
 from tagmask.data.samples import PngMask, Problem, Sample, TaggedImages
 from tagmask.errors import DataError
 from tagmask.text import join_first_names, pluralize, shorten
+
+DrawnMask = CocoFileMask | CocoMask
 
 
 def read_coco(
@@ -49,13 +55,14 @@ def read_coco(
     Raises:
         DataError: the folder or the file cannot be read. Errors in single images are in `problems` instead.
     """
-    content = _read_instances(annotations)
+    content, spans, file = _read_instances(annotations)
     classes, class_ids = _read_categories(content["categories"], annotations)
     mask_folders, saliency_folders = [masks] if masks else [], [saliency] if saliency else []
     files = find_image_files(images, leave_out=(*mask_folders, *saliency_folders, *leave_out))
-    entries, problems = _group_by_image(content, annotations)
+    entries, problems = _group_by_image(content, spans, annotations)
+    shared_ids: ClassIds = tuple(class_ids.items())
     entry_by_name: dict[str, _Entry] = {}
-    tags_and_masks: dict[str, tuple[tuple[int, ...], CocoMask | None]] = {}
+    tags_and_masks: dict[str, tuple[tuple[int, ...], DrawnMask | None]] = {}
     for entry in entries:
         try:
             name = files.find(entry.file_name)
@@ -63,14 +70,15 @@ def read_coco(
                 raise DataError(f"names {shorten(name)!r}, which is not in {images}; write its path in the folder")
             if name in entry_by_name:
                 raise DataError(f"is the same file as {entry_by_name[name].where}, {name}; remove one")
-            tags_and_masks[name] = _read_tags_and_mask(entry, files.path(name), class_ids)
+            tags, mask = _read_tags_and_mask(entry, files.path(name), class_ids)
+            tags_and_masks[name] = tags, mask and _keep_in_file(mask, entry, file, shared_ids)
             entry_by_name[name] = entry
         except DataError as error:
             problems.append(Problem.from_error(entry.where, error))
     ids = unique_ids(list(entry_by_name))
     samples = [Sample(i, files.path(name), *tags_and_masks[name]) for i, name in zip(ids, entry_by_name, strict=True)]
     drawn = [mask for _, mask in tags_and_masks.values()]
-    has_segmentations = any(mask and mask.objects for mask in drawn)  # otherwise the file has boxes only
+    has_segmentations = any(mask and mask.has_objects for mask in drawn)  # otherwise the file has boxes only
     samples = [
         replace(sample, mask=replace(mask, order=order, crowds=crowds) if mask and has_segmentations else None)
         for sample, mask in zip(samples, drawn, strict=True)
@@ -86,7 +94,7 @@ def read_coco(
 
 def _warn_of_mixed_masks(samples: Sequence[Sample], folder: Path | None, annotations: Path) -> list[Problem]:
     """Return a warning if some masks are PNGs and others are drawn: these may draw overlaps and crowds differently."""
-    drawn = [sample.id for sample in samples if isinstance(sample.mask, CocoMask)]
+    drawn = [sample.id for sample in samples if isinstance(sample.mask, DrawnMask)]
     if folder is None or not drawn or not any(isinstance(sample.mask, PngMask) for sample in samples):
         return []
     message = (
@@ -104,11 +112,14 @@ class _Entry:
     file_name: str
     size: tuple[int, int] | None
     annotations: list[Mapping[str, Any]] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
 
 
-def _read_instances(path: Path) -> dict[str, list[Any]]:
+def _read_instances(path: Path) -> tuple[dict[str, list[Any]], list[Span], AnnotationFile]:
+    """Return what the file holds, where each annotation is in it (empty if unknown), and the file's size and mtime."""
     try:
-        content = json.loads(read_regular_file(path))
+        file = AnnotationFile.of(path)
+        content, spans = parse_with_spans(read_regular_file(path), "annotations")
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); correct the path.") from error
     except (ValueError, RecursionError) as error:
@@ -118,7 +129,7 @@ def _read_instances(path: Path) -> dict[str, list[Any]]:
             raise DataError(f"{path} has no list {key!r}; use a COCO instances file (instances_*.json).")
     if not content["images"]:
         raise DataError(f"{path} lists no image; use a COCO instances file (instances_*.json).")
-    return content
+    return content, spans, file
 
 
 def _read_categories(categories: Sequence[Any], path: Path) -> tuple[tuple[str, ...], dict[Any, int]]:
@@ -140,7 +151,9 @@ def _read_categories(categories: Sequence[Any], path: Path) -> tuple[tuple[str, 
     return tuple(names[key] for key in category_ids), class_ids
 
 
-def _group_by_image(content: Mapping[str, list[Any]], path: Path) -> tuple[list[_Entry], list[Problem]]:
+def _group_by_image(
+    content: Mapping[str, list[Any]], spans: Sequence[Span], path: Path
+) -> tuple[list[_Entry], list[Problem]]:
     """Return the images in the order of their ids, each with its annotations."""
     entries: dict[Any, _Entry] = {}
     problems = []
@@ -162,11 +175,15 @@ def _group_by_image(content: Mapping[str, list[Any]], path: Path) -> tuple[list[
         is_valid = all(type(side) is int and side > 0 for side in size)
         entries[key] = _Entry(f"{path}, image {shorten(repr(key))}", name, size if is_valid else None)
     num_unmatched = 0
-    for annotation in content["annotations"]:
+    for annotation, span in zip_longest(content["annotations"], spans):
         try:
-            entries[annotation["image_id"]].annotations.append(annotation)
+            entry = entries[annotation["image_id"]]
         except (TypeError, KeyError):
             num_unmatched += 1
+            continue
+        entry.annotations.append(annotation)
+        if span:
+            entry.spans.append(span)
     if num_unmatched:
         message = f"has {pluralize(num_unmatched, 'annotation')} of images that it does not list"
         problems.append(Problem(str(path), message, "remove them, or add the images", "warning"))
@@ -195,3 +212,11 @@ def _read_tags_and_mask(
             raise DataError(f"annotation {number} {error}") from error
     segmented = tuple(item for item in objects if item)
     return tuple(sorted(tags - {0})), CocoMask(size, segmented) if len(segmented) == len(objects) else None
+
+
+def _keep_in_file(mask: CocoMask, entry: _Entry, file: AnnotationFile, class_ids: ClassIds) -> DrawnMask:
+    """Return a mask that reads its annotations from the file again, if it is known where they are."""
+    if len(entry.spans) < len(entry.annotations):
+        return mask
+    spans = np.array(entry.spans, np.int64).tobytes()
+    return CocoFileMask(mask.size, file, spans, class_ids, mask.fingerprint())

@@ -13,6 +13,7 @@ import numpy as np
 
 from tagmask.artifacts import digest
 from tagmask.compute import Processes
+from tagmask.data.coco_file_mask import CocoFileMask
 from tagmask.data.coco_mask import CocoMask
 from tagmask.data.images import check_aspect_ratio, is_url, read_bytes, read_grey, read_image
 from tagmask.data.samples import PngMask, Problem, Sample, TaggedImages
@@ -197,7 +198,7 @@ def _inspect(sample: Sample, num_classes: int) -> Inspection:
         height, width = size = read_image(where).shape[:2]
         if sample.mask:
             where = str(sample.mask.path) if isinstance(sample.mask, PngMask) else f"the mask of {sample.image}"
-            if isinstance(sample.mask, CocoMask):
+            if isinstance(sample.mask, CocoFileMask | CocoMask):
                 _check_mask_size(sample.mask.size, size)  # before it is drawn, which takes time with the size
             mask_classes = _find_mask_classes(sample.mask.read(), size, num_classes)
         if sample.saliency:
