@@ -144,19 +144,19 @@ def evaluate_run(
     labeled = _select_with_ground_truth(images)
     for name, method in recipe.stages.items():
         stage, entry = folder.stage(name), f"{name} ({images.name})"
-        if "masks" in method.makes and "maps" in method.inputs:
+        if "masks" in method.made_artifacts() and "maps" in method.inputs:
             _add_threshold(evaluation, f"{method.inputs['maps']} ({images.name})", stage)
         if not len(labeled):
             continue
         key = _entry_key(stage, labeled)
-        if "maps" in method.makes:
+        if "maps" in method.made_artifacts():
             key_of_maps = f"maps of {entry}"
             evaluation.keys[key_of_maps] = key
             reusable = previous is not None and previous.keys.get(key_of_maps) == key and entry in previous.maps
             evaluation.maps[entry] = (
                 previous.maps[entry] if previous and reusable else score_maps(labeled, stage, compute, reporter)
             )
-        if "masks" in method.makes:
+        if "masks" in method.made_artifacts():
             _add_scores(evaluation, previous, entry, key, labeled, stage, compute, reporter)
     if held_out is not None and (segmenter := recipe.latest("segmenter")):
         masks = segment_held_out(folder, segmenter, held_out, compute, reporter)

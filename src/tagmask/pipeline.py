@@ -67,8 +67,9 @@ def run_stages(
     for number, (name, key) in enumerate(keys.items(), 1):
         method, stage = recipe.stages[name], folder.stage(name)
         inputs = {kind: folder.stage(source) for kind, source in method.inputs.items()}
+        makes = method.made_artifacts()
         title = f"[{number}/{len(recipe.stages)}] {name}"
-        if compute.is_main_process and (files := discard_damaged_files(stage, method.makes, images, reporter.progress)):
+        if compute.is_main_process and (files := discard_damaged_files(stage, makes, images, reporter.progress)):
             reporter.info(
                 f"{title}: makes {pluralize(len(files), 'missing or damaged file')} again (first: {files[0]})"
             )
@@ -82,14 +83,14 @@ def run_stages(
         start = time.time()
         visible = images if MASKS_ENTRY in key else images.without_reviewed_masks()
         context = StageContext(stage, visible, compute, reporter, inputs, recipe.seed, max_steps, epoch_size)
-        if "masks" in method.makes:
+        if "masks" in makes:
             _write_missing_reviewed_masks(context)
         with explain_out_of_memory(f"stage {name!r}", compute.device, _MEMORY_ADVICE.format(stage=name)):
             method.run(context)
         stage.mark_done(compute, time.time() - start, len(images))
         time_left.finish(name, time.time() - start)
     if compute.is_main_process:
-        remember_files(folder, {name: method.makes for name, method in recipe.stages.items()}, images)
+        remember_files(folder, {name: method.made_artifacts() for name, method in recipe.stages.items()}, images)
 
 
 def _announce_download(recipe: Recipe, name: str, stage: StageFolder, reporter: Reporter) -> None:

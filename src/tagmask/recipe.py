@@ -78,7 +78,7 @@ class Recipe(BaseModel):
 
     def stages_making(self, kind: ArtifactKind) -> list[str]:
         """Return the names of the stages that make an artifact, in order."""
-        return [name for name, method in self.stages.items() if kind in method.makes]
+        return [name for name, method in self.stages.items() if kind in method.made_artifacts()]
 
     def latest(self, kind: ArtifactKind) -> str | None:
         """Return the name of the last stage that makes an artifact; None if no stage does."""
@@ -119,7 +119,7 @@ def _resolve_inputs(name: str, method: Method, earlier: Mapping[str, Method]) ->
         raise ValueError(f"stage {name!r} names an input {unused[0]!r} that its method does not read; it reads {needs}")
     inputs: dict[ArtifactKind, str] = {}
     for kind in required:
-        makers = [stage for stage, other in earlier.items() if kind in other.makes]
+        makers = [stage for stage, other in earlier.items() if kind in other.made_artifacts()]
         source = method.inputs.get(kind)
         if source is not None and source not in makers:
             raise ValueError(

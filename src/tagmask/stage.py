@@ -139,9 +139,13 @@ class Method(BaseModel):
         """Return the kinds of artifacts that the method reads with these settings; by default `needs`."""
         return self.needs
 
+    def made_artifacts(self) -> tuple[ArtifactKind, ...]:
+        """Return the kinds of artifacts that the method writes with these settings; by default `makes`."""
+        return self.makes
+
     def uses_reviewed_masks(self) -> bool:
         """Return whether the results depend on the reviewed masks of the images."""
-        return self.learns_from_pixels or "masks" in (*self.required_inputs(), *self.makes)
+        return self.learns_from_pixels or "masks" in (*self.required_inputs(), *self.made_artifacts())
 
     def check_images(self, images: TaggedImages) -> None:
         """Raise a DataError if the images lack something that the method needs; called before the run begins."""

@@ -55,6 +55,7 @@ class Segment(BackboneSettings, TrainingSettings, InferenceSettings):
 
     needs: ClassVar[tuple[ArtifactKind, ...]] = ("masks", "classifier")
     makes: ClassVar[tuple[ArtifactKind, ...]] = ("segmenter", "masks")
+    free_settings: ClassVar[tuple[str, ...]] = (*TrainingSettings.free_settings, "write_masks")
 
     architecture: Annotated[str, AfterValidator(check_architecture)] = Field(
         "deeplabv2", description="deeplabv2, or an architecture of segmentation_models_pytorch"
@@ -115,9 +116,18 @@ class Segment(BackboneSettings, TrainingSettings, InferenceSettings):
     crf: CrfSettings | None = Field(
         NETWORK_CRF, description="the dense CRF on the network's probabilities at inference; null: no CRF"
     )
+    write_masks: bool = Field(
+        True, description="segment the training images with the trained network; false: only train the network"
+    )
+
+    def made_artifacts(self) -> tuple[ArtifactKind, ...]:
+        return self.makes if self.write_masks else ("segmenter",)
 
     def run(self, context: StageContext) -> None:
         train_once(context, Segmenter, lambda: self.train(context))
+        if not self.write_masks:
+            context.reporter.info("write_masks is false: the network is trained, and segments no training images")
+            return
         network = prepare_for_inference_inplace(Segmenter.load(context.folder.path), context.compute)
         write_missing_masks(network, context, self.inference, self.inference_batch_size)
 
