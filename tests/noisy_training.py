@@ -16,7 +16,7 @@ from tagmask.data.samples import TaggedImages
 from tagmask.progress import Reporter
 from tagmask.stage import StageContext
 from tagmask.stage_folder import StageFolder
-from tagmask.training import Training, TrainingSettings, fit
+from tagmask.training import ParameterGroup, Training, TrainingSettings, fit
 from tests.two_processes import run_in_two
 
 
@@ -56,7 +56,9 @@ class NoisyTraining(Training):
         torch.manual_seed(0)
         noise = [nn.BatchNorm2d(8), nn.Dropout(0.5)] if is_noisy else []
         network = nn.Sequential(nn.Conv2d(3, 8, 1), *noise, nn.Conv2d(8, 1, 1))
-        super().__init__(network, [(network.parameters(), 0.01)], Settings(**{"optimizer": "adam", **settings}))
+        super().__init__(
+            network, [ParameterGroup(network.parameters(), 0.01)], Settings(**{"optimizer": "adam", **settings})
+        )
         self.num_steps, self.stop_at, self.kill = 0, stop_at, kill
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

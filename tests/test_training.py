@@ -24,7 +24,7 @@ from tagmask.models.classifier import Classifier
 from tagmask.progress import LoopUnit, Reporter
 from tagmask.stage import StageContext
 from tagmask.stage_folder import StageFolder
-from tagmask.training import Training, _freeze_unused_parameters, fit
+from tagmask.training import ParameterGroup, Training, _freeze_unused_parameters, fit
 from tagmask.training_curves import read_history
 from tests.methods.contract import MakeContext
 from tests.noisy_training import Keys, NoisyTraining, Settings
@@ -148,7 +148,7 @@ def test_parameters_without_influence_on_the_loss_get_no_gradient(toy_images: Ta
     """convnext has a norm behind the features that maps are made from; DDP would wait for its gradient."""
     backbone = Backbone("convnext_atto", weights="none")
     classifier = Classifier(backbone, toy_images.classes)
-    module = CamTraining(classifier, [(classifier.parameters(), 0.1)], Cam())
+    module = CamTraining(classifier, [ParameterGroup(classifier.parameters(), 0.1)], Cam())
     data = TrainingSet(toy_images, training_transform(RandomScale(1, 1), 32, backbone.mean, backbone.std), 0)
     before = {name: value.clone() for name, value in classifier.state_dict().items()}
     _freeze_unused_parameters(module, data)
