@@ -2,6 +2,8 @@
 
 Run: python benchmarks/claims.py [--out claims] [--seeds 3] [--images 1000] [--methods "CAM;AMN"] [--workers 2]
 
+python benchmarks/claims.py --ablations switches off the parts of each method, one at a time, as the papers' tables do.
+
 Prints a Markdown table of the mean ± standard deviation, in % mIoU. One method and seed take five to ten minutes on two
 cores. The same command resumes a measurement that was interrupted. Each seed also has its own scenes.
 """
@@ -38,6 +40,24 @@ METHODS = {  # the stages that make the maps
     "AMN": ["cam", "amn"],
     "ReCAM, AMN": ["cam", "recam_keep_sign", "amn"],
 }
+ABLATIONS = {
+    "ReCAM (product of both weights)": ["cam", "recam"],
+    "ReCAM, first weights": ["cam", "recam_first"],
+    "ReCAM, second weights": ["cam", "recam_second"],
+    "ReCAM, λ = 0.1": ["cam", "recam_weak"],
+    "ReCAM, λ = 0, first weights": ["cam", "recam_without"],
+    "infercam": ["cam", "infercam"],
+    "infercam, no split": ["cam", "infercam_whole"],
+    "infercam, one iteration": ["cam", "infercam_single"],
+    "infercam, mean of the quadrants": ["cam", "infercam_mean"],
+    "AMN": ["cam", "amn"],
+    "AMN, no label conditioning": ["cam", "amn_unconditioned"],
+    "AMN, no balancing": ["cam", "amn_unbalanced"],
+    "AMN, no smoothing": ["cam", "amn_unsmoothed"],
+    "AMN, none of the three": ["cam", "amn_plain"],
+    "IRN (on CAM)": ["cam", "irn"],
+    "IRN, no learned boundaries": ["cam", "irn_without"],
+}
 USUAL_THRESHOLD = 0.30  # for CAMs when nothing is known
 IRN_THRESHOLD = 0.35
 SEEDS = {"fg": 0.4, "bg": 0.2}  # around the threshold at which these maps are best after the CRF
@@ -46,6 +66,10 @@ RECAM = {**SMALL, "epochs": 4, "long_side_range": (96, 112), "optimizer": "adamw
 SEGMENT = {
     **SMALL, "architecture": "Unet", "freeze_norm": False, "epochs": 10, "optimizer": "adamw", "lr": 5e-4,
     "head_lr": 1e-3, "scales": (1.0,),
+}  # fmt: skip
+AMN = {
+    **SMALL, "seeds": SEEDS, "batch_size": 16, "output_stride": 8, "epochs": 5, "scale_range": (0.8, 1.3), "lr": 3e-4,
+    "head_lr": 3e-3,
 }  # fmt: skip
 SETTINGS: dict[str, dict[str, Any]] = {  # for small images and training from scratch; all others are the papers'
     "cam": {
@@ -58,10 +82,7 @@ SETTINGS: dict[str, dict[str, Any]] = {  # for small images and training from sc
     "infercam_once": {"method": "infercam", "iterations": 1, "scales": (0.75, 1.0, 1.25), "enlarge": 1.5},
     "recam": RECAM,
     "recam_keep_sign": {**RECAM, "method": "recam", "keep_sign": True},
-    "amn": {
-        **SMALL, "seeds": SEEDS, "batch_size": 16, "output_stride": 8, "epochs": 5, "scale_range": (0.8, 1.3),
-        "lr": 3e-4, "head_lr": 3e-3,
-    },
+    "amn": AMN,
     "pseudo_masks": {},
     "ignored_margin": {"method": "pseudo_masks", "margin": 0.2},
     "irn": {  # 16 steps, because the grid has only 24 × 24 cells: 256 steps would spread the maps over all of it
@@ -72,9 +93,24 @@ SETTINGS: dict[str, dict[str, Any]] = {  # for small images and training from sc
     "segment": SEGMENT,
     "activation_aware": SEGMENT,
 }  # fmt: skip
+ABLATION_SETTINGS: dict[str, dict[str, Any]] = {
+    "recam_first": {**RECAM, "method": "recam", "map_weights": "first"},
+    "recam_second": {**RECAM, "method": "recam", "map_weights": "second"},
+    "recam_weak": {**RECAM, "method": "recam", "sce_weight": 0.1},
+    "recam_without": {**RECAM, "method": "recam", "sce_weight": 0, "map_weights": "first"},
+    "infercam_whole": {"method": "infercam", "split": False},
+    "infercam_single": {"method": "infercam", "iterations": 1},
+    "infercam_mean": {"method": "infercam", "merge": "mean"},
+    "amn_unconditioned": {**AMN, "method": "amn", "label_conditioning": False},
+    "amn_unbalanced": {**AMN, "method": "amn", "balance": False},
+    "amn_unsmoothed": {**AMN, "method": "amn", "label_smoothing": 0},
+    "amn_plain": {**AMN, "method": "amn", "label_conditioning": False, "balance": False, "label_smoothing": 0},
+    "irn_without": {"method": "irn", "boundaries": "none", "walk": {"steps": 16}},
+}
 FIGURES: dict[tuple[str, ...], str] = {  # the stages that follow the maps, and the column of their figure
     ("pseudo_masks",): "CRF", ("irn", "irn_masks"): "IRN", ("pseudo_masks", "segment"): "network",
 }  # fmt: skip
+FIGURES_OF_ABLATIONS: dict[tuple[str, ...], str] = {("pseudo_masks",): "CRF"}
 FIGURES_OF_CAM: dict[tuple[str, ...], str] = {
     ("pseudo_masks", "activation_aware"): "activation-aware network",
     ("ignored_margin", "segment"): "network, ignored margin",
@@ -104,13 +140,13 @@ class Experiment:
     compute: Compute
     reporter: Reporter
 
-    def measure(self, map_stages: Sequence[str]) -> dict[str, float]:
+    def measure(self, map_stages: Sequence[str], followers: dict[tuple[str, ...], str]) -> dict[str, float]:
         """Return the figures of one method by column.
 
         Args:
             map_stages: the stages that make the maps.
+            followers: the stages that follow the maps, and the column of their figure.
         """
-        followers = FIGURES | FIGURES_OF_CAM if map_stages == METHODS["CAM"] else FIGURES
         figures = {column: self.score(map_stages, stages) for stages, column in followers.items()}
         maps = self.folder.stage("-".join(map_stages))
         curve, automatic_threshold, _ = score_maps(self.images, maps, self.compute, self.reporter)
@@ -149,7 +185,8 @@ def main() -> None:
     arguments = parse_arguments()
     compute = Compute.detect("cpu", "auto", arguments.workers)
     reporter = Reporter.to_stderr()
-    methods = arguments.methods.split(";") if arguments.methods else list(METHODS)
+    available = ABLATIONS if arguments.ablations else METHODS
+    methods = arguments.methods.split(";") if arguments.methods else list(available)
     figures: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
     for seed in range(arguments.first, arguments.first + arguments.seeds):
         folder = arguments.out / f"seed-{seed}"
@@ -157,10 +194,13 @@ def main() -> None:
         run_folder = RunFolder(folder / f"run-{digest([arguments.images, SETTINGS])}")
         experiment = Experiment(run_folder, images, held_out, seed, compute, reporter)
         for name in methods:
-            key = digest([METHODS[name], USUAL_THRESHOLD, *FIGURES.items(), *FIGURES_OF_CAM.items()])
+            followers = FIGURES_OF_ABLATIONS if arguments.ablations else FIGURES
+            if name == "CAM":
+                followers = followers | FIGURES_OF_CAM
+            key = digest([available[name], USUAL_THRESHOLD, *followers.items()])
             file = run_folder.path / f"{name} {key}.json"
             if not file.exists():
-                write_json(file, experiment.measure(METHODS[name]))
+                write_json(file, experiment.measure(available[name], followers))
             figures[name].append(read_json(file))
     print(f"\n{arguments.images} scenes, {arguments.seeds} seeds; mIoU in %, mean ± standard deviation\n")
     print(format_table(figures))
@@ -168,7 +208,8 @@ def main() -> None:
 
 def name_stages(names: Sequence[str], prefix: str = "") -> dict[str, dict[str, Any]]:
     """Return the stages of a recipe, each named after the names up to its own, so that methods share stages."""
-    return {prefix + "-".join(names[: n + 1]): {"method": name, **SETTINGS[name]} for n, name in enumerate(names)}
+    settings = SETTINGS | ABLATION_SETTINGS
+    return {prefix + "-".join(names[: n + 1]): {"method": name, **settings[name]} for n, name in enumerate(names)}
 
 
 def read_scenes(
@@ -210,6 +251,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--first", type=int, default=0, help="first seed, to divide the seeds among several machines")
     parser.add_argument("--images", type=int, default=1000, help="number of training images")
+    parser.add_argument("--ablations", action="store_true", help="switch off parts of the methods")
     parser.add_argument("--methods", help=f"separated by semicolons; of: {'; '.join(METHODS)}")
     parser.add_argument("--workers", type=int, default=2, help="worker processes")
     return parser.parse_args()

@@ -18,10 +18,9 @@ def test_threshold_of_a_histogram_equals_scikit_image(seed: int, bins: int) -> N
     counts = rng.poisson(1000 * rng.random(bins)) + 1
     centers = np.arange(bins) / bins
     ours, theirs = otsu_threshold(counts, centers), threshold_otsu(hist=(counts, centers))
-    if ours != theirs:  # even then, two splits can be equally good
-        assert between_class_variance(counts, centers, ours) == pytest.approx(
-            between_class_variance(counts, centers, theirs), rel=1e-12
-        )
+    if ours != theirs:  # two splits can be nearly equally good, and scikit-image computes in float32
+        ours, theirs = (between_class_variance(counts, centers, threshold) for threshold in (ours, theirs))
+        assert theirs <= ours <= theirs * (1 + 1e-6)
 
 
 def between_class_variance(counts: np.ndarray, values: np.ndarray, threshold: float) -> float:
