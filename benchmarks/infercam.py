@@ -10,7 +10,6 @@ Run: python benchmarks/infercam.py [--threads 2]
 from __future__ import annotations
 
 import argparse
-import math
 import multiprocessing
 import os
 import time
@@ -99,7 +98,7 @@ def multi_scale(
     height, width = piece.shape[1:]
     summed = torch.zeros(len(tags), height, width)
     for scale in scales:
-        side = [max(1, math.floor(n * scale + 0.5)) for n in (height, width)]
+        side = [max(1, round(n * scale)) for n in (height, width)]
         view = F.interpolate(piece[None], side, mode="bilinear", antialias=scale < 1) if scale != 1 else piece[None]
         both = activations(view)[0] + activations(view.flip(3))[0].flip(2)
         chosen = both[[t - 1 for t in tags]][None]

@@ -102,7 +102,7 @@ class TrainingSettings(Method):
             )
 
     def for_dry_run(self) -> Self:
-        rates = {name: DRY_RUN_LR for name in self.learning_rates if name in type(self).model_fields}
+        rates = {name: DRY_RUN_LR for name in self.learning_rates if getattr(self, name, None)}
         return super().for_dry_run().model_copy(update=rates)
 
 

@@ -97,7 +97,7 @@ def test_a_package_that_is_missing_is_one_sentence(onnx_file: Path, photos: Path
     command = [sys.executable, "-c", WITHOUT_PYTORCH, "predict", onnx_file, photos, "--out", tmp_path, "--also", "coco"]
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].startswith("tagmask: the package scipy is missing: install")
+    assert result.stderr.splitlines()[-1].startswith("tagmask: the package pycocotools is missing: install")
     assert "Traceback" not in result.stderr
 
 

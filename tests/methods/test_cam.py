@@ -19,6 +19,7 @@ from tagmask.methods.cam import Cam, CamTraining, response_maps
 from tagmask.models.backbone import Backbone
 from tagmask.models.classifier import Classifier
 from tagmask.progress import Reporter
+from tagmask.training import ParameterGroup
 from tagmask.training_curves import read_history
 from tests.methods.contract import TOY_CAM, MakeContext, MethodContract
 
@@ -129,7 +130,7 @@ def test_the_maximum_of_each_map_is_one() -> None:
 
 def test_the_loss_equals_the_soft_margin_formula() -> None:
     net = make_classifier(num_classes=2)
-    module = CamTraining(net, [(net.parameters(), 0.1)], Cam(**TOY_CAM))
+    module = CamTraining(net, [ParameterGroup(net.parameters(), 0.1)], Cam(**TOY_CAM))
     logits = torch.tensor([[2.0, -1.0], [0.0, 3.0]])
     net.forward = lambda images: logits  # type: ignore[method-assign]
     tags = torch.tensor([[1.0, 0.0], [0.0, 1.0]])

@@ -30,6 +30,7 @@ from tagmask.models.classifier import Classifier
 from tagmask.models.segmenter import Segmenter
 from tagmask.refine.settings import NETWORK_CRF
 from tagmask.stage_folder import StageFolder
+from tagmask.training import ParameterGroup
 from tagmask.training_curves import read_history
 from tests.methods.contract import MakeContext, MethodContract
 
@@ -68,7 +69,7 @@ def make_network(architecture: str = "Unet") -> Segmenter:
 
 
 def make_training(net: Segmenter) -> SegmentTraining:
-    return SegmentTraining(net, [(net.parameters(), 0.1)], Segment(**TOY))
+    return SegmentTraining(net, [ParameterGroup(net.parameters(), 0.1)], Segment(**TOY))
 
 
 def test_the_loss_is_the_cross_entropy_without_ignored_pixels() -> None:

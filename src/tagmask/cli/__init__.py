@@ -6,7 +6,9 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
+from contextlib import suppress
 from typing import NoReturn
 
 from tagmask.compute import let_threads_sleep
@@ -18,6 +20,9 @@ _IGNORED_WARNINGS = (
     "ignore:Image size",  # Pillow's warning of decompression bombs: tagmask checks the size itself
     "ignore::UserWarning:PIL.TiffImagePlugin",  # damaged EXIF data does not matter
 )
+
+
+MAIN_PROCESS_SECONDS = 5.0
 
 
 def main() -> None:
@@ -37,6 +42,7 @@ def main() -> None:
 
         app()
     except TagmaskError as error:
+        _let_main_process_speak()
         _exit_with(_message_of(error))
     except OSError as error:
         if error.strerror is None:
@@ -73,6 +79,16 @@ def _prepare_environment() -> None:
 def _exit_with(message: str, status: int = 1) -> NoReturn:
     print(f"tagmask: {message}", file=sys.stderr)
     sys.exit(status)
+
+
+def _let_main_process_speak() -> None:
+    """Wait a little if this is not the main process, which prints the same error more often than not.
+
+    torchrun ends all processes when one fails. The main process would then only say that it was stopped.
+    """
+    if int(os.environ.get("RANK") or 0):
+        with suppress(KeyboardInterrupt):
+            time.sleep(MAIN_PROCESS_SECONDS)
 
 
 def _message_of(error: TagmaskError) -> str:

@@ -100,7 +100,7 @@ class LayerMaps:
         self.recorded.features = None
         # the sum over cells, not the mean, so that small and large views of an image have equal weight
         with torch.autocast(last.device.type, enabled=False):
-            scores = last.float().sum((2, 3)) @ self.classifier.map_weight.T
+            scores = last.to(self.classifier.map_weight.dtype).sum((2, 3)) @ self.classifier.map_weight.T
         channels = [[class_id - 1 for class_id in ids] for ids in tags] if tags else [range(scores.shape[1])]
         grids = [self._to_grid(f.detach(), last) for f in features]
         maps = images.new_zeros(*scores.shape, *max(grid.shape[2:] for grid in grids))
@@ -108,7 +108,7 @@ class LayerMaps:
             rows, columns = zip(*((i, k) for i, k in enumerate(round_) if k is not None), strict=True)
             gradients = torch.autograd.grad(scores[rows, columns].sum(), features, retain_graph=True)
             per_layer = [
-                (self._to_grid(g, last).relu() * a).sum(1, dtype=torch.float32).relu()
+                (self._to_grid(g, last).relu() * a).sum(1, dtype=scores.dtype).relu()
                 for g, a in zip(gradients, grids, strict=True)
             ]
             maps[rows, columns] = _fuse(per_layer, self.gamma)[list(rows)].to(maps.dtype)

@@ -90,7 +90,7 @@ class ReCamNetwork(nn.Module):
         """Map images [B, 3, H, W] to the logits of W [B, K], and of V for each class feature [B, K, K]."""
         features = self.classifier.backbone(images)
         with torch.autocast(features.device.type, enabled=False):
-            class_features, _ = compute_class_features(features.float(), self.classifier.weight)
+            class_features, _ = compute_class_features(features.to(self.second_weight.dtype), self.classifier.weight)
             return self.classifier.logits(features), class_features @ self.second_weight.T
 
     def combined_classifier(self, map_weights: MapWeights = "product", *, keep_sign: bool = False) -> Classifier:

@@ -55,6 +55,7 @@ class Segment(BackboneSettings, TrainingSettings, InferenceSettings):
 
     needs: ClassVar[tuple[ArtifactKind, ...]] = ("masks", "classifier")
     makes: ClassVar[tuple[ArtifactKind, ...]] = ("segmenter", "masks")
+    learning_rates: ClassVar[tuple[str, ...]] = ("lr", "head_lr", "head_bias_lr")
     free_settings: ClassVar[tuple[str, ...]] = (*TrainingSettings.free_settings, "write_masks")
 
     architecture: Annotated[str, AfterValidator(check_architecture)] = Field(

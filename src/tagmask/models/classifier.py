@@ -66,15 +66,16 @@ class Classifier(SavedNetwork):
         return self.logits(self.backbone(images))
 
     def logits(self, features: Tensor) -> Tensor:
-        """Return the logits [B, K] float32 of features [B, D, h, w], also under autocast."""
+        """Return the logits [B, K] of features [B, D, h, w], also under autocast in the dtype of the weights."""
         with torch.autocast(features.device.type, enabled=False):
-            return features.float().mean((2, 3)) @ self.weight.T
+            return features.to(self.weight.dtype).mean((2, 3)) @ self.weight.T
 
     def activations(self, images: Tensor) -> Tensor:
         """Return the class activations of normalized images [B, 3, H, W]: [B, K, h, w] float32, at least 0 (ReLU)."""
         features = self.backbone(images)
         with torch.autocast(features.device.type, enabled=False):
-            return torch.relu(nn.functional.conv2d(features.float(), self.map_weight[:, :, None, None]))
+            weight = self.map_weight[:, :, None, None]
+            return torch.relu(nn.functional.conv2d(features.to(weight.dtype), weight))
 
     @property
     def config(self) -> dict[str, Any]:

@@ -56,7 +56,8 @@ class DilatedHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         first, *others = self.branches
-        return sum((branch(features).float() for branch in others), first(features).float())
+        dtype = first.weight.dtype  # float32 also under autocast
+        return sum((branch(features).to(dtype) for branch in others), first(features).to(dtype))
 
 
 class ArchitectureConfig(BaseModel):
