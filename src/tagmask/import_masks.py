@@ -25,14 +25,19 @@ class ImportedMasks:
     Attributes:
         accepted: ids of the images whose masks were unchanged.
         corrected: ids of the images whose masks were changed.
-        changed_tags: the class names that an image shows now, by id, where they differ from the tags of the data set.
+        known: ids of the images whose masks equal their reviewed masks; nothing was recorded for them.
+        changed_tags: the class names that a corrected mask shows, by id, where they differ from the tags of the data
+            set.
+        doubtful: ids of the images whose masks were unchanged, but do not show the tags of the image, which stay.
         unknown: names of images in the file that the run does not have.
         num_polygons: the number of masks with polygons, whose outlines are not exact to a pixel.
     """
 
     accepted: tuple[str, ...]
     corrected: tuple[str, ...]
+    known: tuple[str, ...]
     changed_tags: dict[str, tuple[str, ...]]
+    doubtful: tuple[str, ...]
     unknown: tuple[str, ...]
     num_polygons: int
 
@@ -42,8 +47,17 @@ class ImportedMasks:
             f"{pluralize(len(self.accepted) + len(self.corrected), 'reviewed mask')}: {len(self.corrected)} corrected, "
             f"{len(self.accepted)} accepted without a change."
         ]
+        if self.known:
+            sentences.append(f"{pluralize(len(self.known), 'mask')} as reviewed before.")
         if self.changed_tags:
-            sentences.append(f"{pluralize(len(self.changed_tags), 'image')} with other tags than before.")
+            names = join_first_names(list(self.changed_tags), 3)
+            sentences.append(f"{pluralize(len(self.changed_tags), 'image')} with other tags than before: {names}.")
+        if self.doubtful:
+            names = join_first_names(self.doubtful, 3)
+            sentences.append(
+                f"{pluralize(len(self.doubtful), 'unchanged mask')} without a class that the image is tagged with, or "
+                f"with another one: {names}; the tags stay. Were these masks looked at? (See --only-changed.)"
+            )
         if self.num_polygons:
             sentences.append(
                 f"{pluralize(self.num_polygons, 'mask')} with polygons, whose outlines are not exact to a pixel."
@@ -64,6 +78,9 @@ def import_masks(
     advance: Callable[[int], None] = lambda step: None,
 ) -> ImportedMasks:
     """Read corrected masks, and record them as reviewed masks: "corrected" if a pixel differs from the run's mask.
+
+    A mask that equals the reviewed mask of its image is not recorded again. The tags of an image change only with its
+    mask.
 
     All masks are read before the first is recorded, so that a damaged file changes nothing. Where a format cannot hold
     ignored pixels, pixels that were ignored in the exported mask and that have no class in the file stay ignored.
@@ -94,9 +111,15 @@ def import_masks(
             names[mask.image_id] = mask.name
     if not names:
         others = f", but of {join_first_names(unknown, 3)}" if unknown else ""
+        if format == "label-studio" and not unknown:
+            raise DataError(
+                f"{path} has no submitted annotation; submit them in Label Studio, and export as JSON, not JSON-MIN."
+            )
         raise DataError(f"{path} has no mask of an image of this run{others}; choose the run that it belongs to.")
     accepted: list[str] = []
     corrected: list[str] = []
+    known: list[str] = []
+    doubtful: list[str] = []
     num_polygons = 0
     changed_tags: dict[str, tuple[str, ...]] = {}
     reviewed = review.read_ground_truth()
@@ -106,18 +129,27 @@ def import_masks(
         image_id, run_mask = mask.image_id, images.read_run_mask(mask.image_id)
         exported = review.read_mask(image_id) if image_id in reviewed else run_mask
         labels = mask.labels if mask.keeps_ignored else _with_ignored(mask.labels, exported)
-        if only_changed and np.array_equal(labels, exported):
-            continue
+        if np.array_equal(labels, exported):
+            if image_id in reviewed:
+                known.append(image_id)
+                continue
+            if only_changed:
+                continue
         num_polygons += mask.has_polygons
         tags = _changed_tags(labels, image_id, images)
-        if tags is not None:
-            changed_tags[image_id] = tags
         is_changed = not np.array_equal(labels, run_mask)
+        if tags is not None and is_changed:
+            changed_tags[image_id] = tags
+        elif tags is not None:
+            tags = None
+            doubtful.append(image_id)
         state: ReviewState = "corrected" if is_changed else "accepted"
         review.record(image_id, state, labels, source=f"import of {path.name} ({format})", tags=tags)
         (corrected if is_changed else accepted).append(image_id)
         advance(1)
-    return ImportedMasks(tuple(accepted), tuple(corrected), changed_tags, tuple(unknown), num_polygons)
+    return ImportedMasks(
+        tuple(accepted), tuple(corrected), tuple(known), changed_tags, tuple(doubtful), tuple(unknown), num_polygons
+    )
 
 
 def _with_ignored(labels: np.ndarray, exported: np.ndarray) -> np.ndarray:

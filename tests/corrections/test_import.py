@@ -76,7 +76,9 @@ def test_a_second_round_of_corrections_starts_from_the_first(
     path = export("coco")
     write_label_map(mask_path("a"), run_mask)
     assert import_(path, "coco", only_changed=True).corrected == ()
-    assert import_(path, "coco").corrected == ("a",)
+    again = import_(path, "coco")
+    assert (again.known, again.corrected) == (("a",), ())
+    assert review.read_states()["a"].state == "corrected"
     np.testing.assert_array_equal(review.read_mask("a"), corrected)
 
 
@@ -107,6 +109,38 @@ def test_corrected_pixels_and_tags(
     assert "1 image left out, which the run does not have: other.png" in str(imported)
     assert review.read_states()["a"].tags == ("cat",)
     np.testing.assert_array_equal(review.read_mask("empty"), with_cat)
+
+
+def test_a_file_that_is_imported_again_records_nothing(
+    export: Export, import_: Import, review: ReviewFolder, label_maps: LabelMaps
+) -> None:
+    path = exported(export, "cvat")
+    import_(path, "cvat")
+    log = (review.path / "log.jsonl").read_bytes()
+    again = import_(path, "cvat")
+    assert sorted(again.known) == sorted(label_maps)
+    assert str(again) == "0 reviewed masks: 0 corrected, 0 accepted without a change. 3 masks as reviewed before."
+    assert (review.path / "log.jsonl").read_bytes() == log
+
+
+def test_an_unchanged_mask_without_a_tagged_class_keeps_the_tags(
+    tmp_path: Path, import_: Import, review: ReviewFolder, mask_path: Callable[[str], Path]
+) -> None:
+    only_cat = np.zeros((18, 25), np.uint8)
+    only_cat[3:9, 3:9] = 1
+    for path in (mask_path("a"), tmp_path / "drawn" / "a.png"):
+        write_label_map(path, only_cat)
+    imported = import_(tmp_path / "drawn", "png")
+    assert (imported.accepted, imported.doubtful, imported.changed_tags) == (("a",), ("a",), {})
+    assert "1 unchanged mask without a class that the image is tagged with, or with another one: a" in str(imported)
+    assert review.read_states()["a"].tags is None
+
+
+@pytest.mark.parametrize("task", [{"annotations": []}, {"label": [{"rle": [1]}]}])
+def test_label_studio_files_without_submitted_annotations(tmp_path: Path, import_: Import, task: Any) -> None:
+    (tmp_path / "ls.json").write_text(json.dumps([{"data": {"image": "a.jpg"}, **task}]))
+    with pytest.raises(DataError, match=r"no submitted annotation; submit them in Label Studio, .* not JSON-MIN"):
+        import_(tmp_path / "ls.json", "label-studio")
 
 
 def test_cvat_polygons_order_and_names(

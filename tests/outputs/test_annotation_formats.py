@@ -76,6 +76,12 @@ def test_voc_in_datumaro(export: Export, label_maps: LabelMaps) -> None:
     assert_same_masks(read, label_maps, WITH_IGNORED | ({0: "background"} if "background" in read["a"] else {}))
 
 
+def test_label_studio_finds_images_below_the_parent_of_their_folder(export: Export) -> None:
+    """It refuses a folder of files that is its document root, and takes one below it."""
+    tasks = json.loads((export("label-studio") / "tasks.json").read_text(encoding="utf-8"))
+    assert tasks[1]["data"]["image"] == "/data/local-files/?d=images/sub/b.png"
+
+
 def test_label_studio_in_its_own_package(export: Export, label_maps: LabelMaps) -> None:
     brush = pytest.importorskip("label_studio_sdk.converter.brush", reason="install tagmask[readers]")
     path = export("label-studio")
@@ -83,7 +89,6 @@ def test_label_studio_in_its_own_package(export: Export, label_maps: LabelMaps) 
     assert [label.get("value") for label in config.iter("Label")] == list(WITH_IGNORED.values())
     tasks = json.loads((path / "tasks.json").read_text(encoding="utf-8"))
     assert [task["data"]["tagmask_id"] for task in tasks] == list(label_maps)
-    assert tasks[1]["data"]["image"] == "/data/local-files/?d=sub/b.png"
     for task, labels in zip(tasks, label_maps.values(), strict=True):
         read = np.zeros_like(labels)
         for result in task["predictions"][0]["result"]:

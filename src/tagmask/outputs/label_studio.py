@@ -27,7 +27,8 @@ def write(folder: Path, items: Iterable[MaskItem], classes: Sequence[str], setti
     """Write tasks.json, in which the masks are predictions, and config.xml, the labeling interface of the project.
 
     Ignored pixels are masks of the label "ignored", so that nothing is lost. A task names its image by its URL, or by
-    its path below the document root of Label Studio.
+    its path below the document root of Label Studio, which is the parent of the folder of images: Label Studio takes a
+    folder of files only if it lies below its document root.
 
     Args:
         folder: the folder.
@@ -46,7 +47,7 @@ def write(folder: Path, items: Iterable[MaskItem], classes: Sequence[str], setti
             class_ids = item.class_ids(len(classes))
             labels = [*class_ids, *[IGNORE_INDEX] * bool((item.labels == IGNORE_INDEX).any())]
             result = [_brush_result(names[k], item.labels == k) for k in labels]
-            path = item.image if is_url(item.image) else LOCAL_FILES + quote(item.file_name)
+            path = item.image if is_url(item.image) else LOCAL_FILES + quote(_path_below_parent(item))
             task = {
                 "data": {"image": path, "tagmask_id": item.id},
                 "predictions": [{"model_version": f"tagmask {tagmask.__version__}", "result": result}],
@@ -62,6 +63,12 @@ def write(folder: Path, items: Iterable[MaskItem], classes: Sequence[str], setti
         f'<View>\n  <Image name="{_OBJECT}" value="$image" zoom="true"/>\n'
         f'  <BrushLabels name="{_CONTROL}" toName="{_OBJECT}">\n{colors}\n  </BrushLabels>\n</View>\n',
     )
+
+
+def _path_below_parent(item: MaskItem) -> str:
+    """Return the path of an image from the parent of its folder of images on, e.g. photos/beach/001.jpg."""
+    depth = len(Path(item.file_name).parts)
+    return "/".join(Path(item.image).absolute().parts[-depth - 1 :])
 
 
 def _brush_result(label: str, mask: np.ndarray) -> dict[str, Any]:
