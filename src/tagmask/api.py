@@ -173,11 +173,13 @@ def evaluate_predictions(
     workers: int | None = None,
     quiet: bool = False,
     boundary: bool = True,
+    skip_bad: bool = False,
 ) -> tuple[tuple[str, ...], SegmentationReport]:
     """Measure a run's network, or a folder of label maps `<id>.png` of any tool, against the ground truth of `data`.
 
     The network does not get the tags of the images. Images without ground truth are left out. `boundary` says whether
-    to measure the boundary F-score, which takes nearly all of the time; otherwise it is NaN.
+    to measure the boundary F-score, which takes nearly all of the time; otherwise it is NaN. `skip_bad` leaves out
+    images that cannot be read.
 
     Returns:
         The class names, and the scores.
@@ -191,7 +193,7 @@ def evaluate_predictions(
     compute = opened.compute if opened else Compute.detect(device, workers=workers)
     reporter = make_reporter(quiet)
     images = verify_images(
-        data.read(), skip_bad=False, workers=compute.workers, progress=reporter.progress, processes=compute
+        data.read(), skip_bad=skip_bad, workers=compute.workers, progress=reporter.progress, processes=compute
     )
     if opened:
         if others := [name for name in images.classes if name not in opened.classes]:

@@ -164,6 +164,16 @@ def test_evaluate(command: RunCommand, finished: Path, data: Path) -> None:
     assert "mIoU 100.0 %" in command("evaluate", data / "masks", *options).out
 
 
+def test_evaluate_can_leave_out_bad_images(
+    command: RunCommand, fails: RunFailing, finished: Path, tmp_path: Path
+) -> None:
+    folder = write_toy(tmp_path)
+    (folder / "0.png").write_bytes(b"no image")
+    options = ["--data", folder, "--masks", "masks", "--device=cpu"]
+    assert "leave them out with --skip-bad" in fails("evaluate", finished, *options)
+    assert 0 <= command("evaluate", finished, *options, "--skip-bad", "--json").json["miou"] <= 1
+
+
 def test_evaluate_with_masks_in_other_subfolders(
     command: RunCommand, fails: RunFailing, data: Path, tmp_path: Path
 ) -> None:

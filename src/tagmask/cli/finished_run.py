@@ -200,6 +200,7 @@ def evaluate(
     *,
     device: Device = "auto",
     workers: Workers = None,
+    skip_bad: SkipBad = False,
     as_json: AsJson = False,
     boundary: Annotated[
         bool,
@@ -218,7 +219,7 @@ def evaluate(
 
     source = options.source(data)
     classes, scores = evaluate_predictions(
-        run_or_masks, source, device=device, workers=workers, quiet=as_json, boundary=boundary
+        run_or_masks, source, device=device, workers=workers, quiet=as_json, boundary=boundary, skip_bad=skip_bad
     )
     if is_main_process():
         print_json(scores.to_json(classes)) if as_json else print_scores(scores, classes)

@@ -52,6 +52,10 @@ class Archive:
         if len(self.names) > MAX_FILES:
             raise DataError(f"{path} has {len(self.names):,} files, more than {MAX_FILES:,}; divide it.")
 
+    def location(self, name: str) -> str:
+        """Return how an error message calls a file: "a.json in export.zip", or the path of a single file."""
+        return f"{name} in {self.path}" if self._zip or self.path.is_dir() else str(self.path)
+
     def named(self, suffix: str) -> list[str]:
         """Return the names of the files that end in a suffix, such as ".json", without hidden ones."""
         visible = (

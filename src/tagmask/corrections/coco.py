@@ -25,10 +25,10 @@ def read(files: Archive, images: KnownImages) -> Iterator[CorrectedMask]:
         raise DataError(f"{files.path} has no JSON file; export it as COCO 1.0.")
     for name in names:
         try:
-            with location_in_errors(f"{name} in {files.path}"):
+            with location_in_errors(files.location(name)):
                 yield from _read_file(files.read_json(name), images)
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-            message = f"{name} in {files.path} is not a COCO instances file ({error!r}); export it as COCO 1.0."
+            message = f"{files.location(name)} is not a COCO instances file ({error!r}); export it as COCO 1.0."
             raise DataError(message) from error
 
 

@@ -29,13 +29,13 @@ def read(files: Archive, images: KnownImages) -> Iterator[CorrectedMask]:
         raise DataError(f"{files.path} has no XML file; export it as CVAT for images 1.1.")
     for name in names:
         try:
-            with location_in_errors(f"{name} in {files.path}"):
+            with location_in_errors(files.location(name)):
                 for element in _image_elements(files.read(name)):
                     with location_in_errors(element.attrib["name"]):
                         mask = _read_image(element, images)
                     yield mask
         except (ElementTree.ParseError, KeyError, ValueError, OverflowError, LookupError) as error:
-            message = f"{name} in {files.path} is not CVAT's XML for images ({error!r}); export it again."
+            message = f"{files.location(name)} is not CVAT's XML for images ({error!r}); export it again."
             raise DataError(message) from error
 
 

@@ -136,7 +136,8 @@ def location_in_errors(location: str) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        raise DataError(f"{location}: {str(error).removesuffix('.')}.") from error
+        text = str(error).removesuffix(".")
+        raise DataError(f"{location}: {text}{'' if text.endswith('?') else '.'}") from error
 
 
 def _endings(name: str) -> list[str]:

@@ -29,13 +29,13 @@ def read(files: Archive, images: KnownImages) -> Iterator[CorrectedMask]:
         raise DataError(f"{files.path} has no JSON file; export it from Label Studio as JSON.")
     for name in names:
         try:
-            with location_in_errors(f"{name} in {files.path}"):
+            with location_in_errors(files.location(name)):
                 for task in files.read_json(name):
                     annotations = [a for a in task.get("annotations", []) if not a.get("was_cancelled")]
                     if annotations:
                         yield _read_task(task["data"], max(annotations, key=_time_of_change), images)
         except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
-            message = f"{name} in {files.path} is not Label Studio's JSON ({error!r}); export it as JSON, not JSON-MIN."
+            message = f"{files.location(name)} is not Label Studio's JSON ({error!r}); export it as JSON, not JSON-MIN."
             raise DataError(message) from error
 
 

@@ -26,7 +26,7 @@ def read(files: Archive, images: KnownImages) -> Iterator[CorrectedMask]:
             yield CorrectedMask(name, None, None)
             continue
         try:
-            with location_in_errors(f"{name} in {files.path}"), Image.open(io.BytesIO(files.read(name))) as image:
+            with location_in_errors(files.location(name)), Image.open(io.BytesIO(files.read(name))) as image:
                 images.check_size(image_id, image.size[::-1])  # before the pixels are decoded
                 if image.mode not in ("P", "L"):
                     raise DataError(f"it has the color mode {image.mode}; save it as an indexed or 8-bit gray PNG")
@@ -34,12 +34,12 @@ def read(files: Archive, images: KnownImages) -> Iterator[CorrectedMask]:
         except DataError:
             raise
         except Exception as error:  # Pillow raises exceptions of many kinds for damaged files
-            message = f"{name} in {files.path}: it cannot be read as an image ({error}); export it again."
+            message = f"{files.location(name)}: it cannot be read as an image ({error}); export it again."
             raise DataError(message) from error
         unknown = np.unique(labels[(labels > len(images.classes)) & (labels != IGNORE_INDEX)])
         if len(unknown):
             raise DataError(
-                f"{name} in {files.path} has the value {unknown[0]}, but the run has {len(images.classes)} classes; "
+                f"{files.location(name)} has the value {unknown[0]}, but the run has {len(images.classes)} classes; "
                 "use the ids of legend.txt."
             )
         yield CorrectedMask(name, image_id, labels)

@@ -69,7 +69,7 @@ def _find_split_file(root: Path, split: str) -> Path:
         raise DataError(f"there is no list {shorten(split)!r}, neither in the current folder nor in {root}.")
     splits = sorted({path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.txt")})
     raise DataError(
-        f"there is no split list {shorten(split)!r} under {root / 'ImageSets'}{did_you_mean(split, splits)}."
+        f"there is no split list {shorten(split)!r} under {root / 'ImageSets'}{did_you_mean(split, splits)}"
     )
 
 
