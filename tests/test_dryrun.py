@@ -252,7 +252,7 @@ def test_methods_download_nothing_and_learn_almost_nothing() -> None:
     assert set(sources) == {"cam", "amn", "irn", "segment"}
     rates = {f"{name}.{k}": v for name, m in stages.items() for k, v in m.model_dump().items() if k.endswith("lr")}
     assert max(rates.values()) < 1e-6
-    assert len(rates) == 8
+    assert len(rates) == 9
     initial = estimate._for_dry_run(load_recipe("scratch")).stages["segment"].initial_weights()
     assert initial is not None
     assert initial.source == "classifier"
