@@ -165,7 +165,7 @@ def plot(folders: dict[str, Path], path: Path) -> None:
             style = "doubt" if order == "doubt" else "random"
             parts.append(f'<polyline points="{" ".join(points)}" class="{style}"/>')
             parts += [f'<circle cx="{p.split(",")[0]}" cy="{p.split(",")[1]}" r="3" class="{style}"/>' for p in points]
-    total = left + len(folders) * (width + gap)
+    total = max(left + len(folders) * (width + gap), 520)  # the width of the legend
     legend = [
         f'<path d="M{left} {top + height + 54}h24" class="doubt"/>',
         f'<text x="{left + 30}" y="{top + height + 58}">in the order of doubt</text>',
