@@ -105,7 +105,7 @@ def test_every_command_and_option_has_a_help_text(command: RunCommand, name: str
         ("check", {"--saliency", "--classes", "--limit", "--reviewed"}),
         ("saliency", {"--skip-bad"}),
         ("thresholds", {"--classes", "--data"}),
-        ("evaluate", {"--classes", "--data"}),
+        ("evaluate", {"--classes", "--data", "--skip-bad"}),
     ],
 )
 def test_data_options_are_in_a_panel_of_their_own(command: RunCommand, name: str, more: set[str]) -> None:
