@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -91,7 +92,9 @@ def test_checkpoints_are_saved_by_time(
 ) -> None:
     """A clock that advances by a minute at each look: with 2.5 minutes, each third look saves."""
     minutes = iter(range(10_000))
-    monkeypatch.setattr("tagmask.checkpoints.time.monotonic", lambda: 60.0 * next(minutes))
+    # The module's own clock alone: other threads look at time.monotonic, too.
+    clock = SimpleNamespace(monotonic=lambda: 60.0 * next(minutes))
+    monkeypatch.setattr("tagmask.checkpoints.time", clock)
     saved: list[tuple[int, int]] = []
     save = torch.save
 
