@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from tagmask.refine.crf_labels import most_probable_crf_labels
@@ -90,6 +91,7 @@ def added_memory(function: Callable[[], object]) -> float:
     """Return by how many MB a call raises the peak memory of a fresh process."""
 
     def measure() -> None:
+        torch.set_num_threads(1)  # the threads of OpenMP do not survive a fork: the child would wait for them forever
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         function()
         queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3)

@@ -16,7 +16,7 @@ from tagmask.errors import WORKER_KILLED, RunError
 
 LOG_INTERVAL = 30.0  # seconds between progress lines when the output is not a terminal
 
-LoopUnit = Literal["images", "steps"]
+LoopUnit = Literal["images", "tiles", "steps"]
 """What a loop counts. "images": the images that a stage has; a dry run has only a few, and extrapolates their number.
 "steps": mostly training steps; the total is that of a whole run also in a dry run, which ends the loop early."""
 

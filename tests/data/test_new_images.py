@@ -37,6 +37,13 @@ def test_lists_of_voc_need_no_tags(tmp_path: Path) -> None:
         find_new_images([str(tmp_path)], ("cat",), split="tset")
 
 
+def test_masks_in_the_layout_of_voc_are_no_images(tmp_path: Path) -> None:
+    save_images(tmp_path / "JPEGImages", "a.jpg")
+    save_images(tmp_path / "SegmentationClass", "a.png")
+    images = find_new_images([str(tmp_path)], ("cat",))
+    assert [sample.image for sample in images.samples] == [str(tmp_path / "JPEGImages" / "a.jpg")]
+
+
 def test_lists_of_other_folders(tmp_path: Path) -> None:
     save_images(tmp_path / "photos", "a/1.jpg", "a/2.jpg", "b/1.jpg")
     (tmp_path / "list.txt").write_text("a/2.jpg\n\nb/1\nb/3.jpg\n")

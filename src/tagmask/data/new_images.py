@@ -34,13 +34,14 @@ def find_new_images(
 ) -> TaggedImages:
     """Find the images among files, folders (with their subfolders) and URLs.
 
+    If a folder has a folder JPEGImages (the layout of VOC), only the images in that one are found.
+
     Args:
         paths: files, folders and URLs.
         classes: the classes of the network that will segment the images.
         tags: a table `image,tags`. The tags of an image that it does not name are not known.
         leave_out: folders inside the folders that are skipped.
-        split: only the images of this list, see `read_split`; `paths` is then one folder. If the folder has a folder
-            JPEGImages, the images are in it.
+        split: only the images of this list, see `read_split`; `paths` is then one folder.
 
     Raises:
         DataError: a path or the list does not exist, or there is no image. Bad lines of the list (no such image) and of
@@ -54,12 +55,17 @@ def _find_listed(paths: Sequence[str], classes: tuple[str, ...], leave_out: Sequ
     if len(paths) != 1 or is_url(paths[0]):
         raise DataError(f"the list {shorten(split)!r} names images of one folder; name the folder, and nothing else.")
     root = require_folder(Path(paths[0]))
-    voc_images = root / "JPEGImages"
-    files = ImageFiles(voc_images if voc_images.is_dir() else root, leave_out)
+    files = ImageFiles(_image_folder(root), leave_out)
     items, problems = read_split(root, split, files)
     names = [item.image for item in items]
     samples = tuple(Sample(i, files.path(name), None) for i, name in zip(unique_ids(names), names, strict=True))
     return TaggedImages(classes, samples, (*problems, *files.problems), name=f"the list {split!r}")
+
+
+def _image_folder(folder: Path) -> Path:
+    """Return the folder of the images: in VOC's layout, the others hold masks."""
+    voc_images = folder / "JPEGImages"
+    return voc_images if voc_images.is_dir() else folder
 
 
 def _find_all(paths: Sequence[str], classes: tuple[str, ...], leave_out: Sequence[Path]) -> TaggedImages:
@@ -72,7 +78,7 @@ def _find_all(paths: Sequence[str], classes: tuple[str, ...], leave_out: Sequenc
         elif Path(path).is_file():
             names.setdefault(os.path.abspath(path), Path(path).name)
         elif Path(path).is_dir():
-            files = ImageFiles(Path(path), leave_out)
+            files = ImageFiles(_image_folder(Path(path)), leave_out)
             others += files.others
             names = {os.path.abspath(files.path(name)): name for name in files.names} | names
             problems += files.problems

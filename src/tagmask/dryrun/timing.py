@@ -95,7 +95,7 @@ class LoopTimer(Reporter):
             seconds_per_unit = _seconds_per_unit(done, times)
             seconds_once = max(0.0, elapsed - seconds_per_unit * done[-1])
             count = total
-            if self._subset and unit == "images":
+            if self._subset and unit != "steps":
                 count = round(total * self._subset.image_factor)
                 seconds_per_unit *= self._subset.pixel_factor
             seconds = seconds_once + seconds_per_unit * count

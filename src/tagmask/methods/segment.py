@@ -383,7 +383,7 @@ def write_missing_masks(
         context.run_in_workers("masks of the network", jobs, total)
     groups = context.pending_shard([[sample] for sample in large.samples], context.folder.mask_path)
     num_tiles = sum(len(tiles(sample.size)) for (sample,) in groups if sample.size)
-    with context.reporter.progress("tiles of large images", num_tiles) as advance:
+    with context.reporter.progress("large images", num_tiles, "tiles") as advance:
         for (sample,) in groups:
             labels = segment_in_tiles(
                 network, sample.read_image(), sample.tags, inference, context.compute, lambda: advance(1)
