@@ -18,7 +18,7 @@ from tagmask.compute import Compute
 from tagmask.data.samples import TaggedImages
 from tagmask.errors import RecipeError
 from tagmask.label_map import read_label_map, write_label_map
-from tagmask.methods._class_balance import balanced_label_weights, label_shares
+from tagmask.methods._class_balance import balanced_label_weights, label_shares, undo_label_weights
 from tagmask.methods.segment import (
     Segment,
     SegmentTraining,
@@ -239,6 +239,38 @@ def test_the_shares_of_labels_leave_out_ignored_pixels(make_context: MakeContext
         labels[:10], labels[10:20] = 2, 255
         write_label_map(context.inputs["masks"].mask_path(sample.id), labels)
     np.testing.assert_allclose(label_shares(context, 4), [2 / 3, 0, 1 / 3, 0])
+
+
+def test_label_weights_are_undone_exactly() -> None:
+    """The best logits for pixels that look alike, with weights: after the correction, they are the labels' shares."""
+    counts = torch.tensor([70.0, 25.0, 5.0])
+    weights = torch.from_numpy(balanced_label_weights((counts / counts.sum()).numpy(), 0.5)).float()
+    labels = torch.repeat_interleave(torch.arange(3), counts.int())[None, None]
+    logits = torch.zeros(1, 3, 1, 1, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logits], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = pixel_loss(logits.expand(1, 3, 1, 100), labels, label_weights=weights)
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    shares = (logits[0, :, 0, 0] + undo_label_weights(weights)).softmax(0)
+    torch.testing.assert_close(shares.detach(), counts / 100, atol=1e-3, rtol=0)
+    assert undo_label_weights(torch.tensor([2.0, 0.0]))[1] == 0
+
+
+@pytest.mark.parametrize("architecture", ["deeplabv2", "Unet", "DeepLabV3Plus", "FPN", "UPerNet", "Segformer"])
+def test_offsets_are_added_to_the_logits(architecture: str) -> None:
+    torch.manual_seed(0)
+    network = Segmenter(architecture, "resnet18", ("a", "b")).eval()
+    images, offsets = torch.randn(1, 3, 64, 64), torch.tensor([0.5, -1.0, 2.0])
+    with torch.inference_mode():
+        before = network(images)
+    network.add_to_logits(offsets)
+    with torch.inference_mode():
+        torch.testing.assert_close(network(images), before + offsets[:, None, None], atol=1e-4, rtol=0)
 
 
 def test_class_balance_reaches_the_loss(make_context: MakeContext, earlier_stages: dict[str, Path]) -> None:

@@ -1,8 +1,9 @@
-"""Weights of labels in the loss, so that a short training does not lose the rare classes."""
+"""Weights of labels in the loss, so that a short training does not lose the rare classes; undone at inference."""
 
 from __future__ import annotations
 
 import numpy as np
+from torch import Tensor
 
 from tagmask.label_map import IGNORE_INDEX, read_label_map
 from tagmask.stage import StageContext
@@ -38,3 +39,19 @@ def balanced_label_weights(shares: np.ndarray, exponent: float) -> np.ndarray:
     weights = np.zeros(len(shares))
     weights[shares > 0] = shares[shares > 0] ** -exponent
     return weights / max((weights * shares).sum(), np.finfo(float).tiny)
+
+
+def undo_label_weights(weights: Tensor) -> Tensor:
+    """Return what to add to the logits of a network that was trained with label weights, to get the true probabilities.
+
+    The weighted cross-entropy has its minimum where the probabilities are proportional to weight · p(label), so the
+    logarithms of the weights are subtracted (as in Menon et al., "Long-tail learning via logit adjustment", ICLR 2021,
+    section 4.1, for another kind of imbalance).
+
+    Args:
+        weights: [L], of `balanced_label_weights`; 0 for labels that do not occur.
+
+    Returns:
+        [L] float32, 0 for labels that do not occur.
+    """
+    return -weights.log().where(weights > 0, 0)

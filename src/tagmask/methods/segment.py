@@ -35,7 +35,7 @@ from tagmask.data.transforms import (
 from tagmask.errors import RecipeError
 from tagmask.label_map import IGNORE_INDEX, read_label_map, write_label_map
 from tagmask.large_images import is_large, segment_tiles, tiles
-from tagmask.methods._class_balance import balanced_label_weights, label_shares
+from tagmask.methods._class_balance import balanced_label_weights, label_shares, undo_label_weights
 from tagmask.methods._settings import BackboneSettings, InferenceSettings, ScaleRange, Scales, Stride
 from tagmask.models.inference import prepare_for_inference_inplace, scaled, scaled_with_hflip
 from tagmask.models.segmenter import InferenceConfig, Segmenter, check_architecture, initial_segmenter
@@ -104,7 +104,8 @@ class Segment(BackboneSettings, TrainingSettings, InferenceSettings):
         ge=0,
         le=1,
         description="exponent b: a pixel whose label covers the share s of all masks has the weight s^−b in the loss, "
-        "so that rare classes are not lost; 0: all pixels have the same weight",
+        "so that rare classes are not lost; afterwards the network's probabilities are multiplied by s^b, so that it "
+        "does not see rare classes everywhere; 0: all pixels have the same weight",
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
     weight_decay: float = Field(5e-4, ge=0, description="weight decay")
@@ -154,9 +155,11 @@ class Segment(BackboneSettings, TrainingSettings, InferenceSettings):
         transform = training_transform(resize, self.crop_size, network.mean, network.std)
         data = TrainingSet(context.images, transform, context.seed, self.extra_targets(context), windows=True)
         module = self.make_training(network, self.parameter_groups(network))
+        label_weights = None
         if self.class_balance:
             shares = label_shares(context, len(context.images.classes) + 1)
-            module.label_weights = torch.from_numpy(balanced_label_weights(shares, self.class_balance)).float()
+            label_weights = torch.from_numpy(balanced_label_weights(shares, self.class_balance)).float()
+            module.label_weights = label_weights
         steps_per_epoch = max(1, context.images_per_epoch // self.batch_size)
         steps = self.steps if self.epochs is None else None
         epochs = math.ceil(self.steps / steps_per_epoch) if self.epochs is None else self.epochs
@@ -170,6 +173,8 @@ class Segment(BackboneSettings, TrainingSettings, InferenceSettings):
                 "point: give a larger batch_size and more images, or another architecture, e.g. Unet."
             ) from error
         if context.compute.is_main_process:
+            if label_weights is not None:
+                network.add_to_logits(undo_label_weights(label_weights))
             network.save(context.folder.path, test=self.inference.model_dump())
 
     def parameter_groups(self, network: Segmenter) -> list[ParameterGroup]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import segmentation_models_pytorch as smp
+import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 from torch import Tensor, nn
@@ -184,6 +185,19 @@ class Segmenter(FreezableNorms, SavedNetwork):
         """Return the parameters that do not belong to the encoder."""
         encoder = {id(p) for p in self.timm_network().parameters()}
         return [p for p in self.parameters() if id(p) not in encoder]
+
+    @torch.no_grad()
+    def add_to_logits(self, offsets: Tensor) -> None:
+        """Add a number to the logits of each label, by changing the biases of the last layer.
+
+        Args:
+            offsets: [K + 1], background first.
+        """
+        is_deeplab_v2 = isinstance(self.net, nn.Sequential)
+        head = self.net[1].branches[0] if is_deeplab_v2 else self.net.segmentation_head
+        last = next(module for module in head.modules() if isinstance(module, nn.Conv2d))
+        assert last.bias is not None
+        last.bias += offsets.to(last.bias)
 
     def load_encoder(self, weights: Mapping[str, Tensor]) -> None:
         """Load the state dict of a timm network into the encoder.
