@@ -79,7 +79,7 @@ def run_stages(
             time_left.skip(name)
             continue
         reporter.info(f"{title}{time_left.describe(name)}")
-        _announce_download(recipe, name, stage, reporter)
+        _announce_download(recipe, name, stage, compute, reporter)
         start = time.time()
         visible = images if MASKS_ENTRY in key else images.without_reviewed_masks()
         context = StageContext(stage, visible, compute, reporter, inputs, recipe.seed, max_steps, epoch_size)
@@ -93,12 +93,23 @@ def run_stages(
         remember_files(folder, {name: method.made_artifacts() for name, method in recipe.stages.items()}, images)
 
 
-def _announce_download(recipe: Recipe, name: str, stage: StageFolder, reporter: Reporter) -> None:
-    """Say that a stage loads pretrained weights, because without a connection it waits for them for a long time."""
+def _announce_download(recipe: Recipe, name: str, stage: StageFolder, compute: Compute, reporter: Reporter) -> None:
+    """Say that a stage loads pretrained weights, because without a connection it waits for them for a long time.
+
+    If their license restricts their use, it is named here, and in a file beside the weights that are trained from them.
+    """
     weights = recipe.stages[name].initial_weights()
-    if weights and weights.source == "pretrained" and not any(stage.path.glob("*.safetensors")):
-        backbone = recipe.backbone_of(name) or "the backbone"
-        reporter.info(f"  loading the pretrained weights of {backbone}; the first time they are downloaded")
+    if not weights or weights.source != "pretrained" or any(stage.path.glob("*.safetensors")):
+        return
+    from tagmask.models.weights_license import restriction_of_weights  # here, because it imports timm
+
+    backbone = recipe.backbone_of(name)
+    name_of_weights = backbone or "the backbone"
+    reporter.info(f"  loading the pretrained weights of {name_of_weights}; the first time they are downloaded")
+    if backbone and (restriction := restriction_of_weights(backbone)):
+        reporter.info(f"  {restriction}")
+        if compute.is_main_process:
+            write_text(stage.path / "weights-license.txt", f"{restriction[0].upper()}{restriction[1:]}\n")
 
 
 def stage_keys(recipe: Recipe, images: TaggedImages) -> dict[str, dict[str, Any]]:

@@ -98,16 +98,17 @@ class MapSettings(InferenceSettings):
         return Resize(self.interpolation, backbone.mean, backbone.std)
 
 
+FrozenStride = Annotated[int, Field(ge=0)] | Literal["all"]
 FROZEN_STRIDE = (
     "layers up to this stride are not trained (8: the stem and the first two stages of a ResNet); 0: all layers are "
-    "trained"
+    "trained; all: none is, only the weights of the classes"
 )
 
 
 class ClassifierSettings(TrainingSettings, MapSettings):
     """How a classifier is trained and makes response maps."""
 
-    frozen_stride: int = Field(8, ge=0, description=FROZEN_STRIDE)
+    frozen_stride: FrozenStride = Field(8, description=FROZEN_STRIDE)
     freeze_norm: bool = Field(True, description="keep the running statistics of batch norms fixed")
     long_side_range: LongSideRange = Field(
         (320, 640), description="range of the random length in pixels to which the long side is resized"

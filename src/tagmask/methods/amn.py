@@ -21,7 +21,14 @@ from tagmask.data.transforms import RandomScale, downsample_labels, training_tra
 from tagmask.label_map import IGNORE_INDEX
 from tagmask.maps import ResponseMaps, grid_size
 from tagmask.methods._seeds import SeedFolder, write_missing_seeds
-from tagmask.methods._settings import CAM_SCALES, FROZEN_STRIDE, FeatureSettings, InferenceSettings, ScaleRange
+from tagmask.methods._settings import (
+    CAM_SCALES,
+    FROZEN_STRIDE,
+    FeatureSettings,
+    FrozenStride,
+    InferenceSettings,
+    ScaleRange,
+)
 from tagmask.methods.cam import EPSILON, write_missing_maps
 from tagmask.models.classifier import initial_backbone
 from tagmask.models.inference import BILINEAR, Resize, scaled_with_hflip
@@ -56,7 +63,7 @@ class Amn(FeatureSettings, TrainingSettings, InferenceSettings):
         lt=1,
         description="ε: the share of the target that is divided among the other labels; 0: an ablation of the paper",
     )
-    frozen_stride: int = Field(0, ge=0, description=FROZEN_STRIDE)
+    frozen_stride: FrozenStride = Field(0, description=FROZEN_STRIDE)
     freeze_norm: bool = Field(True, description="keep the running statistics of batch norms fixed")
     scale_range: ScaleRange = Field((0.5, 1.5), description="range of the random factor by which images are resized")
     optimizer: Optimizer = Field("adam", description="the optimizer")

@@ -20,6 +20,7 @@ from tagmask.data.loading import TrainingSet, load_image_batches
 from tagmask.data.samples import Sample
 from tagmask.data.transforms import RandomLongSide, normalize_images, training_transform
 from tagmask.maps import ResponseMaps, grid_size
+from tagmask.methods._frozen import fit_frozen_classifier
 from tagmask.methods._settings import (
     CAM_SCALES,
     DILATION,
@@ -74,6 +75,15 @@ class Cam(FeatureSettings, ClassifierSettings):
             )
         classifier = Classifier(backbone, context.images.classes)
         backbone.freeze(self.frozen_stride, self.freeze_norm)
+        if self.frozen_stride == "all":
+            fit_frozen_classifier(classifier, context, self)
+        else:
+            self._fit(classifier, context)
+        if context.compute.is_main_process:
+            classifier.save(context.folder.path, weights=self.weights)
+
+    def _fit(self, classifier: Classifier, context: StageContext) -> None:
+        backbone = classifier.backbone
         transform = training_transform(
             RandomLongSide(*self.long_side_range, self.interpolation), self.crop_size, backbone.mean, backbone.std
         )
@@ -84,8 +94,6 @@ class Cam(FeatureSettings, ClassifierSettings):
         module = CamTraining(classifier, parameter_groups, self)
         data = TrainingSet(context.images, transform, context.seed)
         fit(module, data, context, epochs=self.epochs, batch_size=self.batch_size)
-        if context.compute.is_main_process:
-            classifier.save(context.folder.path, weights=self.weights)
 
 
 class CamTraining(Training):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tagmask.data.loading import TrainingSet
 from tagmask.data.transforms import RandomLongSide, training_transform
-from tagmask.methods._settings import FROZEN_STRIDE, ClassifierSettings
+from tagmask.methods._settings import FROZEN_STRIDE, ClassifierSettings, FrozenStride
 from tagmask.methods.cam import EPSILON, make_missing_maps
 from tagmask.models.classifier import Classifier
 from tagmask.stage import ArtifactKind, StageContext
@@ -43,7 +43,7 @@ class ReCam(ClassifierSettings):
         description="make maps with V ∘ ReLU(W) instead of the paper's V ∘ W, so that a channel that is negative in "
         "both classifiers does not count for the class",
     )
-    frozen_stride: int = Field(0, ge=0, description=FROZEN_STRIDE)
+    frozen_stride: FrozenStride = Field(0, description=FROZEN_STRIDE)
     epochs: int = Field(4, ge=0, description="passes over the training images")
     lr: float = Field(5e-5, gt=0, description="learning rate of the backbone and of the first classifier W")
     head_lr: float = Field(5e-4, gt=0, description="learning rate of the second classifier V")

@@ -31,9 +31,11 @@ class FreezableNorms(nn.Module):
     Attributes:
         freeze_norm: whether the batch norms of the backbone stay in eval mode when `train()` is called. This is usual
             when a network with pretrained weights is trained with small batches.
+        is_frozen: whether the whole backbone stays in eval mode, so that it has no dropout, either.
     """
 
     freeze_norm: bool = False
+    is_frozen: bool = False
 
     def timm_network(self) -> Any:
         """Return the timm network that is the backbone. The names of its layers are timm's."""
@@ -41,7 +43,9 @@ class FreezableNorms(nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        if self.freeze_norm:
+        if self.is_frozen:
+            self.timm_network().eval()
+        elif self.freeze_norm:
             for module in self.timm_network().modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
@@ -129,16 +133,21 @@ class Backbone(FreezableNorms):
             return features.permute(0, 3, 1, 2).contiguous()
         return features
 
-    def freeze(self, until_stride: int, freeze_norm: bool) -> None:
+    def freeze(self, until_stride: int | Literal["all"], freeze_norm: bool) -> None:
         """Exclude the first layers from training.
 
         Args:
             until_stride: the setting `frozen_stride`. All layers are frozen up to the end of the last feature level
                 whose stride is at most this number. For a ResNet, 0 freezes no layer, 2 the stem, 4 also the first
-                stage, and 8 also the second stage (as in IRN's code; ReCAM's freezes the stem).
+                stage, and 8 also the second stage (as in IRN's code; ReCAM's freezes the stem). "all": the whole
+                backbone.
             freeze_norm: whether all batch norms of the backbone keep their running statistics.
         """
         self.freeze_norm = freeze_norm
+        if until_stride == "all":
+            self.is_frozen = True
+            self.requires_grad_(False)
+            return
         stride, last_module = 0, ""
         for level in _feature_levels(self.net):
             if stride < level["reduction"] <= until_stride:  # a dilated level has the stride of the level before it
