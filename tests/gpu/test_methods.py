@@ -29,11 +29,13 @@ from tests.gpu.conftest import CPU, CUDA, HAS_GPU, Record
 from tests.methods.test_combinations import TOY, images  # noqa: F401
 
 ORDER = (
-    "cam", "recam", "layercam", "pretrained", "infercam", "amn", "irn", "pseudo_masks", "segment", "activation_aware"
+    "cam", "recam", "layercam", "pretrained", "infercam", "amn", "affinity", "irn", "pseudo_masks", "regions",
+    "segment", "activation_aware",
 )  # fmt: skip
 CHANGES: dict[str, dict[str, Any]] = {
     "amn": {"dropout": 0.0},  # a GPU draws other random numbers
     "infercam": {"inputs": {"classifier": "cam"}},
+    "affinity": {"inputs": {"classifier": "cam", "maps": "cam"}},
     "irn": {"inputs": {"classifier": "cam", "maps": "cam"}},
 }
 LIMITS = {  # largest difference of the loss in % and of maps on average; smallest share of equal pixels of masks

@@ -38,8 +38,10 @@ TOY: dict[str, dict[str, Any]] = {
     "pretrained": {"backbone": "test_resnet", "outputs": {"red": [0], "green": [1, 3], "blue": [2]}, "scales": [1.0]},
     "infercam": {"scales": [1.0], "iterations": 2},
     "amn": {**TRAINING, "seeds": {"crf": None}, "scales": [1.0]},
+    "affinity": {"of": "features", "output_stride": 8},
     "irn": {**IRN, "walk": {"steps": 16}},
     "pseudo_masks": {"crf": {"steps": 2}},
+    "regions": {"region_sizes": [20], "crf": {"steps": 2}},
     "segment": SEGMENT,
     "activation_aware": SEGMENT,
 }
@@ -53,6 +55,7 @@ FOLLOWED = [
     for irn in (False, True)
 ]
 CELLS = [(producer, *followers, "pseudo_masks") for producer in PRODUCERS for followers in FOLLOWED]
+CELLS += [(producer, "regions") for producer in PRODUCERS]
 NETWORKS = [("cam", "pseudo_masks", name) for name in methods_making("segmenter")]
 
 
@@ -159,8 +162,8 @@ def test_maps_of_any_method_with_a_network_as_cue(producer: str, images: TaggedI
 def test_all_combinations_are_covered() -> None:
     assert {"cam", "recam", "layercam", "pretrained"} <= set(PRODUCERS)
     assert {"segment", "activation_aware"} <= {name for *_, name in NETWORKS}
-    assert set(methods_making("masks")) == {"pseudo_masks", *methods_making("segmenter")}
-    assert len(set(CELLS)) == 8 * len(PRODUCERS)
+    assert set(methods_making("masks")) == {"pseudo_masks", "regions", *methods_making("segmenter")}
+    assert len(set(CELLS)) == 9 * len(PRODUCERS)
 
 
 def test_infercam_uses_the_activations_of_its_producer(images: TaggedImages, folder: RunFolder) -> None:

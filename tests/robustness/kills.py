@@ -54,11 +54,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "pretrained": {"backbone": "test_resnet", "outputs": {"red": [0], "green": [1], "blue": [2]}, "scales": [1.0]},
     "infercam": {"scales": [1.0], "iterations": 2, "inputs": {"classifier": "cam"}},
     "amn": {**TRAINING, "dropout": 0.5, "seeds": {"crf": None}, "scales": [1.0], "inputs": {"classifier": "cam"}},
+    "affinity": {"of": "features", "inputs": {"maps": "cam", "classifier": "cam"}},
     "irn": {
         **TRAINING, "seeds": {"crf": {"steps": 1}}, "pair_radius": 2, "walk": {"steps": 16}, "instances": True,
         "inputs": {"classifier": "cam"},
     },
     "pseudo_masks": {"crf": {"steps": 1}},
+    "regions": {"region_sizes": [20], "crf": {"steps": 1}},
     "segment": {**SEGMENT, "architecture": "DeepLabV3Plus", "inputs": {"classifier": "cam"}},
     "activation_aware": {**SEGMENT, "inputs": {"classifier": "cam", "masks": "pseudo_masks"}},
 }  # fmt: skip

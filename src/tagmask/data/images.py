@@ -126,6 +126,18 @@ def read_mask_image(path: str | Path) -> np.ndarray:
         return np.array(image)
 
 
+def read_number_image(path: str | Path) -> np.ndarray:
+    """Read an image of numbers, of 1, 8 or 16 bits per pixel, as [H, W] int32.
+
+    Raises:
+        DataError: the file cannot be read, or the image has colors.
+    """
+    with _open_image(path) as image:
+        if image.mode not in ("1", "P", "L", "I", "I;16", "I;16B", "I;16L"):
+            raise DataError(f"{path} has the color mode {image.mode}; save it as a grey PNG of 8 or 16 bits.")
+        return np.array(image).astype(np.int32)
+
+
 def read_grey(path: str | Path) -> np.ndarray:
     """Read an image as grey values, [H, W] float32 in 0..1. Raises DataError as `read_image`."""
     with _open_image(path) as image:

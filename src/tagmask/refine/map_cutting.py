@@ -35,8 +35,26 @@ def cut_maps(
         [H, W] uint8, 0 background and class ids.
     """
     labels = maps.label_map(threshold)
-    ids = np.concatenate([[0], maps.classes]).astype(np.uint8)
-    if crf is None or len(ids) == 1:
+    return labels if crf is None else refine_labels(image, labels, maps.classes, crf, gt_prob)
+
+
+def refine_labels(
+    image: np.ndarray, labels: np.ndarray, classes: np.ndarray, crf: CrfSettings, gt_prob: float = 0.7
+) -> np.ndarray:
+    """Return a label map refined by the dense CRF.
+
+    Args:
+        image: [H, W, 3] uint8, RGB.
+        labels: [H, W] uint8, 0 background and class ids.
+        classes: [K] the class ids that can appear, ascending; without any, nothing changes.
+        crf: settings of the CRF.
+        gt_prob: as in `cut_maps`.
+
+    Returns:
+        [H, W] uint8.
+    """
+    ids = np.concatenate([[0], classes]).astype(np.uint8)
+    if len(ids) == 1:
         return labels
     unary = unary_from_labels(np.searchsorted(ids, labels).astype(np.uint8), len(ids), gt_prob)
     return ids[apply_crf(image, unary, crf).argmax(0)]
