@@ -236,7 +236,7 @@ def test_an_unknown_recipe_names_the_nearest_one() -> None:
         ("stages: {cam: {method: json}}", "module json defines 0 methods"),
         (
             "stages: {pseudo_masks: }",
-            "needs response maps, which no earlier stage makes; add an earlier stage with one of these methods: amn, ",
+            "needs response maps, which no earlier stage makes; add an earlier stage with one of these methods: ",
         ),
         ("stages: {pseudo_masks: , cam: }", "stage 'pseudo_masks' needs response maps, which no earlier stage makes"),
         ("stages: {cam: , segment: }", "stage 'segment' needs masks"),

@@ -13,6 +13,11 @@ from tagmask.cli.options import MAX_ROWS
 from tagmask.data.check import CheckReport
 from tagmask.formatting import format_count
 
+EVERYDAY_NOUNS = (
+    "all classes are everyday nouns: with a GPU, a model that takes words, such as SAM 3, may give better masks "
+    "without training (docs/guides/text-prompts.md compares them)"
+)
+
 
 def print_check(report: CheckReport) -> None:
     """Print what a data set contains, and what is wrong with it."""
@@ -35,6 +40,8 @@ def print_check(report: CheckReport) -> None:
             console.print(f"... and {len(problems) - MAX_ROWS} more {severity}s; --json prints all")
     for warning in report.tag_warnings:
         console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+    if report.everyday_nouns:
+        console.print(EVERYDAY_NOUNS, markup=False, highlight=False, soft_wrap=True)
     console.print("ready to run" if report.ok else "correct the errors, or leave these images out with --skip-bad")
 
 

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from tagmask.data.everyday_nouns import are_everyday_nouns
 from tagmask.data.misspelled_tags import MisspelledTag, find_misspelled_tags
 from tagmask.data.samples import Problem, Sample, TaggedImages
 from tagmask.data.tag_warnings import count_co_occurrence, tag_warnings
@@ -67,6 +68,7 @@ class CheckReport:
         duplicates: ids of images whose files are identical.
         problems: all errors and warnings about single items.
         tag_warnings: sentences about the tags of the whole set (`tagmask.data.tag_warnings`).
+        everyday_nouns: whether all classes are nouns that a model with text prompts would know.
     """
 
     name: str
@@ -90,6 +92,7 @@ class CheckReport:
     duplicates: Occurrences
     problems: tuple[Problem, ...]
     tag_warnings: tuple[str, ...]
+    everyday_nouns: bool
 
     @property
     def ok(self) -> bool:
@@ -152,6 +155,7 @@ def check_images(images: TaggedImages, *, workers: int, progress: Progress) -> C
         duplicates=Occurrences.from_items(_find_duplicates(usable)),
         problems=tuple(problems),
         tag_warnings=tuple(tag_warnings(replace(images, samples=tuple(samples)))),
+        everyday_nouns=are_everyday_nouns(images.classes),
     )
     return replace(report, problems=(*problems, *_warnings(report)))
 
