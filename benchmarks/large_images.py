@@ -83,6 +83,8 @@ def _phase(log: str) -> str:
     """Return the last stage or loop that a log of tagmask names, e.g. "[2/3] pseudo_masks: masks"."""
     stage = loop = ""
     for line in log.splitlines():
+        if "Warning: " in line or "warnings.warn(" in line:
+            continue
         if not line.startswith(" "):
             stage, loop = line.partition(",")[0], ""
         elif ":" in line:

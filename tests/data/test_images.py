@@ -18,7 +18,7 @@ from tagmask.data.image_files import ImageFiles
 from tagmask.data.images import check_aspect_ratio, image_size, read_grey, read_image, read_mask_image
 from tagmask.errors import DataError
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
 RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
 
@@ -288,3 +288,14 @@ def test_a_map_must_have_the_aspect_ratio_of_its_image(size: tuple[int, int], fi
         sentence = rf"^a\.png has {size[1]}×{size[0]} pixels and its image 800×400; give both the same aspect ratio\.$"
         with pytest.raises(DataError, match=sentence):
             check_aspect_ratio("a.png", size, (400, 800))
+
+
+@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
+def test_large_images_that_are_allowed_give_no_warning_of_pillow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow warns from 89 million pixels on; here from 100."""
+    Image.new("RGB", (12, 10)).save(tmp_path / "image.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert read_image(tmp_path / "image.png").shape == (10, 12, 3)
+    assert image_size(tmp_path / "image.png") == (10, 12)

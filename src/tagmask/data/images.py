@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import io
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -170,7 +171,9 @@ def _open_image(path: str | Path, load: bool = True) -> Iterator[Image.Image]:
     if content.startswith((b"II", b"MM")):
         _silence_libtiff()
     try:
-        image = Image.open(io.BytesIO(content))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of sizes that are allowed here
+            image = Image.open(io.BytesIO(content))
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise DataError(
