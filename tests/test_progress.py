@@ -18,7 +18,7 @@ from rich.console import Console
 
 from tagmask.compute import explain_out_of_memory
 from tagmask.errors import RunError
-from tagmask.progress import Reporter, run_in_workers
+from tagmask.progress import Reporter, run_in_workers, stop_workers
 
 
 def test_a_worker_that_is_killed_is_one_sentence() -> None:
@@ -144,3 +144,17 @@ def test_idle_threads_sleep() -> None:
         pytest.skip("PyTorch has no OpenMP here")
     assert "OMP_WAIT_POLICY = 'PASSIVE'" in said[0]
     assert "OMP_WAIT_POLICY = 'ACTIVE'" in said[1]
+
+
+def test_stopped_workers_end_and_others_take_their_place() -> None:
+    """A training stops those of the stage before it, which would keep their memory."""
+
+    def workers() -> set[int]:
+        return set(run_in_workers("pids", [delayed(os.getpid)() for _ in range(8)], 8, 2, Reporter().progress))
+
+    first = workers()
+    stop_workers()
+    for pid in first:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert not first & workers()

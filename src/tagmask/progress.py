@@ -125,6 +125,13 @@ def run_in_workers(
     return results
 
 
+def stop_workers() -> None:
+    """End the worker processes, which joblib keeps for the next calls, together with the memory that they have used."""
+    from joblib.externals.loky import get_reusable_executor
+
+    get_reusable_executor(reuse=True).shutdown()
+
+
 def results_from_workers(description: str, delayed_calls: Iterable[Any], num_workers: int) -> Iterator[Any]:
     """Yield the results of joblib `delayed` calls in worker processes, in the order of the calls.
 

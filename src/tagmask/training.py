@@ -24,6 +24,7 @@ from tagmask.data.loading import TrainingSet, training_loader
 from tagmask.errors import RecipeError
 from tagmask.models.saved_network import SavedNetwork
 from tagmask.models.synced_batch_norm import synced_batch_norms
+from tagmask.progress import stop_workers
 from tagmask.stage import Method, StageContext
 from tagmask.training_curves import TrainingCurves
 from tagmask.training_environment import deterministic_algorithms, silence_lightning, stop_on_signals
@@ -272,6 +273,7 @@ def fit(
         module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
         module.network.to(context.compute.device)
         return
+    stop_workers()  # of the stage before: the workers that load images need the memory
     loader = training_loader(
         data, batch_size, context.compute, done, epoch_size=context.images_per_epoch, first_batch=position.batches
     )

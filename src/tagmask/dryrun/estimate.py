@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from joblib.externals.loky import get_reusable_executor
 
 from tagmask.api import resolve_recipe
 from tagmask.compute import Compute, Precision
@@ -23,7 +22,7 @@ from tagmask.errors import RunError
 from tagmask.evaluate import evaluate_run, held_out_folder
 from tagmask.expected_times import save_expected_times
 from tagmask.pipeline import check_stages, expected_times_key, run_stages, write_run_record
-from tagmask.progress import make_reporter
+from tagmask.progress import make_reporter, stop_workers
 from tagmask.recipe import Recipe
 from tagmask.report.update import update_report
 from tagmask.run_data import read_run_data
@@ -157,7 +156,7 @@ def _run_timed(
 
 def peak_memory(compute: Compute) -> dict[str, int | None]:
     """Return the largest memory use so far, see `DryRun.memory`, and stop the worker processes of joblib."""
-    get_reusable_executor(reuse=True).shutdown()  # getrusage counts only workers that have ended
+    stop_workers()  # getrusage counts only workers that have ended
     unit = 1 if sys.platform == "darwin" else 1024
     process, worker = (
         resource.getrusage(who).ru_maxrss * unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
