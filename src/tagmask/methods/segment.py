@@ -39,6 +39,7 @@ from tagmask.methods._class_balance import balanced_label_weights, label_shares,
 from tagmask.methods._settings import BackboneSettings, InferenceSettings, ScaleRange, Scales, Stride
 from tagmask.models.inference import prepare_for_inference_inplace, scaled, scaled_with_hflip
 from tagmask.models.segmenter import InferenceConfig, Segmenter, check_architecture, initial_segmenter
+from tagmask.progress import stop_workers
 from tagmask.refine.crf_labels import most_probable_crf_labels
 from tagmask.refine.label_selection import SelectedLabels, select_labels
 from tagmask.refine.settings import NETWORK_CRF, CrfSettings
@@ -387,6 +388,8 @@ def write_missing_masks(
     if total or not len(large):
         context.run_in_workers("masks of the network", jobs, total)
     groups = context.pending_shard([[sample] for sample in large.samples], context.folder.mask_path)
+    if groups:
+        stop_workers()  # those of the small images: the large ones need the memory
     num_tiles = sum(len(tiles(sample.size)) for (sample,) in groups if sample.size)
     with context.reporter.progress("large images", num_tiles, "tiles") as advance:
         for (sample,) in groups:
