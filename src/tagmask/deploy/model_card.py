@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import timm.models
-
 from tagmask.deploy.trained_network import TrainedNetwork
 from tagmask.errors import RunError
 from tagmask.formatting import format_count, format_percent
 from tagmask.models.segmenter import InferenceConfig
+from tagmask.models.weights_license import license_of_weights
 from tagmask.recipe import Recipe
 from tagmask.text import pluralize
 from tagmask.yaml_text import dump_yaml, parse_yaml
@@ -48,10 +47,9 @@ def backbone_license(source: str, backbone: str) -> BackboneLicense:
         return BackboneLicense(None, "none, because the training began with random weights")
     if source != "pretrained":
         return BackboneLicense("unknown", f"unknown: weights file {Path(source).name}")
-    config = timm.models.get_pretrained_cfg(backbone)
-    name, repository = (config.license, config.hf_hub_id) if config else (None, None)
+    name, repository = license_of_weights(backbone)
     where = f"[{repository}](https://huggingface.co/{repository})" if repository else f"timm's weights of {backbone}"
-    if name in (None, "unknown"):
+    if name is None:
         return BackboneLicense("unknown", f"unknown: timm does not give one for {where}", repository)
     return BackboneLicense(name, f"{name}, which timm gives for {where}", repository)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,12 @@ import torch
 from torch import Tensor
 
 from tagmask.artifacts import read_arrays, write_arrays, write_json
-from tagmask.data.loading import load_image_batches, multi_hot
-from tagmask.data.transforms import normalize_images
+from tagmask.data.loading import multi_hot
+from tagmask.methods._batches import write_missing_files
 from tagmask.methods._settings import ClassifierSettings
 from tagmask.models.backbone import Backbone
 from tagmask.models.classifier import Classifier
-from tagmask.models.inference import BILINEAR, Resize, prepare_for_inference_inplace, scaled_with_hflip
+from tagmask.models.inference import BILINEAR, Resize, scaled_with_hflip
 from tagmask.models.linear_head import fit_linear_head
 from tagmask.stage import StageContext
 
@@ -34,8 +35,7 @@ def fit_frozen_classifier(classifier: Classifier, context: StageContext, setting
         settings: scales, batch size and weight decay.
     """
     folder = context.folder.path / "training" / "features"
-    backbone = prepare_for_inference_inplace(copy.deepcopy(classifier.backbone), context.compute)
-    write_missing_features(backbone, folder, context, settings)
+    write_missing_features(copy.deepcopy(classifier.backbone), folder, context, settings)
     context.compute.barrier()
     if not context.compute.is_main_process:
         return
@@ -58,19 +58,21 @@ def features_path(folder: Path, image_id: str) -> Path:
 def write_missing_features(
     backbone: Backbone, folder: Path, context: StageContext, settings: ClassifierSettings
 ) -> None:
-    """Write the pooled features of every image that has none yet: "features" [V, D] float16, see `pooled_features`."""
-    batches = context.pending_shard(
-        context.batches(settings.inference_batch_size), lambda image_id: features_path(folder, image_id)
+    """Write the pooled features of every image that has none yet: "features" [V, D] float16, see `pooled_features`.
+
+    The backbone is prepared for inference in place.
+    """
+    write_missing_files(
+        backbone,
+        context,
+        "features",
+        partial(features_path, folder),
+        lambda images, samples: (
+            pooled_features(backbone, images, settings.scales, settings.resize(backbone)).half().cpu().numpy()
+        ),
+        lambda features, sample, path: write_arrays(path, {"features": features}),
+        settings.inference_batch_size,
     )
-    num_images = sum(map(len, batches))
-    with context.reporter.progress("features", num_images) as advance, context.compute.autocast(backbone):
-        for samples, pixels in load_image_batches(batches, context.compute) if batches else ():
-            images = normalize_images(pixels.to(context.compute.device), backbone.mean, backbone.std)
-            pooled = pooled_features(backbone, images, settings.scales, settings.resize(backbone)).half().cpu().numpy()
-            for sample, features in zip(samples, pooled, strict=True):
-                if not features_path(folder, sample.id).exists():
-                    write_arrays(features_path(folder, sample.id), {"features": features})
-            advance(len(samples))
 
 
 @torch.inference_mode()

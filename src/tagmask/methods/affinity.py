@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from tagmask.data.samples import Sample
 from tagmask.maps import ResponseMaps, grid_size
@@ -75,7 +75,7 @@ class Affinity(BackboneSettings):
             scale = min(self.scale, cell * (MAX_CELLS / (size[0] * size[1])) ** 0.5)
             return self.spread_maps(affinity_of, scaled(images, scale), maps)
 
-        write_missing_maps(_WithBackbone(backbone), context, maps_of_batch, self.inference_batch_size)
+        write_missing_maps(backbone, context, maps_of_batch, self.inference_batch_size)
 
     def affinity_of(self, backbone: Backbone) -> AffinityOf:
         """Return the function that computes the affinity of cells with a backbone."""
@@ -119,11 +119,3 @@ class Affinity(BackboneSettings):
             fine /= fine.amax((1, 2), keepdim=True).clamp_min(SMALLEST)
             results.append(ResponseMaps(each.classes, fine.cpu().numpy(), each.size))
         return results
-
-
-class _WithBackbone(nn.Module):
-    """A backbone as a network that `write_missing_maps` takes."""
-
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__()
-        self.backbone = backbone

@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from tagmask.data.loading import TrainingSet, load_image_batches
+from tagmask.data.loading import TrainingSet
 from tagmask.data.samples import Sample
-from tagmask.data.transforms import RandomLongSide, normalize_images, training_transform
+from tagmask.data.transforms import RandomLongSide, training_transform
 from tagmask.maps import ResponseMaps, grid_size
+from tagmask.methods._batches import write_missing_files
 from tagmask.methods._frozen import fit_frozen_classifier
 from tagmask.methods._settings import (
     CAM_SCALES,
@@ -31,7 +32,7 @@ from tagmask.methods._settings import (
 )
 from tagmask.models.backbone import Backbone, Dilation
 from tagmask.models.classifier import Classifier
-from tagmask.models.inference import BILINEAR, Resize, prepare_for_inference_inplace, scaled_with_hflip
+from tagmask.models.inference import BILINEAR, Resize, scaled_with_hflip
 from tagmask.stage import ArtifactKind, InferenceContext, StageContext
 from tagmask.training import ParameterGroup, Training, fit, train_once
 
@@ -143,23 +144,20 @@ def write_missing_maps(
     The maps of a large image are computed on a reduced one (`tagmask.large_images`), and are then enlarged.
 
     Args:
-        network: a network with a `backbone`; it is prepared for inference in place.
+        network: a `Backbone`, or a network with a `backbone`; it is prepared for inference in place.
         context: the images, and the folder to write to.
         maps_of_batch: makes the maps from normalized images [B, 3, H, W] and their samples.
         batch_size: the largest number of images in a batch.
     """
-    maps_path = context.folder.maps_path
-    batches = context.pending_shard(context.batches(batch_size), maps_path)
-    network = prepare_for_inference_inplace(network, context.compute)
-    backbone = network.backbone
-    num_images = sum(map(len, batches))
-    with context.reporter.progress("response maps", num_images) as advance, context.compute.autocast(network):
-        for samples, pixels in load_image_batches(batches, context.compute) if batches else ():
-            images = normalize_images(pixels.to(context.compute.device), backbone.mean, backbone.std)
-            for sample, maps in zip(samples, maps_of_batch(images, samples), strict=True):
-                if not maps_path(sample.id).exists():  # the others only complete the batch of the first attempt
-                    maps.resized(sample.size or maps.size).save(maps_path(sample.id))
-            advance(len(samples))
+    write_missing_files(
+        network,
+        context,
+        "response maps",
+        context.folder.maps_path,
+        maps_of_batch,
+        lambda maps, sample, path: maps.resized(sample.size or maps.size).save(path),
+        batch_size,
+    )
 
 
 @torch.inference_mode()

@@ -111,9 +111,7 @@ class Regions(Method):
 
     def regions(self, sample: Sample, image: np.ndarray) -> RegionLayers:
         """Return the regions [L, H, W] of an image [H, W, 3] uint8."""
-        if self.source == "felzenszwalb":
-            return felzenszwalb_regions(image, self.region_sizes)
-        if self.source == "slic":
-            return slic_regions(image, self.region_sizes)
-        assert self.folder is not None
-        return read_regions(self.folder, sample.id, (image.shape[0], image.shape[1]))
+        if self.folder:
+            return read_regions(self.folder, sample.id, (image.shape[0], image.shape[1]))
+        make = felzenszwalb_regions if self.source == "felzenszwalb" else slic_regions
+        return make(image, self.region_sizes)

@@ -156,11 +156,9 @@ class Segment(BackboneSettings, TrainingSettings, InferenceSettings):
         transform = training_transform(resize, self.crop_size, network.mean, network.std)
         data = TrainingSet(context.images, transform, context.seed, self.extra_targets(context), windows=True)
         module = self.make_training(network, self.parameter_groups(network))
-        label_weights = None
         if self.class_balance:
             shares = label_shares(context, len(context.images.classes) + 1)
-            label_weights = torch.from_numpy(balanced_label_weights(shares, self.class_balance)).float()
-            module.label_weights = label_weights
+            module.label_weights = torch.from_numpy(balanced_label_weights(shares, self.class_balance)).float()
         steps_per_epoch = max(1, context.images_per_epoch // self.batch_size)
         steps = self.steps if self.epochs is None else None
         epochs = math.ceil(self.steps / steps_per_epoch) if self.epochs is None else self.epochs
@@ -174,8 +172,8 @@ class Segment(BackboneSettings, TrainingSettings, InferenceSettings):
                 "point: give a larger batch_size and more images, or another architecture, e.g. Unet."
             ) from error
         if context.compute.is_main_process:
-            if label_weights is not None:
-                network.add_to_logits(undo_label_weights(label_weights))
+            if module.label_weights is not None:
+                network.add_to_logits(undo_label_weights(module.label_weights))
             network.save(context.folder.path, test=self.inference.model_dump())
 
     def parameter_groups(self, network: Segmenter) -> list[ParameterGroup]:

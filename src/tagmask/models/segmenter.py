@@ -193,11 +193,9 @@ class Segmenter(FreezableNorms, SavedNetwork):
         Args:
             offsets: [K + 1], background first.
         """
-        is_deeplab_v2 = isinstance(self.net, nn.Sequential)
-        head = self.net[1].branches[0] if is_deeplab_v2 else self.net.segmentation_head
-        last = next(module for module in head.modules() if isinstance(module, nn.Conv2d))
-        assert last.bias is not None
-        last.bias += offsets.to(last.bias)
+        head = self.net[1] if isinstance(self.net, nn.Sequential) else self.net.segmentation_head
+        bias = next(parameter for parameter in head.parameters() if parameter.ndim == 1)
+        bias += offsets.to(bias)
 
     def load_encoder(self, weights: Mapping[str, Tensor]) -> None:
         """Load the state dict of a timm network into the encoder.
