@@ -164,7 +164,7 @@ def _measure_waiting() -> Iterator[list[float]]:
             yield batch
             start = time.perf_counter()
 
-    with patch("tagmask.methods.cam.load_image_batches", load):
+    with patch("tagmask.methods._batches.load_image_batches", load):
         yield waits
 
 

@@ -56,7 +56,12 @@ class ReviewPage:
         self.wait_for_image(image_id)
 
     def wait_for_image(self, image_id: str) -> None:
+        """Wait until an image is in the editor, with its photo and in the size of the window."""
         self.wait_for("store.document.value?.id === argument && Boolean(store.canvas.value?.photo)", image_id)
+        self.wait_for(
+            "(({ element }) => element.width === Math.round(element.parentElement.clientWidth * devicePixelRatio))"
+            "(store.canvas.value)"
+        )
 
     def evaluate(self, expression: str, argument: Any = None) -> Any:
         """Evaluate an expression with the `store` and an `argument`."""
