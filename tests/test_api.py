@@ -21,6 +21,7 @@ from tagmask.data.samples import TaggedImages
 from tagmask.errors import DataError, RecipeError, RunError
 from tagmask.label_map import read_label_map, write_label_map
 from tagmask.pipeline import stage_keys
+from tagmask.run_folder import RunFolder
 from tagmask.stage_folder import StageFolder
 from tests.runs import toy_run, write_toy
 
@@ -288,7 +289,7 @@ def test_changed_saliency_is_noticed_where_it_is_read(tmp_path: Path, toy_images
             "activation_aware": {},
         }
         recipe = tagmask.Recipe.model_validate({"stages": stages})
-        return stage_keys(recipe, replace(toy_images, samples=samples))
+        return stage_keys(recipe, replace(toy_images, samples=samples), RunFolder(tmp_path))
 
     dark, bright = keys(10), keys(200)
     assert [name for name in dark if dark[name] != bright[name]] == ["mine", "activation_aware"]

@@ -47,6 +47,10 @@ class Maker(Method):
         write_text(context.folder.path / "made", before + self.text)
 
 
+class MakerOfTheNextVersion(Maker):
+    new: int = 0
+
+
 class Changer(Maker):
     needs: ClassVar[tuple[ArtifactKind, ...]] = ("maps",)
     makes: ClassVar[tuple[ArtifactKind, ...]] = ("masks",)
@@ -102,6 +106,23 @@ def test_other_settings_are_refused_and_change_nothing(tmp_path: Path, changed: 
         run_toy(tmp_path, changed)
     assert "choose another --out, or add --redo" in str(error.value)
     assert contents(tmp_path) == before  # recipe.yaml and run.json, too
+
+
+def test_a_setting_that_a_new_version_adds_changes_nothing_at_its_default(tmp_path: Path) -> None:
+    run_toy(tmp_path, recipe())
+    before = contents(tmp_path)
+    new = Recipe(stages={"one": MakerOfTheNextVersion(), "two": Changer()})
+    assert run_toy(tmp_path, new) == "firstfirst"
+    after = contents(tmp_path)
+    assert {name: after[name] for name in after if name != "recipe.yaml"} == {
+        name: before[name] for name in before if name != "recipe.yaml"
+    }
+    other = Recipe(stages={"one": MakerOfTheNextVersion(new=1), "two": Changer()})
+    with pytest.raises(RunError, match=r"one was made with other settings \(new None → 1\)"):
+        run_toy(tmp_path, other)
+    run_toy(tmp_path, other, redo=True)
+    with pytest.raises(RunError, match=r"one was made with other settings \(new 1 → 0\)"):
+        run_toy(tmp_path, new)
 
 
 def test_other_images_or_tags_are_refused(tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ def test_added_stages_stay_when_reviews_change(tmp_path: Path, review: ReviewFol
     first = Recipe(stages={"cam": Cam()})
     extended = Recipe(stages={**first.stages, "pseudo_masks": PseudoMasks()})
     write_text(folder.recipe_path, extended.to_yaml())
-    for name, key in stage_keys(extended, IMAGES).items():
+    for name, key in stage_keys(extended, IMAGES, folder).items():
         folder.stage(name).begin(key, Compute())
     review.record("x", "corrected", labels(2), source="test", tags=("b",))
     images = reviewed(review)
@@ -202,9 +202,9 @@ def test_added_stages_stay_when_reviews_change(tmp_path: Path, review: ReviewFol
     assert list(with_added_stages(first, changed, folder).stages) == ["cam"]
 
 
-def test_without_reviews_the_keys_are_those_of_earlier_versions() -> None:
+def test_without_reviews_the_keys_are_those_of_earlier_versions(tmp_path: Path) -> None:
     """Finished runs stay finished."""
-    keys = stage_keys(recipe(), IMAGES)
+    keys = stage_keys(recipe(), IMAGES, RunFolder(tmp_path))
     assert {tuple(sorted(key)) for key in keys.values()} == {("images", "inputs", "method", "seed", "settings")}
     assert keys["late"]["inputs"] == {"maps": digest(keys["learned"])}
     assert keys["late"]["images"] == digest([("a", "b"), [(s.id, s.tags, s.size, s.digest) for s in IMAGES.samples]])

@@ -17,7 +17,7 @@ from tagmask.progress import Reporter
 from tagmask.recipe import Recipe, load_recipe
 from tagmask.reviews import corrected_tags_entry, describe_changed_reviews, reviewed_masks_entry
 from tagmask.run_folder import RunFolder, RunSources
-from tagmask.stage import StageContext
+from tagmask.stage import Method, StageContext
 from tagmask.stage_files import discard_damaged_files, remember_files
 from tagmask.stage_folder import MASKS_ENTRY, TAGS_ENTRY, StageFolder, without_reviews
 from tagmask.text import pluralize
@@ -59,7 +59,7 @@ def run_stages(
     Raises:
         RunError: a stage was made with other settings or data, and `redo` is False.
     """
-    keys = stage_keys(recipe, images)
+    keys = stage_keys(recipe, images, folder)
     if changes := _changed_reviews(keys, folder):
         reporter.info(f"{describe_changed_reviews(list(changes.values()))}: makes {', '.join(changes)} again")
     compute.barrier()  # every process has read the keys of all stages
@@ -112,17 +112,22 @@ def _announce_download(recipe: Recipe, name: str, stage: StageFolder, compute: C
             write_text(stage.path / "weights-license.txt", f"{restriction[0].upper()}{restriction[1:]}\n")
 
 
-def stage_keys(recipe: Recipe, images: TaggedImages) -> dict[str, dict[str, Any]]:
+def stage_keys(recipe: Recipe, images: TaggedImages, folder: RunFolder) -> dict[str, dict[str, Any]]:
     """Return, for each stage, everything that its results depend on: settings, images and the keys of its inputs.
 
     What people have reviewed has entries of its own (see `tagmask.reviews`), in the stages that depend on it.
+
+    Args:
+        recipe: the stages.
+        images: the training images.
+        folder: the run folder; settings that an earlier version of tagmask did not record in it count as the defaults.
     """
     keys: dict[str, dict[str, Any]] = {}
     images_key, masks, tags = fingerprint(images), reviewed_masks_entry(images), corrected_tags_entry(images)
     for name, method in recipe.stages.items():
         keys[name] = {
             "method": type(method).__module__,
-            "settings": method.model_dump(mode="json", exclude={"inputs", *method.free_settings}),
+            "settings": _settings_entry(method, folder.stage(name)),
             "seed": recipe.seed,
             "images": images_key,
             "inputs": {kind: digest(without_reviews(keys[source])) for kind, source in method.inputs.items()},
@@ -135,6 +140,21 @@ def stage_keys(recipe: Recipe, images: TaggedImages) -> dict[str, dict[str, Any]
         if tags is not None:
             keys[name][TAGS_ENTRY] = tags
     return keys
+
+
+def _settings_entry(method: Method, stage: StageFolder) -> dict[str, Any]:
+    """Return the settings that the results of a stage depend on.
+
+    A setting at its default is left out if the record of the stage does not have it: the stage was made by a version of
+    tagmask without this setting, and the default of a new setting changes nothing.
+    """
+    excluded = {"inputs", *method.free_settings}
+    settings = method.model_dump(mode="json", exclude=excluded)
+    recorded = (stage.read_key_if_any() or {}).get("settings")
+    if not isinstance(recorded, dict):
+        return settings
+    changed = method.model_dump(mode="json", exclude=excluded, exclude_defaults=True)
+    return {name: value for name, value in settings.items() if name in recorded or name in changed}
 
 
 def _changed_reviews(
@@ -194,7 +214,7 @@ def check_stages(recipe: Recipe, images: TaggedImages, folder: RunFolder, *, red
     _check_tags(images)
     for method in recipe.stages.values():
         method.check_images(images)
-    for name, key in stage_keys(recipe, images).items():
+    for name, key in stage_keys(recipe, images, folder).items():
         is_new = folder.stage(name).record_with_key(key, redo=redo) is None
         weights = recipe.stages[name].initial_weights()
         if is_new and weights and weights.file and not weights.file.is_file():
@@ -209,7 +229,7 @@ def with_added_stages(recipe: Recipe, images: TaggedImages, folder: RunFolder) -
         saved = load_recipe(str(folder.recipe_path))
         added = {name: method for name, method in saved.stages.items() if name not in recipe.stages}
         extended = Recipe(description=recipe.description, seed=recipe.seed, stages={**recipe.stages, **added})
-        for name, key in stage_keys(extended, images).items():
+        for name, key in stage_keys(extended, images, folder).items():
             old = folder.stage(name).read_key_if_any()
             if name in added and (old is None or without_reviews(old) != without_reviews(key)):
                 return recipe
