@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0.dev0"
 
 if TYPE_CHECKING:
-    from tagmask.api import load, run
+    from tagmask.api import load, resume, run
     from tagmask.data.images import read_image
     from tagmask.data.source import DataSource
     from tagmask.deploy.onnx_predictor import OnnxPredictor, load_onnx
@@ -41,6 +41,7 @@ _MODULES = {
     "load_onnx": "deploy.onnx_predictor",
     "load_recipe": "recipe",
     "read_image": "data.images",
+    "resume": "api",
     "run": "api",
 }
 
@@ -61,6 +62,7 @@ __all__ = [
     "load_onnx",
     "load_recipe",
     "read_image",
+    "resume",
     "run",
 ]
 

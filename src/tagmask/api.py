@@ -1,4 +1,4 @@
-"""The Python API: `tagmask.run` and `tagmask.load`."""
+"""The Python API: `tagmask.run`, `tagmask.resume` and `tagmask.load`."""
 
 from __future__ import annotations
 
@@ -113,6 +113,45 @@ def run(
         folder.discard_unused()
         raise
     return result
+
+
+def resume(
+    folder: str | Path,
+    *,
+    settings: Iterable[str] = (),
+    device: str = "auto",
+    precision: Precision = "auto",
+    workers: int | None = None,
+    redo: bool = False,
+    quiet: bool = False,
+) -> Run:
+    """Go on with a run: finish it if it was stopped, and learn from what people have reviewed since.
+
+    The images and the recipe are those that the folder names.
+
+    Args:
+        folder: a folder that `run` made.
+        settings: changes of single settings, "stage.setting=value".
+        device, precision, workers, quiet: as in `run`.
+        redo: run the stages again whose settings or inputs have changed.
+
+    Raises:
+        TagmaskError: the folder is not a run (`RunError`), or as `run`.
+
+    Example:
+        >>> tagmask.resume("run", quiet=True)
+        Run('run')
+    """
+    saved = RunFolder(Path(folder))
+    sources = saved.read_record().sources
+    if not saved.recipe_path.exists():
+        raise RunError(
+            f"{saved.path} has no {saved.recipe_path.name}: use `tagmask run` with the images and the recipe."
+        )
+    return run(
+        sources.images, folder, held_out=sources.held_out, skip_bad=sources.skip_bad, recipe=saved.recipe_path,
+        settings=settings, device=device, precision=precision, workers=workers, redo=redo, quiet=quiet,
+    )  # fmt: skip
 
 
 def load(

@@ -146,7 +146,8 @@ def _settings_entry(method: Method, stage: StageFolder) -> dict[str, Any]:
     """Return the settings that the results of a stage depend on.
 
     A setting at its default is left out if the record of the stage does not have it: the stage was made by a version of
-    tagmask without this setting, and the default of a new setting changes nothing.
+    tagmask without this setting, and the default of a new setting changes nothing. Equal values are taken from the
+    record, so that 3 and 3.0 have the same digest.
     """
     excluded = {"inputs", *method.free_settings}
     settings = method.model_dump(mode="json", exclude=excluded)
@@ -154,7 +155,8 @@ def _settings_entry(method: Method, stage: StageFolder) -> dict[str, Any]:
     if not isinstance(recorded, dict):
         return settings
     changed = method.model_dump(mode="json", exclude=excluded, exclude_defaults=True)
-    return {name: value for name, value in settings.items() if name in recorded or name in changed}
+    equal = {name: old for name, old in recorded.items() if name in settings and old == settings[name]}
+    return {name: equal.get(name, value) for name, value in settings.items() if name in recorded or name in changed}
 
 
 def _changed_reviews(

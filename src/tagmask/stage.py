@@ -124,7 +124,7 @@ class Method(BaseModel):
         free_settings: settings that do not change the results, so that a run resumes with other values of them.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
     needs: ClassVar[tuple[ArtifactKind, ...]] = ()
     makes: ClassVar[tuple[ArtifactKind, ...]] = ()

@@ -15,7 +15,7 @@ from tagmask.recipe import recipe_names
 from tests.cli.runner import TOY, RunCommand
 
 COMMANDS = (
-    "run", "demo", "check", "recipes", "add-stage", "thresholds", "predict", "export", "evaluate", "report",
+    "run", "resume", "demo", "check", "recipes", "add-stage", "thresholds", "predict", "export", "evaluate", "report",
     "saliency", "scenes",
 )  # fmt: skip
 HEAVY_MODULES = {"torch", "torchvision", "timm", "lightning", "torchmetrics", "numba", "scipy"}
@@ -114,7 +114,7 @@ def test_data_options_are_in_a_panel_of_their_own(command: RunCommand, name: str
     assert {word for word in panel.split() if word.startswith("--")} == DATA_OPTIONS | more
 
 
-@pytest.mark.parametrize("name", ["demo", "recipes", "export", "report", "scenes", "add-stage"])
+@pytest.mark.parametrize("name", ["resume", "demo", "recipes", "export", "report", "scenes", "add-stage"])
 def test_commands_without_data_show_no_data_options(command: RunCommand, name: str) -> None:
     assert "─ Data ─" not in command(name, "--help").out
 

@@ -114,6 +114,33 @@ def test_a_run_folder_can_be_used_from_another_directory(
     assert command("export", "run", "--out", "out").status == 0
 
 
+def test_resume_needs_only_the_folder(command: RunCommand, data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    line = ["run", data, "--out", folder, "--masks", "masks", "--val", data, *TOY]
+    assert command(*line).status == 0
+    before = contents(folder)
+    shutil.rmtree(folder / "segment")
+    shutil.rmtree(folder / "held_out")
+    resumed = command("resume", folder, "--json")
+    assert resumed.json["report"] == f"{folder}/report.html"
+    after = contents(folder)
+    before.pop("run.json"), after.pop("run.json")  # they say by which request the run was finished
+    assert after == before
+    assert "[3/3] segment: already done" in " ".join(command(*line).err.split())
+
+
+def test_resume_with_other_settings(command: RunCommand, fails: RunFailing, data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert "is not a tagmask run" in fails("resume", folder)
+    assert command("run", data, "--out", folder, *TOY).status == 0
+    line = ["resume", folder, "--set", "pseudo_masks.threshold=0.2"]
+    assert "(threshold 'auto' → 0.2)" in fails(*line)
+    assert command(*line, "--redo").status == 0
+    assert "threshold: 0.2" in (folder / "recipe.yaml").read_text()
+    (folder / "recipe.yaml").unlink()
+    assert "has no recipe.yaml" in fails("resume", folder)
+
+
 def test_other_settings_are_refused(fails: RunFailing, data: Path, finished: Path) -> None:
     before = contents(finished)
     sentence = fails("run", data, "--out", finished, "--masks", "masks", *TOY, "--set", "pseudo_masks.threshold=0.2")

@@ -109,8 +109,12 @@ class Tab:
     def post(self, what: str, **content: Any) -> Any:
         return self.client.post(self.url + what, json=content, headers=WRITE)
 
-    def put_mask(self, labels: np.ndarray, base: int, state: str = "draft", **headers: str) -> Any:
+    def put_mask(
+        self, labels: np.ndarray, base: int, state: str = "draft", painted: np.ndarray | None = None, **headers: str
+    ) -> Any:
         content, options = labels.astype(np.uint8).tobytes(), {"state": state, "base": base}
+        if painted is not None:
+            content += painted.astype(np.uint8).tobytes()
         return self.client.put(f"{self.url}/mask", content=content, params=options, headers={**WRITE, **headers})
 
     def mask(self, of: str = "current") -> np.ndarray:

@@ -44,6 +44,32 @@ def test_a_draft_is_kept_and_is_no_ground_truth(tab: Tab, review: ReviewFolder) 
     assert review.read_states()["3"].source == "review page"
 
 
+def test_the_editor_goes_on_with_painted_pixels_and_thresholds(tab: Tab, review: ReviewFolder) -> None:
+    painted = labels(1, 5) > 0
+    tab.put_mask(labels(1), 0, painted=painted, **{"X-Thresholds": '{"2": 0.25, "3": 0.5}'})
+    assert tab.get().json()["thresholds"] == {"2": 0.25, "3": 0.5}
+    np.testing.assert_array_equal(np.frombuffer(tab.get("/painted").content, bool).reshape(40, 48), painted)
+    tab.post("/state", state="accept", base=1)  # the same mask
+    assert tab.get().json()["thresholds"] == {"2": 0.25, "3": 0.5}
+    tab.put_mask(labels(3), 2)  # by a program that does not say what was painted
+    assert tab.get().json()["thresholds"] is None
+    assert not any(tab.get("/painted").content)
+    tab.post("/restore", number=1, base=3)
+    assert tab.get().json()["thresholds"] == {"2": 0.25, "3": 0.5}
+    [file] = (review.path / ".edits").iterdir()
+    for damaged in (b"", b"no PNG", file.read_bytes()[:-30]):
+        file.write_bytes(damaged)
+        assert tab.get().json()["thresholds"] is None
+
+
+def test_thresholds_that_are_none_are_refused(tab: Tab, review: ReviewFolder) -> None:
+    for text in ("", "[1]", '{"0": 0.5}', '{"255": 0.5}', '{"1": NaN}', '{"1": 2}', '{"1": "a"}'):
+        answer = tab.put_mask(labels(1), 0, painted=labels(1), **{"X-Thresholds": text})
+        assert answer.status_code == 400, text
+        assert "X-Thresholds is not valid" in answer.json()["error"]
+    assert review.read_states() == {}
+
+
 @pytest.mark.parametrize(("columns", "state"), [(13, "accepted"), (14, "corrected")])
 def test_an_accepted_mask_is_corrected_if_it_differs_from_that_of_the_run(
     tab: Tab, review: ReviewFolder, columns: int, state: str

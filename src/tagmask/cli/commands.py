@@ -21,7 +21,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _command in (
-    run.run, run.demo, data.check, run.recipes, run.add_stage, finished_run.thresholds, finished_run.scores,
+    run.run, run.resume, run.demo, data.check, run.recipes, run.add_stage, finished_run.thresholds, finished_run.scores,
     finished_run.predict, review.review, exchange.export, exchange.import_, finished_run.evaluate,
     finished_run.report, data.saliency, data.scenes,
 ):  # fmt: skip

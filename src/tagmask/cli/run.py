@@ -1,4 +1,4 @@
-"""Commands that make a run: run, demo, recipes, add-stage."""
+"""Commands that make a run: run, resume, demo, recipes, add-stage."""
 
 from __future__ import annotations
 
@@ -56,6 +56,38 @@ def run(
         estimate.check_disk_space(out)
         return
     result = tagmask.run(source, out, **arguments)
+    if not is_main_process():
+        return
+    if output.as_json:
+        print_json(run_json(result))
+    elif not output.quiet:
+        print_run(result)
+
+
+def resume(
+    run_folder: RunFolderArgument,
+    *,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="STAGE.KEY=VALUE",
+            help="Change a setting of the run, e.g. segment.steps=2000; can be given several times.",
+        ),
+    ] = None,
+    redo: Annotated[
+        bool, typer.Option("--redo", help="Run the stages again whose settings or inputs have changed.")
+    ] = False,
+    compute: ComputeOptions,
+    output: OutputOptions,
+) -> None:
+    """Go on with a run after it was stopped, or after you have reviewed masks; the folder knows images and recipe."""
+    import tagmask
+    from tagmask.cli.tables import print_run, run_json
+    from tagmask.compute import is_main_process
+
+    arguments = compute.run_arguments()
+    result = tagmask.resume(run_folder, settings=set_ or (), redo=redo, quiet=output.no_progress, **arguments)
     if not is_main_process():
         return
     if output.as_json:

@@ -17,7 +17,7 @@ class CrfSettings(BaseModel):
     colors.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
     steps: int = Field(10, ge=0, description="number of mean-field iterations")
     gaussian_sxy: float = Field(
@@ -52,7 +52,7 @@ class SeedSettings(BaseModel):
     bg 0.1, for maps of AMN fg 0.45 and bg 0.15.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
     fg: float = Field(0.30, ge=0, le=1, description="activation above which a pixel is a seed of its most active class")
     bg: float = Field(
@@ -86,7 +86,7 @@ class RandomWalkSettings(BaseModel):
     (IRN), section 5.2.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
     map_power: float = Field(
         1.0,

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 
 from tagmask.errors import TagmaskError
 from tagmask.label_map import IGNORE_INDEX
+from tagmask.review.edits import Edits, Thresholds
 from tagmask.review.images import ReviewImage
 from tagmask.review.masks_in_review import Conflict
 from tagmask.review.requests import (
@@ -67,6 +68,7 @@ def create_app(session: ReviewSession, access: Access, static: Path = STATIC) ->
         Route(f"{image}/photo", api.photo),
         Route(f"{image}/mask", api.mask, methods=["GET"]),
         Route(f"{image}/mask", api.save_mask, methods=["PUT"]),
+        Route(f"{image}/painted", api.painted),
         Route(f"{image}/maps", api.maps),
         Route(f"{image}/cut", api.cut, methods=["POST"]),
         Route(f"{image}/superpixels", api.superpixels),
@@ -148,6 +150,12 @@ class Api:
         version, labels = self._session.masks.read(self._editable_image(request), of)
         return Response(labels.tobytes(), media_type=_BYTES, headers={"X-Version": str(version)})
 
+    def painted(self, request: Request) -> Response:
+        image = self._editable_image(request)
+        edits = self._session.masks.read_edits_if_any(image)
+        painted = np.zeros(image.size, bool) if edits is None else edits.painted
+        return Response(painted.tobytes(), media_type=_BYTES)
+
     def maps(self, request: Request) -> Response:
         maps = self._session.load_maps(self._editable_image(request))
         background = [] if maps.background is None else [maps.background]
@@ -176,8 +184,9 @@ class Api:
         image = self._editable_image(request)
         accept = choice(request, "state", ("draft", "accept")) == "accept"
         base, tags = integer(request, "base"), self._tags_in_header(request)
-        labels = self._labels(image, await request.body())
-        return await self._change(self._session.masks.save_mask, image, labels, base, accept=accept, tags=tags)
+        labels, edits = self._labels_and_edits(request, image, await request.body())
+        save = self._session.masks.save_mask
+        return await self._change(save, image, labels, base, accept=accept, tags=tags, edits=edits)
 
     async def change_state(self, request: Request) -> Response:
         image, wanted = self._image(request), await read_json(request, StateRequest)
@@ -218,17 +227,23 @@ class Api:
             )  # fmt: skip
         return image
 
-    def _labels(self, image: ReviewImage, body: bytes) -> np.ndarray:
-        """Return the label map in a body. Raises BadRequest if it does not fit the image."""
+    def _labels_and_edits(self, request: Request, image: ReviewImage, body: bytes) -> tuple[np.ndarray, Edits | None]:
+        """Return the label map in a body, and the painted pixels if they follow it. Raises BadRequest if it is wrong.
+
+        If the painted pixels follow, the header X-Thresholds holds the thresholds.
+        """
         height, width = image.size
-        if len(body) != height * width:
+        if len(body) not in (height * width, 2 * height * width):
             raise BadRequest(f"the mask has {len(body)} bytes, but the image has {width}×{height} pixels.")
-        labels = np.frombuffer(body, np.uint8).reshape(height, width)
+        labels, *more = np.frombuffer(body, np.uint8).reshape(-1, height, width)
         wrong = labels[(labels > len(self._session.classes)) & (labels != IGNORE_INDEX)]
         if wrong.size:
             num_classes = len(self._session.classes)
             raise BadRequest(f"the mask has the value {wrong[0]}, but the run has {num_classes} classes.")
-        return labels
+        if not more:
+            return labels, None
+        text = request.headers.get("x-thresholds", "{}")
+        return labels, Edits(more[0] > 0, validate(Thresholds, text.encode("latin-1"), "X-Thresholds"))
 
     def _tags_in_header(self, request: Request) -> list[int] | None:
         text = request.headers.get("x-tags")

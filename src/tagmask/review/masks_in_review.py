@@ -11,12 +11,14 @@ import numpy as np
 from tagmask.errors import RunError
 from tagmask.label_map import present_classes, read_label_map
 from tagmask.review.changes import Changes
+from tagmask.review.edits import Edits, read_edits_if_any, write_edits
 from tagmask.review.images import ReviewImage, image_key
 from tagmask.review_folder import ReviewFolder
 from tagmask.review_log import ReviewEvent, ReviewState
 from tagmask.stage_folder import StageFolder
 
 _SOURCE = "review page"
+_EDITS = ".edits"  # in the folder of the reviewed masks
 _STATE_OF_ACTION: dict[str, ReviewState] = {"reject": "rejected", "open": "open"}
 
 
@@ -119,8 +121,28 @@ class MasksInReview:
             reason = str(error).rpartition(": ")[0]
             raise RunError(f"{reason}: reopen the image, or restore an earlier state of it.") from error
 
+    def read_edits_if_any(self, image: ReviewImage) -> Edits | None:
+        """Read what a person has done to the newest mask of an image; None if that is not known."""
+        path = self._edits_path(image)
+        if not path.exists():
+            return None
+        try:
+            return read_edits_if_any(path, self.read(image)[1])
+        except RunError:  # the mask is damaged, which the page finds out when it reads it
+            return None
+
+    def _edits_path(self, image: ReviewImage) -> Path:
+        return self._review.path / _EDITS / f"{image.key}.png"
+
     def save_mask(
-        self, image: ReviewImage, labels: np.ndarray, base: int, *, accept: bool, tags: Sequence[int] | None = None
+        self,
+        image: ReviewImage,
+        labels: np.ndarray,
+        base: int,
+        *,
+        accept: bool,
+        tags: Sequence[int] | None = None,
+        edits: Edits | None = None,
     ) -> Saved:
         """Record a mask that a person has drawn.
 
@@ -130,16 +152,20 @@ class MasksInReview:
             base: the version of the image that the person has seen.
             accept: the mask is right: the image becomes "accepted" or "corrected". Otherwise it becomes a draft.
             tags: the class ids that the image shows; None: unchanged. Classes of an accepted mask are added to them.
+            edits: what the person has done, for the next time; None: not known.
 
         Raises:
             Conflict: the image has another version by now; nothing is recorded.
             RunError: a file cannot be written.
         """
-        if not accept:
-            return self._record(image, base, "draft", labels, self._changed_tags(image, tags))
-        shown = set(self._tags_of(image) if tags is None else tags) | set(present_classes(labels))
-        state: ReviewState = "accepted" if self._is_run_mask(image, labels) else "corrected"
-        return self._record(image, base, state, labels, self._changed_tags(image, sorted(shown)))
+        state: ReviewState = "draft"
+        if accept:
+            tags = sorted({*(self._tags_of(image) if tags is None else tags), *present_classes(labels)})
+            state = "accepted" if self._is_run_mask(image, labels) else "corrected"
+        saved = self._record(image, base, state, labels, self._changed_tags(image, tags))
+        if edits is not None:
+            write_edits(self._edits_path(image), labels, edits)
+        return saved
 
     def change_state(self, image: ReviewImage, action: str, base: int, tags: Sequence[int] | None = None) -> Saved:
         """Change the state of an image without a new mask.

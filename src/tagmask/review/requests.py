@@ -8,15 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from tagmask.label_map import MAX_CLASSES
+from tagmask.review.edits import Thresholds
 from tagmask.text import shorten
 
 MAX_OTHER_BYTES = 65_536  # of a request without a mask
 
 T = TypeVar("T")
 Version = Annotated[int, Field(ge=0)]
-ClassId = Annotated[int, Field(strict=False, ge=1, le=MAX_CLASSES)]
-Activation = Annotated[float, Field(strict=False, ge=0, le=1)]
 Tags = list[Annotated[int, Field(strict=True, ge=1)]]
 
 
@@ -27,7 +25,7 @@ class _Request(BaseModel):
 class CutRequest(_Request):
     """Thresholds by class id; `crf`: refine with the dense CRF."""
 
-    thresholds: dict[ClassId, Activation]
+    thresholds: Thresholds
     crf: bool = False
 
 

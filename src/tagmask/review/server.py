@@ -90,6 +90,8 @@ def serve(session: ReviewSession, bound: socket.socket, host: str, *, open_brows
         server.run(sockets=[bound])
     finally:
         session.doubt.stop()
+        if session.num_reviewed:
+            print(f"To learn from the reviewed masks: tagmask resume {session.run_folder}", flush=True)
 
 
 def _has_display() -> bool:

@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -76,8 +77,19 @@ class ReviewSession:
 
     @property
     def max_mask_bytes(self) -> int:
-        """The size of the largest mask that the page can send."""
-        return max((image.num_pixels for image in self.images.values() if not image.is_too_large), default=0)
+        """The size of the largest mask that the page can send, with the painted pixels."""
+        return 2 * max((image.num_pixels for image in self.images.values() if not image.is_too_large), default=0)
+
+    @property
+    def run_folder(self) -> Path:
+        """The folder of the run."""
+        return self._run.folder
+
+    @property
+    def num_reviewed(self) -> int:
+        """The number of images that are accepted, corrected or rejected."""
+        states = Counter(self.masks.saved(image).state for image in self.images.values())
+        return states["accepted"] + states["corrected"] + states["rejected"]
 
     # What the page shows
 
@@ -120,6 +132,7 @@ class ReviewSession:
         """Return all that is known about one image, without its pixels."""
         self.masks.update()
         saved, tags = self.masks.saved(image), list(image.sample.tags or ())
+        edits = None if image.is_too_large else self.masks.read_edits_if_any(image)
         maps, maps_error = None, None
         if self._cutting.maps is not None and not image.is_too_large:
             try:
@@ -133,7 +146,8 @@ class ReviewSession:
             "tags": tags if saved.tags is None else saved.tags, "data_tags": tags, "version": saved.version,
             "state": saved.state, "maps": maps, "maps_error": maps_error, "score": self.doubt.scores.get(image.id),
             "threshold": self._cutting.expected_threshold(len(tags), self._typical_num_tags),
-            "too_large": image.is_too_large, "has_ground_truth": image.sample.mask is not None,
+            "thresholds": edits and edits.thresholds, "too_large": image.is_too_large,
+            "has_ground_truth": image.sample.mask is not None,
         }  # fmt: skip
 
     def load_maps(self, image: ReviewImage) -> ResponseMaps:

@@ -53,6 +53,39 @@ def test_painted_pixels_stay_when_a_threshold_changes(page: ReviewPage) -> None:
     assert (page.mask() != page.run_mask("pair/01"))[~painted].any()
 
 
+def test_painted_pixels_and_thresholds_stay_when_the_image_is_opened_again(page: ReviewPage) -> None:
+    page.open("extra/03")
+    page.check("Refine with the CRF")
+    page.set_slider("Threshold of bird", 0.35)
+    page.press("u")
+    page.drag((5, 5), (40, 5))
+    page.wait_until_saved()
+    mask = page.mask()
+    painted = mask == IGNORE_INDEX
+    page.open("extra/01")
+    page.open("extra/03")
+    np.testing.assert_array_equal(page.mask(), mask)
+    assert page.evaluate("store.document.value.thresholds.value[1]") == 0.35
+    page.set_slider("Threshold of bird", 0.1)
+    assert (page.mask()[painted] == IGNORE_INDEX).all()
+    assert (page.mask() != mask)[~painted].any()
+
+
+def test_a_threshold_keeps_other_classes(page: ReviewPage) -> None:
+    page.open("pair/11")
+    page.check("Refine with the CRF")
+    page.press("k")
+    before = page.mask()
+    assert (before == 3).any()
+    page.set_slider("Threshold of bird", 0.0)
+    after = page.mask()
+    np.testing.assert_array_equal(after == 3, before == 3)
+    assert ((after == 1) & (before == 0)).any()
+    page.set_slider("Threshold of bird", 1.0)
+    np.testing.assert_array_equal(page.mask() == 3, before == 3)
+    assert not (page.mask() == 1).any()
+
+
 def test_brush_and_eraser(page: ReviewPage) -> None:
     page.open("pair/02")
     expected = page.run_mask("pair/02")

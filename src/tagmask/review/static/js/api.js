@@ -73,12 +73,23 @@ export const getSuperpixels = async (key, size) =>
 export const postCut = async (key, thresholds, crf) =>
   new Uint8Array(await bytes(image(key, "/cut"), post("", { thresholds, crf })));
 
-/** Saves a mask; state is "draft" or "accept", tags are class ids. Returns {version, state, tags}. */
-export const putMask = (key, labels, { state, base, tags }) =>
+/** Returns 1 for each pixel that a person has painted, Uint8Array. */
+export const getPainted = async (key) => new Uint8Array(await bytes(image(key, "/painted")));
+
+/**
+ * Saves a mask, and what led to it; state is "draft" or "accept", tags are class ids.
+ *
+ * @returns {version, state, tags}
+ */
+export const putMask = (key, labels, { state, base, tags, painted, thresholds }) =>
   json(image(key, `/mask?state=${state}&base=${base}`), {
     method: "PUT",
-    body: labels,
-    headers: { "Content-Type": "application/octet-stream", ...(tags ? { "X-Tags": JSON.stringify(tags) } : {}) },
+    body: new Blob([labels, painted]),
+    headers: {
+      "Content-Type": "application/octet-stream",
+      "X-Tags": JSON.stringify(tags),
+      "X-Thresholds": JSON.stringify(thresholds),
+    },
   });
 
 /** Changes the state without a mask: "accept", "reject", "open" or "tags". Returns {version, state, tags}. */

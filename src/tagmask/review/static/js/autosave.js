@@ -161,7 +161,14 @@ export class Autosave {
 
   #keep(document) {
     const { wanted, version } = document;
-    const value = { wanted, version, tags: document.tags.value, runs: encodeRuns(document.labels) };
+    const value = {
+      wanted,
+      version,
+      tags: document.tags.value,
+      thresholds: document.thresholds.value,
+      runs: encodeRuns(document.labels),
+      painted: encodeRuns(document.painted),
+    };
     try {
       localStorage.setItem(this.prefix + document.key, JSON.stringify(value));
     } catch {
@@ -182,12 +189,14 @@ export class Autosave {
     const text = localStorage.getItem(name);
     if (text === null) return;
     try {
-      const { wanted, version, tags, runs } = JSON.parse(text);
-      const labels = decodeRuns(runs, document.labels.length);
-      if (!labels) throw new SyntaxError("another size");
+      const { wanted, version, tags, thresholds, runs, painted } = JSON.parse(text);
+      const [labels, isPainted] = [runs, painted].map((values) => decodeRuns(values, document.labels.length));
+      if (!labels || !isPainted) throw new SyntaxError("another size");
       document.begin();
       document.labels.set(labels);
+      document.painted.set(isPainted);
       document.tags.value = tags;
+      document.thresholds.value = thresholds;
       document.commit("not saved before");
       document.show();
       const newest = document.version;
@@ -204,9 +213,9 @@ function isEqual(first, second) {
 }
 
 function send(document, wanted, labels) {
-  const { key, version: base } = document;
-  const tags = document.tags.value;
+  const { key, version: base, painted } = document;
+  const [tags, thresholds] = [document.tags.value, document.thresholds.value];
   const hasMask = wanted === "draft" || wanted === "accept";
-  if (hasMask && !document.isTooLarge) return api.putMask(key, labels, { state: wanted, base, tags });
+  if (hasMask && !document.isTooLarge) return api.putMask(key, labels, { state: wanted, base, tags, painted, thresholds });
   return api.postState(key, { state: wanted, base, tags: wanted === "tags" || hasMask ? tags : null });
 }

@@ -120,7 +120,7 @@ function Threshold({ document, classId, name }) {
       name=${`Threshold of ${name}`} min="0" max="1" step="0.01" value=${value}
       onInput=${(next) => {
         if (!document.step) document.begin();
-        document.previewThreshold(classId, next);
+        document.previewThreshold(classId, next, store.settings.peek().keep);
       }}
       onChange=${() => finishCut(document)}
     />

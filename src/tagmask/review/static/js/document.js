@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import { History } from "./history.js";
 import {
+  BACKGROUND,
   changedRectangle,
   copyRectangle,
   countLabels,
@@ -22,15 +23,15 @@ export class MaskDocument {
    * @param {object} details answer of GET /api/images/K.
    * @param {Uint8Array} labels H·W.
    * @param {{classId: number, map: Float32Array}[]} maps one per class that has a response map, by ascending id.
-   * @param {number} threshold at which the sliders begin.
+   * @param {Uint8Array} painted H·W, 1 where a person has painted: a threshold does not change these pixels.
    */
-  constructor(key, details, labels, maps, threshold) {
+  constructor(key, details, labels, maps, painted) {
     this.key = key;
     this.id = details.id;
     this.width = details.width;
     this.height = details.height;
     this.labels = labels;
-    this.painted = new Uint8Array(labels.length); // 1 where a person has painted since the image was opened
+    this.painted = painted;
     this.maps = maps;
     this.isTooLarge = details.too_large; // for the browser: there are no labels
     this.mapsError = details.maps_error;
@@ -38,7 +39,9 @@ export class MaskDocument {
     this.version = details.version;
     this.tags = signal(details.tags);
     this.state = signal(details.state);
-    this.thresholds = signal(Object.fromEntries(maps.map(({ classId }) => [classId, threshold])));
+    const threshold = details.threshold ?? DEFAULT_THRESHOLD;
+    const start = (classId) => details.thresholds?.[classId] ?? threshold;
+    this.thresholds = signal(Object.fromEntries(maps.map(({ classId }) => [classId, start(classId)])));
     this.history = new History();
     this.revision = signal(0); // grows with every change that counts as a step
     this.counts = signal(countLabels(labels));
@@ -47,6 +50,7 @@ export class MaskDocument {
     this.save = signal({ phase: "saved" }); // see autosave.js
     this.step = null;
     this.cutNumber = 0;
+    this.cutClass = null; // the only class that the present cut changes; null: all
   }
 
   /** Tells the canvas that a rectangle has changed; without an argument, the whole mask. */
@@ -164,8 +168,13 @@ export class MaskDocument {
     return Object.fromEntries(Object.entries(this.thresholds.value).filter(isTag));
   }
 
-  /** Changes a threshold and cuts the maps at once; `begin` comes before, and `finishCut` when the person lets go. */
-  previewThreshold(classId, threshold) {
+  /**
+   * Changes a threshold and cuts the maps at once; `begin` comes before, and `finishCut` when the person lets go.
+   *
+   * @param {boolean} keep whether the pixels of other classes stay.
+   */
+  previewThreshold(classId, threshold, keep) {
+    this.cutClass = keep ? classId : null;
     this.thresholds.value = { ...this.thresholds.value, [classId]: threshold };
     this.abandonRefinement();
     const thresholds = this.cutThresholds;
@@ -226,19 +235,29 @@ export class MaskDocument {
     this.commit(change.name);
   }
 
-  replaceUnpainted(labels) {
-    for (let i = 0; i < labels.length; i++) if (!this.painted[i]) this.labels[i] = labels[i];
+  /** Takes over a cut: of all classes, or, if other classes stay, of the one whose threshold has changed. */
+  replaceUnpainted(cut) {
+    const { labels, painted, cutClass } = this;
+    for (let i = 0; i < cut.length; i++) {
+      if (painted[i]) continue;
+      if (cutClass === null) labels[i] = cut[i];
+      else if (labels[i] === BACKGROUND || labels[i] === cutClass) labels[i] = cut[i] === cutClass ? cutClass : 0;
+    }
   }
 }
 
 /** Loads an image for the editor. */
 export async function loadDocument(key) {
   const details = await api.getImage(key);
-  if (details.too_large) return new MaskDocument(key, details, new Uint8Array(0), [], DEFAULT_THRESHOLD);
-  const [mask, values] = await Promise.all([api.getMask(key), details.maps && api.getMaps(key)]);
+  if (details.too_large) return new MaskDocument(key, details, new Uint8Array(0), [], new Uint8Array(0));
+  const [mask, values, painted] = await Promise.all([
+    api.getMask(key),
+    details.maps && api.getMaps(key),
+    details.thresholds && api.getPainted(key),
+  ]);
   if (mask.version !== details.version) return loadDocument(key); // another tab has saved in between
   const maps = values ? splitMaps(values, details.maps) : [];
-  return new MaskDocument(key, details, mask.labels, maps, details.threshold ?? DEFAULT_THRESHOLD);
+  return new MaskDocument(key, details, mask.labels, maps, painted ?? new Uint8Array(mask.labels.length));
 }
 
 function splitMaps(values, { classes, grid: [height, width] }) {
