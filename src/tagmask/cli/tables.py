@@ -118,7 +118,7 @@ def print_image_scores(scores: Sequence[ImageScore], classes: Sequence[str]) -> 
         miou = [format_percent(score.miou)] if has_ground_truth else []
         table.add_row(escape(score.image), *parts, escape(missing), *miou)
     console = Console()
-    console.print(table)
+    (console if console.is_terminal else Console(width=10_000)).print(table)  # in a file, a name stays on one line
     console.print(
         "doubt: mean of disagreement (of the network and the pseudo-masks), 1 − color contrast (of foreground and "
         "background), class overlap (in the response maps) and border (the fraction of it that is foreground). --csv "

@@ -46,6 +46,13 @@ def test_states_follow_changes_by_others(page: ReviewPage, server: Server) -> No
     assert set(page.saved("pair/09").tags or ()) == {"bird", "cat", "dog"}
 
 
+def test_enter_opens_the_first_image_if_none_is_marked(page: ReviewPage) -> None:
+    page.evaluate("store.selected.value = null")
+    page.press("Enter")
+    page.wait_for_image(shown(page)[0])
+    page.press("Escape")
+
+
 def test_the_editor_steps_through_the_filtered_list(page: ReviewPage) -> None:
     page.tab.get_by_label("Order").select_option("name")
     page.tab.get_by_label("Search names").fill("pair/0")

@@ -121,12 +121,12 @@ function handleKey(event, rows, layout, element) {
     End: rows.length,
   };
   const row = rows[index];
-  if (event.key in moves) {
+  if (event.key in moves && rows.length) {
     const next =
       index < 0 && event.key !== "End" ? 0 : Math.min(rows.length - 1, Math.max(0, index + moves[event.key]));
     store.selected.value = rows[next].key;
     reveal(element, layout, next);
-  } else if (event.key === "Enter" && row) open(row);
+  } else if (event.key === "Enter" && rows.length) open(row ?? rows[0]);
   else if (event.key.toLowerCase() === "a" && row) finishInGallery(row, "accept");
   else if (event.key.toLowerCase() === "r" && row) finishInGallery(row, "reject");
   else if (event.key === "?") store.isHelpOpen.value = true;
