@@ -54,10 +54,7 @@ class Recipe(BaseModel):
         if not isinstance(stages, Mapping):
             raise ValueError("stages must be a mapping of names to settings")
         for name in stages:
-            if not _STAGE_NAME.fullmatch(str(name)) or name in _RESERVED_NAMES:
-                raise ValueError(
-                    f"{shorten(str(name))!r} cannot be the name of a stage: use at most 80 letters, digits, - and _"
-                )
+            _check_stage_name(str(name))
         return {str(name): _build_method(str(name), settings) for name, settings in stages.items()}
 
     @field_validator("stages")
@@ -109,6 +106,12 @@ class Recipe(BaseModel):
             stages[name] = {"method": type(method).__module__.removeprefix("tagmask.methods."), **settings}
         head = {"description": self.description, "seed": self.seed}
         return dump_yaml({**head, "stages": stages})
+
+
+def _check_stage_name(name: str) -> None:
+    """Raise ValueError (for pydantic) if a stage, and its folder, cannot have this name."""
+    if not _STAGE_NAME.fullmatch(name) or name in _RESERVED_NAMES:
+        raise ValueError(f"{shorten(name)!r} cannot be the name of a stage: use at most 80 letters, digits, - and _")
 
 
 def _resolve_inputs(name: str, method: Method, earlier: Mapping[str, Method]) -> dict[ArtifactKind, str]:
@@ -240,6 +243,10 @@ def recipe_with_stage(recipe: Recipe, method: str, settings: Iterable[str] = (),
         RecipeError: as `load_recipe`, or if the earlier stages do not make what the method needs.
     """
     name = name or method.rpartition(".")[2]
+    try:
+        _check_stage_name(name)
+    except ValueError as error:
+        raise RecipeError(f"{error}.") from error
     raw: dict[str, Any] = {"stages": {name: {"method": method}}}
     for setting in settings:
         _apply_setting(raw, f"{name}.{setting}")

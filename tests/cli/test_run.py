@@ -185,6 +185,8 @@ def test_add_stage_makes_other_masks_of_a_finished_run(command: RunCommand, data
 
 def test_add_stage_explains_mistakes(fails: RunFailing, finished: Path, tmp_path: Path) -> None:
     assert "did you mean 'infercam'" in fails("add-stage", finished, "infercamm")
+    line = ["add-stage", finished, "pseudo_masks", "--name", "a.b", "--set", "threshold=0.2"]
+    assert "'a.b' cannot be the name of a stage" in fails(*line)
     assert "'iterrations' is not a setting" in fails("add-stage", finished, "infercam", "--set", "iterrations=2")
     assert "with other settings" in fails("add-stage", finished, "cam", "--set", "epochs=9", "--device", "cpu")
     assert "is not a tagmask run" in fails("add-stage", tmp_path, "infercam")

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from tagmask.maps import ResponseMaps, grid_size
+from tagmask.refine.colors import color_bins
 from tagmask.refine.image_threshold import (
     MAX_THRESHOLD,
     MIN_THRESHOLD,
     choose_threshold,
-    color_bins,
     color_information,
     edge_strength,
     expected_threshold,
@@ -75,11 +75,6 @@ def test_color_information_agrees_with_scikit_image() -> None:
     entropy = -area * np.log2(area) - (1 - area) * np.log2(1 - area)
     information = color_information(bins, region)
     assert min(abs(information - (entropy - h) * np.log(2)) for h in conditional_entropies) < 1e-9
-
-
-def test_color_bins_are_eight_per_channel() -> None:
-    image = np.array([[[0, 0, 0], [255, 255, 255], [31, 32, 64]]], np.uint8)
-    assert color_bins(image).tolist() == [[0, 511, 0 * 64 + 1 * 8 + 2]]
 
 
 def test_edge_strength_is_highest_at_the_outline_of_the_object() -> None:

@@ -18,7 +18,8 @@ from scipy import ndimage
 from tagmask.label_map import IGNORE_INDEX, is_foreground
 from tagmask.maps import STRIDE, ResponseMaps
 from tagmask.measure.confusion import confusion_matrix, iou, mean_iou
-from tagmask.refine.image_threshold import color_bins, color_information
+from tagmask.refine.colors import color_bins
+from tagmask.refine.image_threshold import color_information
 
 AMBIGUITY_MARGIN = 0.1  # activations that are at most this far from the threshold are ambiguous
 CRUMB_SIZE = 0.05  # a connected part is a crumb if it is smaller than this fraction of the largest part of its class

@@ -65,6 +65,12 @@ class PseudoMasks(InferenceSettings):
     gt_prob: float = Field(
         0.7, gt=0, lt=1, description="probability that a label of the cut maps is right, as the CRF assumes"
     )
+    color_weight: float = Field(
+        0.0,
+        ge=0,
+        description="above 0: the CRF is computed a second time, with the colors that each class and the background "
+        "have in the image where the first time changed nothing; this is the weight of the colors",
+    )
     cue: Literal["none", "saliency", "network"] = Field(
         "saliency",
         description="what helps to choose a threshold per image: saliency (the saliency map of the image, if it has "
@@ -87,6 +93,8 @@ class PseudoMasks(InferenceSettings):
     def _one_rule(self) -> Self:
         if self.alpha is not None and (self.threshold != "auto" or self.margin):
             raise ValueError("alpha takes the place of threshold and margin: leave these out, or alpha")
+        if self.color_weight and (self.refine == "none" or self.alpha is not None or self.margin):
+            raise ValueError("color_weight needs the CRF, without alpha and margin: leave it out, or these")
         return self
 
     @property
@@ -175,12 +183,12 @@ class PseudoMasks(InferenceSettings):
         """
         if self.threshold == "per-image" and len(maps.classes):
             choice = choose_threshold(image, maps, threshold, self._crf, self.gt_prob, foreground=foreground)
-            if not self.margin:
+            if not self.margin and not self.color_weight:
                 return choice.labels
             threshold = choice.threshold
         if self.alpha is not None:
             return cut_maps_by_power(image, maps, self.alpha, self._crf)
         if not self.margin:
-            return cut_maps(image, maps, threshold, self._crf, self.gt_prob)
+            return cut_maps(image, maps, threshold, self._crf, self.gt_prob, self.color_weight)
         fg, bg = min(1, threshold + self.margin), max(0, threshold - self.margin)
         return confident_seeds(image, maps, SeedSettings(fg=fg, bg=bg, gt_prob=self.gt_prob, crf=self._crf))

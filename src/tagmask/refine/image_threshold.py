@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from tagmask.label_map import label_boundaries
 from tagmask.maps import ResponseMaps
+from tagmask.refine.colors import color_bins
 from tagmask.refine.map_cutting import cut_maps
 from tagmask.refine.settings import CrfSettings
 
@@ -22,7 +23,7 @@ from tagmask.refine.settings import CrfSettings
 OFFSETS = np.arange(-4, 7) * 0.05  # of the candidates from the expected threshold
 MIN_THRESHOLD, MAX_THRESHOLD = 0.02, 0.98  # of the candidates
 DISTANCE_WEIGHT, DISTANCE_WIDTH = 0.2, 0.2
-COLOR_WEIGHT, BINS_PER_CHANNEL = 0.5, 8
+COLOR_WEIGHT = 0.5
 EDGE_WEIGHT = 0.1
 # A weight of 1 is 0.8 points of mIoU better with good saliency, 0.8 worse with a network, 0.4 worse with weak saliency.
 AGREEMENT_WEIGHT = 0.5
@@ -135,20 +136,6 @@ def soft_iou(region: NDArray[np.bool_], probability: np.ndarray) -> float:
     return intersection / union if union > 0 else 0.0
 
 
-def color_bins(image: np.ndarray) -> NDArray[np.int64]:
-    """Return the color of each pixel as one of 8 × 8 × 8 bins.
-
-    Args:
-        image: [H, W, 3] uint8, RGB.
-
-    Returns:
-        [H, W] int64, 0..511.
-    """
-    levels = image // (256 // BINS_PER_CHANNEL)
-    bins: NDArray[np.int64] = levels.astype(np.int64) @ np.array([BINS_PER_CHANNEL**2, BINS_PER_CHANNEL, 1])
-    return bins
-
-
 def color_information(colors: NDArray[np.int64], region: NDArray[np.bool_]) -> float:
     """Return the mutual information, in nats, between the color of a pixel and whether it lies in the region.
 
@@ -158,7 +145,8 @@ def color_information(colors: NDArray[np.int64], region: NDArray[np.bool_]) -> f
         colors: [H, W] int64, see `color_bins`.
         region: [H, W] bool.
     """
-    counts = [np.bincount(colors[part], minlength=BINS_PER_CHANNEL**3) for part in (region, ~region)]
+    num_bins = int(colors.max()) + 1
+    counts = [np.bincount(colors[part], minlength=num_bins) for part in (region, ~region)]
     joint = np.stack(counts) / region.size
     independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
     occurs = joint > 0

@@ -10,6 +10,7 @@ from scipy.optimize import brentq
 
 from tagmask.label_map import IGNORE_INDEX
 from tagmask.maps import ResponseMaps
+from tagmask.refine.colors import color_log_ratios
 from tagmask.refine.dense_crf import apply_crf, unary_from_labels, unary_from_probabilities
 from tagmask.refine.settings import CrfSettings, SeedSettings
 
@@ -20,6 +21,7 @@ def cut_maps(
     threshold: float | Sequence[float],
     crf: CrfSettings | None,
     gt_prob: float = 0.7,
+    color_weight: float = 0.0,
 ) -> np.ndarray:
     """Return the label map at a threshold, or at one threshold per class, refined by the dense CRF.
 
@@ -30,18 +32,27 @@ def cut_maps(
             `maps` (see `ResponseMaps.label_map`).
         crf: settings of the CRF; None: the threshold alone.
         gt_prob: probability, in (0, 1), with which the CRF takes its input labels to be right.
+        color_weight: as in `refine_labels`.
 
     Returns:
         [H, W] uint8, 0 background and class ids.
     """
     labels = maps.label_map(threshold)
-    return labels if crf is None else refine_labels(image, labels, maps.classes, crf, gt_prob)
+    return labels if crf is None else refine_labels(image, labels, maps.classes, crf, gt_prob, color_weight)
 
 
 def refine_labels(
-    image: np.ndarray, labels: np.ndarray, classes: np.ndarray, crf: CrfSettings, gt_prob: float = 0.7
+    image: np.ndarray,
+    labels: np.ndarray,
+    classes: np.ndarray,
+    crf: CrfSettings,
+    gt_prob: float = 0.7,
+    color_weight: float = 0.0,
 ) -> np.ndarray:
     """Return a label map refined by the dense CRF.
+
+    With a `color_weight`, the CRF is computed twice. The pixels that it leaves as they are show what colors each label
+    has in this image, and the second time the unary energies contain these colors (`color_log_ratios`).
 
     Args:
         image: [H, W, 3] uint8, RGB.
@@ -49,6 +60,7 @@ def refine_labels(
         classes: [K] the class ids that can appear, ascending; without any, nothing changes.
         crf: settings of the CRF.
         gt_prob: as in `cut_maps`.
+        color_weight: 0 or more, the weight of the colors; 0: compute the CRF once.
 
     Returns:
         [H, W] uint8.
@@ -56,8 +68,14 @@ def refine_labels(
     ids = np.concatenate([[0], classes]).astype(np.uint8)
     if len(ids) == 1:
         return labels
-    unary = unary_from_labels(np.searchsorted(ids, labels).astype(np.uint8), len(ids), gt_prob)
-    return ids[apply_crf(image, unary, crf).argmax(0)]
+    given = np.searchsorted(ids, labels).astype(np.uint8)
+    unary = unary_from_labels(given, len(ids), gt_prob)
+    refined = apply_crf(image, unary, crf).argmax(0)
+    if color_weight:
+        kept = np.where(refined == given, refined, -1)
+        unary -= np.float32(color_weight) * color_log_ratios(image, kept, len(ids))
+        refined = apply_crf(image, unary, crf).argmax(0)
+    return ids[refined]
 
 
 def cut_maps_by_power(

@@ -27,12 +27,14 @@ class Cutting:
         threshold: at which they were cut, if it is known.
         crf: settings of the CRF.
         gt_prob: probability, in (0, 1), with which the CRF takes its input labels to be right.
+        color_weight: weight of the colors of each label in the CRF (`refine_labels`).
     """
 
     maps: StageFolder | None
     threshold: ThresholdRecord | None
     crf: CrfSettings
     gt_prob: float
+    color_weight: float
 
     @classmethod
     def of_run(cls, run: Run, stage: str) -> Self:
@@ -51,6 +53,7 @@ class Cutting:
             threshold=folder.stage(first).read_threshold_if_any(),
             crf=crf if isinstance(crf, CrfSettings) else CrfSettings(),
             gt_prob=getattr(recipe.stages[first], "gt_prob", 0.7),
+            color_weight=getattr(recipe.stages[first], "color_weight", 0.0),
         )
 
     def expected_threshold(self, num_tags: int, typical: float) -> float | None:
@@ -78,4 +81,4 @@ class Cutting:
             ValueError: the image has another size.
         """
         reduced = maps.resized(reduced_size(maps.size))
-        return resize_labels(cut_maps(image, reduced, thresholds, self.crf, self.gt_prob), maps.size)
+        return resize_labels(cut_maps(image, reduced, thresholds, self.crf, self.gt_prob, self.color_weight), maps.size)
