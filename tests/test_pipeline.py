@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from pydantic import BaseModel
 
 import tagmask
 from tagmask.artifacts import read_json, write_text
@@ -26,11 +27,20 @@ from tests.runs import contents, toy_run, write_toy
 IMAGES = TaggedImages(("a", "b"), (Sample("x", "x.png", (1,), size=(4, 4)), Sample("y", "y.png", (), size=(4, 4))))
 
 
+class Part(BaseModel):
+    weight: float = 1.0
+
+
+class PartOfTheNextVersion(Part):
+    power: float | None = None
+
+
 class Maker(Method):
     """Write the maps or masks of all images, and a file with the setting and with the files of the inputs."""
 
     makes: ClassVar[tuple[ArtifactKind, ...]] = ("maps",)
     text: str = "first"
+    part: Part = Part()
     fail: bool = False
 
     def run(self, context: StageContext) -> None:
@@ -48,6 +58,7 @@ class Maker(Method):
 
 
 class MakerOfTheNextVersion(Maker):
+    part: PartOfTheNextVersion = PartOfTheNextVersion()
     new: int = 0
 
 
@@ -111,7 +122,7 @@ def test_other_settings_are_refused_and_change_nothing(tmp_path: Path, changed: 
 def test_a_setting_that_a_new_version_adds_changes_nothing_at_its_default(tmp_path: Path) -> None:
     run_toy(tmp_path, recipe())
     before = contents(tmp_path)
-    new = Recipe(stages={"one": MakerOfTheNextVersion(), "two": Changer()})
+    new = Recipe(stages={"one": MakerOfTheNextVersion(part={"weight": 1}), "two": Changer()})
     assert run_toy(tmp_path, new) == "firstfirst"
     after = contents(tmp_path)
     assert {name: after[name] for name in after if name != "recipe.yaml"} == {
@@ -120,6 +131,9 @@ def test_a_setting_that_a_new_version_adds_changes_nothing_at_its_default(tmp_pa
     other = Recipe(stages={"one": MakerOfTheNextVersion(new=1), "two": Changer()})
     with pytest.raises(RunError, match=r"one was made with other settings \(new None → 1\)"):
         run_toy(tmp_path, other)
+    powerful = Recipe(stages={"one": MakerOfTheNextVersion(part={"power": 2}), "two": Changer()})
+    with pytest.raises(RunError, match=r"one was made with other settings \(part "):
+        run_toy(tmp_path, powerful)
     run_toy(tmp_path, other, redo=True)
     with pytest.raises(RunError, match=r"one was made with other settings \(new 1 → 0\)"):
         run_toy(tmp_path, new)

@@ -146,17 +146,30 @@ def _settings_entry(method: Method, stage: StageFolder) -> dict[str, Any]:
     """Return the settings that the results of a stage depend on.
 
     A setting at its default is left out if the record of the stage does not have it: the stage was made by a version of
-    tagmask without this setting, and the default of a new setting changes nothing. Equal values are taken from the
-    record, so that 3 and 3.0 have the same digest.
+    tagmask without this setting, and the default of a new setting changes nothing.
     """
     excluded = {"inputs", *method.free_settings}
     settings = method.model_dump(mode="json", exclude=excluded)
+    defaults = type(method).model_construct().model_dump(mode="json", exclude=excluded)
     recorded = (stage.read_key_if_any() or {}).get("settings")
-    if not isinstance(recorded, dict):
-        return settings
-    changed = method.model_dump(mode="json", exclude=excluded, exclude_defaults=True)
-    equal = {name: old for name, old in recorded.items() if name in settings and old == settings[name]}
-    return {name: equal.get(name, value) for name, value in settings.items() if name in recorded or name in changed}
+    entry: dict[str, Any] = _as_recorded(settings, defaults, recorded)
+    return entry
+
+
+def _as_recorded(value: Any, default: Any, recorded: Any) -> Any:
+    """Return a value without what has its default and is not recorded; where it equals the record, the record.
+
+    So 3 and 3.0 have the same digest.
+    """
+    if not isinstance(value, dict) or not isinstance(recorded, dict):
+        return recorded if value == recorded else value
+    defaults = default if isinstance(default, dict) else {}
+    is_new = {name for name in value.keys() - recorded.keys() if name in defaults and value[name] == defaults[name]}
+    return {
+        name: _as_recorded(entry, defaults.get(name), recorded.get(name))
+        for name, entry in value.items()
+        if name not in is_new
+    }
 
 
 def _changed_reviews(
