@@ -101,15 +101,13 @@ def _announce_download(recipe: Recipe, name: str, stage: StageFolder, compute: C
     weights = recipe.stages[name].initial_weights()
     if not weights or weights.source != "pretrained" or any(stage.path.glob("*.safetensors")):
         return
-    from tagmask.models.weights_license import restriction_of_weights  # here, because it imports timm
+    from tagmask.models.weights_license import report_restriction, restriction_of_weights  # here: it imports timm
 
     backbone = recipe.backbone_of(name)
     name_of_weights = backbone or "the backbone"
     reporter.info(f"  loading the pretrained weights of {name_of_weights}; the first time they are downloaded")
-    if backbone and (restriction := restriction_of_weights(backbone)):
-        reporter.info(f"  {restriction}")
-        if compute.is_main_process:
-            write_text(stage.path / "weights-license.txt", f"{restriction[0].upper()}{restriction[1:]}\n")
+    if backbone:
+        report_restriction(restriction_of_weights(backbone), stage.path, compute, reporter)
 
 
 def stage_keys(recipe: Recipe, images: TaggedImages, folder: RunFolder) -> dict[str, dict[str, Any]]:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tagmask.artifacts import read_arrays, read_json, read_model, write_json
+from tagmask.data.images import read_number_image
 from tagmask.data.samples import TaggedImages
-from tagmask.errors import RunError
+from tagmask.errors import DataError, RunError
 from tagmask.label_map import read_label_map
 from tagmask.maps import ResponseMaps
 from tagmask.progress import Progress
@@ -116,7 +117,7 @@ def _artifact_files(
             files[path] = partial(read_model, model=model)
     for folder in ("seeds", "saliency"):  # what methods make on the way
         files |= dict.fromkeys(sorted((stage.path / folder).rglob("*.png")), read_label_map)
-    return files
+    return files | dict.fromkeys(sorted((stage.path / "regions").rglob("*.png")), read_number_image)
 
 
 def _read_network(path: Path) -> None:
@@ -149,7 +150,7 @@ def _is_readable(path: Path, read: Callable[[Path], Any]) -> bool:
     try:
         read(path)
         return True
-    except RunError:
+    except (RunError, DataError):
         return False
 
 

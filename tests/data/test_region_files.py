@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tagmask.data.region_files import read_regions, region_files_fingerprint
+from tagmask.data.region_files import read_regions, region_files_fingerprint, write_regions
 from tagmask.data.samples import TaggedImages
 from tagmask.errors import DataError
 
@@ -50,3 +50,12 @@ def test_the_fingerprint_changes_with_the_content(tmp_path: Path, toy_images: Ta
     assert region_files_fingerprint(tmp_path, toy_images) == first
     Image.fromarray(NUMBERS.astype(np.uint16) + 1).save(tmp_path / f"{name}.png")
     assert region_files_fingerprint(tmp_path, toy_images) != first
+
+
+@pytest.mark.parametrize("num_layers", [0, 1, 3, 60])
+def test_written_layers_are_read_again(num_layers: int, tmp_path: Path) -> None:
+    """Of more than 50 layers, the first 50."""
+    regions = np.random.default_rng(0).integers(0, 60000, (num_layers, 2, 3)).astype(np.int32)
+    write_regions(tmp_path / "x" / "a.png", regions)
+    expected = regions[:50] if num_layers else np.zeros((1, 2, 3), np.int32)
+    np.testing.assert_array_equal(read_regions(tmp_path, "x/a", (2, 3)), expected)

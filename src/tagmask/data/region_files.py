@@ -1,16 +1,19 @@
-"""Reading a user's own regions of images: class-agnostic segments, without names."""
+"""Files with regions of images, class-agnostic segments: a user's own, and those of SAM that a stage keeps."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from tagmask.artifacts import digest, file_digest
+from tagmask.artifacts import atomic_write, digest, file_digest
 from tagmask.data.images import read_number_image
 from tagmask.data.samples import TaggedImages
 from tagmask.errors import DataError
 from tagmask.refine.regions import RegionLayers, layers_of_masks
+
+MAX_LAYERS = 50  # of a file; in further ones lie only the worst of many masks at one place
 
 
 def read_regions(folder: Path, image_id: str, size: tuple[int, int]) -> RegionLayers:
@@ -18,6 +21,7 @@ def read_regions(folder: Path, image_id: str, size: tuple[int, int]) -> RegionLa
 
     They are either one PNG, `<id>.png`, whose grey values (8 or 16 bits) are the numbers of the regions, 0 where there
     is none; or a folder `<id>/` of PNGs, one mask per region, above 0 where the region is. The masks may overlap.
+    A `<id>.png` of the image's width and L times its height holds L layers of regions, one below the other.
 
     Args:
         folder: of all regions.
@@ -31,11 +35,27 @@ def read_regions(folder: Path, image_id: str, size: tuple[int, int]) -> RegionLa
         DataError: there are none, or a file is not such a PNG.
     """
     if (path := folder / f"{image_id}.png").is_file():
-        return _resize_nearest(read_number_image(path), size)[None]
+        numbers = read_number_image(path)
+        if numbers.shape[1] == size[1] and numbers.shape[0] % size[0] == 0:
+            return numbers.reshape(-1, *size)
+        return _resize_nearest(numbers, size)[None]
     if (masks := folder / image_id).is_dir():
         files = sorted(masks.glob("*.png"))
         return layers_of_masks((_resize_nearest(read_number_image(path), size) > 0 for path in files), size)
     raise DataError(f"{folder} has no regions of {image_id}: give {image_id}.png, or a folder {image_id} of masks.")
+
+
+def write_regions(path: Path, regions: RegionLayers) -> None:
+    """Write regions [L, H, W] as a PNG of 16 bits, atomically: the layers, at most 50, one below the other.
+
+    `read_regions` reads it. A file without regions has one layer of zeros.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    layers = regions[:MAX_LAYERS] if len(regions) else np.zeros((1, *regions.shape[1:]), np.int32)
+    with atomic_write(path) as temporary:
+        Image.fromarray(layers.reshape(-1, regions.shape[2]).astype(np.uint16)).save(temporary, format="PNG")
 
 
 def region_files(folder: Path, images: TaggedImages) -> list[Path]:

@@ -14,7 +14,7 @@ import numpy as np
 from joblib import delayed
 from pydantic import Field, PositiveFloat, model_validator
 
-from tagmask.data.region_files import read_regions, region_files_fingerprint
+from tagmask.data.region_files import read_regions, region_files_fingerprint, write_regions
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.label_map import write_label_map
 from tagmask.large_images import reduced_size, resize_labels
@@ -38,10 +38,10 @@ class Regions(Method):
         description="activation from 0 to 1 above which a pixel belongs to a class; auto: Otsu's threshold over all "
         "maps of the run",
     )
-    source: Literal["felzenszwalb", "slic", "folder"] = Field(
+    source: Literal["felzenszwalb", "slic", "sam", "folder"] = Field(
         "felzenszwalb",
         description="where the regions come from: felzenszwalb (Felzenszwalb and Huttenlocher, IJCV 2004), slic "
-        "(superpixels), or folder (files of your own)",
+        "(superpixels), sam (Segment Anything), or folder (files of your own)",
     )
     region_sizes: tuple[PositiveFloat, ...] = Field(
         (300.0,),
@@ -53,6 +53,17 @@ class Regions(Method):
         None,
         description="if source is folder: the folder with the regions of each image, <id>.png with the number of each "
         "pixel's region, or <id>/*.png with one mask for each region",
+    )
+    sam: str = Field(
+        "facebook/sam2.1-hiera-small",
+        description="if source is sam: a model of SAM, SAM-HQ, SAM 2, EdgeTAM or SAM 3 for transformers, on the "
+        "Hugging Face Hub (owner/name) or in a local folder",
+    )
+    points_per_side: int = Field(
+        32, ge=1, le=256, description="if source is sam: a grid of so many points per side prompts it"
+    )
+    inference_batch_size: int = Field(
+        64, ge=1, description="if source is sam: the number of points that it segments at once"
     )
     refine: Literal["before", "after", "none"] = Field(
         "before", description="the dense CRF: before the vote, after it, or none"
@@ -72,16 +83,42 @@ class Regions(Method):
         return region_files_fingerprint(self.folder, images) if self.folder else None
 
     def run(self, context: StageContext) -> None:
+        method = self._with_regions_of_sam(context) if self.source == "sam" else self
         threshold = record_threshold(context, self.threshold, context.inputs["maps"])
         groups = context.pending_shard([[sample] for sample in context.images.samples], context.folder.mask_path)
         if groups and self.refine != "none":
             compile_crf_kernels(context.reporter.info)
-        write = partial(self._write_mask, threshold=threshold)
+        write = partial(method._write_mask, threshold=threshold)
         jobs = (
             delayed(write)(context.folder.mask_path(sample.id), context.inputs["maps"].maps_path(sample.id), sample)
             for (sample,) in groups
         )
         context.run_in_workers("masks of regions", jobs, len(groups))
+
+    def _with_regions_of_sam(self, context: StageContext) -> Regions:
+        """Write the regions of each image that has none yet to `regions/<id>.png`, and return a method that reads them.
+
+        An image without tags needs none, nor does one with a reviewed mask. A large image is reduced.
+        """
+        folder = context.folder.path / "regions"
+        needed = [[s] for s in context.images.samples if s.tags and s.reviewed_mask is None]
+        groups = context.pending_shard(needed, lambda image_id: folder / f"{image_id}.png")
+        if groups:
+            from tagmask.data.loading import load_image_batches  # here: workers that vote need no PyTorch
+            from tagmask.models.region_generator import RegionGenerator
+            from tagmask.models.weights_license import report_restriction, restriction_of_hub_model
+
+            context.reporter.info(f"  loading {self.sam}; the first time it is downloaded, unless it is a local folder")
+            compute = context.compute
+            generate = RegionGenerator(self.sam, self.points_per_side, self.inference_batch_size, compute.device)
+            restriction = restriction_of_hub_model(self.sam, generate.model_type)
+            report_restriction(restriction, context.folder.path, compute, context.reporter)
+            with context.reporter.progress("regions of SAM", len(groups)) as advance:
+                for (sample,), pixels in load_image_batches(groups, compute):
+                    write_regions(folder / f"{sample.id}.png", generate(pixels[0].permute(1, 2, 0).numpy()))
+                    advance(1)
+        context.compute.barrier()
+        return self.model_copy(update={"source": "folder", "folder": folder})
 
     def _write_mask(self, mask_path: Path, maps_path: Path, sample: Sample, threshold: float) -> None:
         maps = ResponseMaps.load(maps_path)
