@@ -5,7 +5,19 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
+import safetensors.torch
+import timm
+
 from tests.cli.runner import RunCommand, RunFailing
+
+
+@pytest.fixture
+def with_tokencut(tmp_path: Path) -> list[str]:
+    """Return the options that make saliency maps with a random network."""
+    weights = tmp_path / "vit.safetensors"
+    safetensors.torch.save_file(timm.create_model("test_vit").state_dict(), weights)
+    return ["--with", "tokencut:test_vit", "--weights", str(weights)]
 
 
 def test_check(command: RunCommand, data: Path) -> None:
@@ -62,28 +74,42 @@ def test_check_counts_reviewed_masks(command: RunCommand, data: Path, tmp_path: 
     assert "reviewed masks" not in command("check", data).out
 
 
-def test_saliency(command: RunCommand, data: Path, tmp_path: Path) -> None:
+def test_saliency(command: RunCommand, data: Path, tmp_path: Path, with_tokencut: list[str]) -> None:
     """The maps are computed from the images only, and `check` reads them."""
     folder = shutil.copytree(data, tmp_path / "data")
-    line = ["saliency", folder, "--masks", "masks", "--out", folder / "saliency", "--workers", "0"]
+    line = ["saliency", folder, *with_tokencut, "--masks", "masks", "--out", folder / "saliency", "--workers", "0"]
     assert command(*line).out == f"8 saliency maps in {folder / 'saliency'}\n"
     again = command(*line, "--json").json
     assert again == {"saliency": {str(i): str(folder / f"saliency/{i}.png") for i in range(8)}, "problems": []}
     assert command("check", folder, "--masks=masks", "--saliency=saliency", "--json").json["num_saliency"] == 8
 
 
-def test_saliency_needs_no_tags(command: RunCommand, fails: RunFailing, data: Path, tmp_path: Path) -> None:
+def test_saliency_needs_a_model(fails: RunFailing, data: Path, tmp_path: Path) -> None:
+    line = ["saliency", data, "--masks=masks", "--out", tmp_path / "out"]
+    assert "give --with rembg:<model> or --with tokencut:<timm model>" in fails(*line)
+    assert "non-commercial use only" in fails(*line, "--with=rembg:bria-rmbg")
+    assert "'u2net' makes no saliency maps" in fails(*line, "--with=u2net")
+    assert not (tmp_path / "out").exists()
+
+
+def test_saliency_needs_no_tags(
+    command: RunCommand, fails: RunFailing, data: Path, tmp_path: Path, with_tokencut: list[str]
+) -> None:
     """The maps of a folder of images alone are named as those of the same images with a table of tags."""
     photos, out = tmp_path / "photos", tmp_path / "photos" / "saliency"
     photos.mkdir()
     for i in range(3):
         shutil.copy(data / f"{i}.png", photos)
     for _ in range(2):  # the second time, the maps are in the folder of the images
-        assert command("saliency", photos, "--out", out, "--workers=0").out == f"3 saliency maps in {out}\n"
+        assert (
+            command("saliency", photos, *with_tokencut, "--out", out, "--workers=0").out
+            == f"3 saliency maps in {out}\n"
+        )
     (photos / "masks").mkdir()
     shutil.copy(data / "masks" / "0.png", photos / "masks")
-    assert command("saliency", photos, "--masks=masks", "--out", out, "--workers=0").out.startswith("3 saliency maps")
-    assert "no folder 'train'" in fails("saliency", photos, "--masks=masks", "--split=train", "--out", out)
+    line = ["saliency", photos, *with_tokencut, "--masks=masks", "--out", out]
+    assert command(*line, "--workers=0").out.startswith("3 saliency maps")
+    assert "no folder 'train'" in fails(*line, "--split=train")
     tags = tmp_path / "tags.csv"
     tags.write_text("image,tags\n0.png,cat\n1.png,cat\n2.png,dog\n")
     report = command("check", photos, "--tags", tags, "--saliency", out, "--json").json
@@ -91,10 +117,10 @@ def test_saliency_needs_no_tags(command: RunCommand, fails: RunFailing, data: Pa
 
 
 def test_saliency_of_images_that_cannot_be_read(
-    command: RunCommand, fails: RunFailing, data: Path, tmp_path: Path
+    command: RunCommand, fails: RunFailing, data: Path, tmp_path: Path, with_tokencut: list[str]
 ) -> None:
     folder = shutil.copytree(data, tmp_path / "data")
     (folder / "3.png").write_bytes(b"nothing")
-    line = ["saliency", folder, "--masks", "masks", "--out", tmp_path / "out", "--workers", "0"]
+    line = ["saliency", folder, *with_tokencut, "--masks", "masks", "--out", tmp_path / "out", "--workers", "0"]
     assert "3.png is not an image that can be read" in fails(*line, "--quiet").replace(": is", " is")
     assert command(*line, "--skip-bad").out == f"7 saliency maps in {tmp_path / 'out'}\n"

@@ -133,7 +133,7 @@ def test_images_without_saliency_are_an_error_before_the_run_begins(context: Sta
     assert not any(tmp_path.iterdir())
     assert str(error.value) == (
         "no image of toy has a saliency map, which the activation-aware loss needs: "
-        "give --saliency FOLDER, or make them with `tagmask saliency DATA --out FOLDER`."
+        "give --saliency FOLDER, or make them with `tagmask saliency`."
     )
 
 

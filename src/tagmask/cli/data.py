@@ -10,6 +10,7 @@ import typer
 from tagmask.cli.options import (
     AsJson,
     DataOptions,
+    Device,
     ImageOptions,
     ImagesArgument,
     OutputOptions,
@@ -18,6 +19,7 @@ from tagmask.cli.options import (
     print_json,
 )
 from tagmask.compute import default_workers
+from tagmask.errors import RecipeError
 
 
 def check(images: ImagesArgument, data: DataOptions, workers: Workers = None, as_json: AsJson = False) -> None:
@@ -39,21 +41,56 @@ def saliency(
     out: Annotated[Path, typer.Option(help="The folder for the saliency maps; existing maps are kept.")],
     data: ImageOptions,
     *,
+    with_: Annotated[
+        str | None,
+        typer.Option(
+            "--with",
+            metavar="MODEL",
+            show_default="required",
+            help="What makes the maps: rembg:<model>, e.g. rembg:birefnet-general-lite, or tokencut:<timm model>, e.g. "
+            "tokencut:vit_small_patch8_224.dino.",
+        ),
+    ] = None,
+    weights: Annotated[
+        str, typer.Option(help="The weights of the model of tokencut: pretrained (downloaded by timm) or a file.")
+    ] = "pretrained",
+    tau: Annotated[
+        float, typer.Option(min=-1, max=1, help="The cosine similarity above which two tokens of tokencut are alike.")
+    ] = 0.2,
+    crf: Annotated[bool, typer.Option("--crf", help="Refine the foreground of tokencut with the dense CRF.")] = False,
     skip_bad: SkipBad = False,
+    device: Device = "auto",
     workers: Workers = None,
     output: OutputOptions,
 ) -> None:
-    """Compute weak saliency maps without a network (robust background detection), for `tagmask run --saliency`."""
-    from tagmask.data.background_detection import write_missing_saliency_maps
+    """Make saliency maps with a network, for `tagmask run --saliency`."""
+    if with_ is None:
+        raise RecipeError(
+            "tagmask saliency needs a model: give --with rembg:<model> or --with tokencut:<timm model> (the method "
+            "without a network, which was the default, has been removed, because masks were better without its maps)."
+        )
+    from tagmask.compute import Compute
     from tagmask.data.new_images import list_images
+    from tagmask.data.saliency import write_missing_saliency_maps
+    from tagmask.models.saliency import load_saliency_model
+    from tagmask.models.weights_license import restriction_of_weights
     from tagmask.progress import Reporter
 
+    reporter = Reporter.to_stderr(quiet=output.no_progress)
+    kind, _, model = with_.partition(":")
+    if kind == "rembg":
+        reporter.info(
+            "the networks of rembg learned from drawn masks: what is made with their maps is not made from tags alone."
+        )
+    elif kind == "tokencut" and weights == "pretrained" and (restriction := restriction_of_weights(model)):
+        reporter.info(restriction)
     source = data.source(images)
     if out.is_dir():  # if it is in the folder of the images, the maps in it are not images
         source = source.model_copy(update={"saliency": str(out)})
+    compute = Compute.detect(device, workers=workers)
     written = write_missing_saliency_maps(
-        list_images(source), out, skip_bad=skip_bad, workers=default_workers() if workers is None else workers,
-        progress=Reporter.to_stderr(quiet=output.no_progress).progress,
+        list_images(source), out, lambda: load_saliency_model(with_, compute, weights, tau, crf=crf),
+        skip_bad=skip_bad, compute=compute, progress=reporter.progress,
     )  # fmt: skip
     if output.as_json:
         paths = {sample.id: str(sample.saliency) for sample in written.samples}

@@ -74,7 +74,7 @@ class ActivationAware(Segment):
         if not any(sample.saliency for sample in images.samples):
             raise DataError(
                 f"no image of {images.name} has a saliency map, which the activation-aware loss needs: "
-                "give --saliency FOLDER, or make them with `tagmask saliency DATA --out FOLDER`."
+                "give --saliency FOLDER, or make them with `tagmask saliency`."
             )
 
     def extra_fingerprint(self, images: TaggedImages) -> str | None:
