@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tagmask.refine import crf_labels
 from tagmask.refine.crf_labels import most_probable_crf_labels
 from tagmask.refine.dense_crf import apply_crf, build_lattices, unary_from_labels, unary_from_probabilities
 from tagmask.refine.label_selection import MAX_ROW_SUM, SelectedLabels, bound_exponent, select_labels
@@ -143,6 +144,46 @@ def test_a_label_of_the_reserve_returns_where_it_wins() -> None:
     full = full_labels(image, probabilities, NETWORK_CRF)
     assert (full == 39).sum() > 200
     np.testing.assert_array_equal(most_probable_crf_labels(image, selected, NETWORK_CRF), full)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 10])
+@pytest.mark.parametrize("name", ["cat", "cup"])
+def test_the_fixed_bound_is_above_the_bound_of_each_step(name: str, steps: int) -> None:
+    image, labels = photograph(name, 120, 160)
+    is_found = []
+    for seed in range(3):
+        selected = select_labels(network_probabilities(labels, 30, seed), NETWORK_CRF)
+        bound = crf_labels._initial_bound(selected)
+        assert bound is not None
+        with Threads(1) as pool:
+            lattices = build_lattices(image, **NETWORK_CRF.model_dump(exclude={"steps"}), threads=pool)
+            marginals, least = crf_labels._mean_field_of_selected(selected, bound, lattices, steps, pool)
+            fixed = crf_labels._fixed_bound(bound, least, lattices, pool)
+        is_found.append(fixed is not None)
+        if fixed is not None:
+            assert (fixed >= marginals[:, len(selected.labels) + 1] * (1 - 1e-4)).all()
+    assert any(is_found)
+
+
+def test_the_fixed_bound_changes_no_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three labels and the sum of the others fill a row of four; with the exact bound, rows have eight values."""
+    image, labels = photograph("cat", 120, 160)
+    probabilities = np.full((40, *labels.shape), 1e-4, np.float32)
+    np.put_along_axis(probabilities, labels[None], 0.9, 0)
+    probabilities[7, 20:60, 30:80] = 0.15  # of the reserve
+    probabilities /= probabilities.sum(0)
+    selected = select_labels(probabilities, NETWORK_CRF)
+    assert (len(selected.labels), len(selected.reserve)) == (3, 1)
+    sizes = []
+    mean_field = crf_labels.mean_field
+    monkeypatch.setattr(
+        crf_labels, "mean_field", lambda logits, *rest: sizes.append(logits.shape[1]) or mean_field(logits, *rest)
+    )
+    fast = most_probable_crf_labels(image, selected, NETWORK_CRF)
+    assert sizes == [4]
+    monkeypatch.setattr(crf_labels, "_fixed_bound", lambda *arguments: None)
+    np.testing.assert_array_equal(most_probable_crf_labels(image, selected, NETWORK_CRF), fast)
+    assert sizes == [4, 4, 8]
 
 
 def test_equal_probabilities_of_the_labels_left_out_change_nothing() -> None:

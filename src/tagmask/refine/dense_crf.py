@@ -151,7 +151,7 @@ def compile_crf_kernels(info: Callable[[str], None]) -> None:
         from tagmask.refine.permutohedral_kernels import softmax_of_selected_inplace
 
         row = np.zeros((1, 8), np.float32)
-        softmax_of_selected_inplace(row, row, row[0, :1], 2)
+        softmax_of_selected_inplace(row, row, row[0, :1], 2, row[0, :1])
         dense_crf(np.zeros((8, 8, 3), np.uint8), unary_from_labels(np.zeros((8, 8), np.uint8), 2))
 
 

@@ -305,7 +305,7 @@ def softmax_inplace(logits):
 
 
 @jit
-def softmax_of_selected_inplace(logits, unary, share, num_labels):
+def softmax_of_selected_inplace(logits, unary, share, num_labels, least_log_sum):
     """Replace each row of `logits` [N, L] by its softmax, with one label that stands for all labels left out.
 
     Label `num_labels` is the sum of the labels left out: its message is scaled. The next one, if there is room for it,
@@ -316,8 +316,10 @@ def softmax_of_selected_inplace(logits, unary, share, num_labels):
         unary: [N, L] the logits alone.
         share: [N] factor of the message of the sum.
         num_labels: the number of selected labels; the labels after the bound only fill a SIMD register.
+        least_log_sum: [N] the smallest log Σ exp of all calls but the first; NaN before the first one. Output.
     """
     rest, bound = num_labels, num_labels + 1
+    largest_of_tile = np.empty(_TILE, np.float32)
     for begin in range(0, len(logits), _TILE):
         tile = logits[begin : begin + _TILE]
         for p in range(len(tile)):
@@ -327,6 +329,7 @@ def softmax_of_selected_inplace(logits, unary, share, num_labels):
             largest = row[0]
             for i in range(1, bound):
                 largest = max(largest, row[i])
+            largest_of_tile[p] = largest
             for i in range(len(row)):
                 row[i] -= largest
             if bound < len(row):
@@ -340,6 +343,9 @@ def softmax_of_selected_inplace(logits, unary, share, num_labels):
             for i in range(bound):
                 total += row[i]
             scale = np.float32(1) / total
+            log_sum = largest_of_tile[p] + math.log(total)
+            least = least_log_sum[begin + p]
+            least_log_sum[begin + p] = np.float32(np.inf) if math.isnan(least) else min(least, log_sum)
             reached = bound < len(row) and row[bound] >= np.float32(
                 1
             )  # as large as the largest marginal: no bound below 1 is known
