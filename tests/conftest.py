@@ -17,6 +17,7 @@ from tagmask.progress import Reporter
 from tagmask.report import drawing
 from tagmask.stage import ArtifactKind, StageContext
 from tagmask.stage_folder import StageFolder
+from tests.storage import _s3_environment, make_storage  # noqa: F401  (fixtures)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 GOLDENS = Path(__file__).parent / "goldens"

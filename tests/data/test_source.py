@@ -75,8 +75,8 @@ def test_no_format_fits(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="is a file, not a folder"):
         DataSource(root=str(tmp_path / "file")).read()
-    with pytest.raises(DataError, match="s3://bucket cannot be listed; name a table of its tags"):
-        DataSource(root="s3://bucket").read()
+    with pytest.raises(DataError, match="https://host/photos holds no shards; name a table of its tags"):
+        DataSource(root="https://host/photos").read()
 
 
 def test_unknown_settings_and_classes(folders: Path) -> None:

@@ -15,8 +15,9 @@ from PIL import Image
 import tagmask
 from tagmask.artifacts import write_json
 from tagmask.compute import Compute
-from tagmask.data.images import image_size, read_grey, read_image
+from tagmask.data.images import image_size, read_bytes, read_grey, read_image
 from tagmask.data.samples import PngMask, Sample, TaggedImages
+from tagmask.data.shard_writer import pack_shards
 from tagmask.data.source import DataSource
 from tagmask.data.verified_files import read_verified, write_verified
 from tagmask.evaluate import Evaluation, MapScores
@@ -83,6 +84,22 @@ def _data_targets(folder: Path) -> Iterator[Target]:
 
     def read_table(path: Path) -> None:
         DataSource(root=str(images), tags=str(path)).read()
+
+    def read_shard(path: Path) -> None:
+        for sample in DataSource(root=str(path.parent)).read().samples:
+            read_bytes(sample.image)
+            if sample.mask:
+                sample.mask.read()
+
+    masks = [PngMask(images / f"{i}.png") for i in range(4)]
+    samples = tuple(Sample(f"a/{i}", str(images / f"{i}.jpg"), (1,), masks[i]) for i in range(4))
+    for mask in masks:
+        write_label_map(mask.path, np.ones(SIZE, np.uint8))
+    shards = folder / "shards"
+    [shard] = pack_shards(TaggedImages(CLASSES, samples), str(shards), progress=Reporter().progress).urls
+    for mask in masks:
+        mask.path.unlink()
+    yield Target("shard", "binary", [Path(shard).read_bytes()], _file_reader(Path(shard), read_shard), 2)
 
     tables = {
         "csv": "image,tags\n0.jpg,cat;dog\n1.jpg,\n2.jpg,red panda\n3.jpg,dog\n",

@@ -23,7 +23,7 @@ app = typer.Typer(
 for _command in (
     run.run, run.resume, run.demo, data.check, run.recipes, run.add_stage, finished_run.thresholds, finished_run.scores,
     finished_run.predict, review.review, exchange.export, exchange.import_, finished_run.evaluate,
-    finished_run.report, data.saliency, data.scenes,
+    finished_run.report, data.shard, data.saliency, data.scenes,
 ):  # fmt: skip
     app.command(_command.__name__.rstrip("_").replace("_", "-"))(with_option_groups(_command))
 

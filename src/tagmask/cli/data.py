@@ -1,4 +1,4 @@
-"""Commands about data: check, saliency, scenes."""
+"""Commands about data: check, shard, saliency, scenes."""
 
 from __future__ import annotations
 
@@ -34,6 +34,47 @@ def check(images: ImagesArgument, data: DataOptions, workers: Workers = None, as
     print_json(report.to_json()) if as_json else print_check(report)
     if not report.ok:
         raise typer.Exit(1)
+
+
+def shard(
+    images: ImagesArgument,
+    out: Annotated[
+        str, typer.Option(help="The folder or URL (s3://, gs://, az://, hf://) to write to; existing shards are kept.")
+    ],
+    data: DataOptions,
+    *,
+    images_per_shard: Annotated[int, typer.Option(min=1, help="The number of images per shard.")] = 1000,
+    skip_bad: SkipBad = False,
+    workers: Workers = None,
+    output: OutputOptions,
+) -> None:
+    """Pack a data set into parquet shards: for object storage, and for more images than files are good for.
+
+    The shards are also a valid Hugging Face data set. Every command that takes a folder of images also takes the folder
+    or URL of shards.
+    """
+    from tagmask.data.shard_writer import pack_shards
+    from tagmask.errors import DataError
+    from tagmask.formatting import format_bytes
+    from tagmask.progress import Reporter
+
+    for option in ("saliency", "reviewed"):
+        if getattr(data, option) is not None:
+            raise DataError(f"shards hold no {option} files: leave out --{option} here, and give it to `tagmask run`.")
+    packed = pack_shards(
+        data.source(images).read(), out, split=data.split, images_per_shard=images_per_shard, skip_bad=skip_bad,
+        workers=default_workers() if workers is None else workers,
+        progress=Reporter.to_stderr(quiet=output.no_progress).progress,
+    )  # fmt: skip
+    if output.as_json:
+        print_json(packed.to_json())
+    elif not output.quiet:
+        for problem in packed.problems:
+            print(problem)
+        kept = f", {packed.num_kept} of them kept" if packed.num_kept else ""
+        print(
+            f"{packed.num_images} images in {len(packed.urls)} shards ({format_bytes(packed.num_bytes)}{kept}) in {out}"
+        )
 
 
 def saliency(

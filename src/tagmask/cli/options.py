@@ -29,7 +29,11 @@ SETTINGS_PANEL = "Masks and images"
 MAX_ROWS = 40  # of a printed table; --json prints all
 
 ImagesArgument = Annotated[
-    str, typer.Argument(help="The folder of the images: with a table of their tags, one folder per class, VOC or COCO.")
+    str,
+    typer.Argument(
+        help="The folder of the images: with a table of their tags, one folder per class, VOC, COCO; or the folder or "
+        "URL of shards."
+    ),
 ]
 RunFolderArgument = Annotated[Path, typer.Argument(help="A folder that `tagmask run --out` wrote.")]
 SkipBad = Annotated[
@@ -85,10 +89,11 @@ class ImageOptions:
                                  rich_help_panel=DATA_PANEL),
     ] = None  # fmt: skip
     format: Annotated[
-        Literal["auto", "voc", "coco", "yolo", "table", "folders", "images"],
+        Literal["auto", "voc", "coco", "yolo", "table", "folders", "images", "shards"],
         typer.Option(
             metavar="LAYOUT", rich_help_panel=DATA_PANEL,
-            help="The layout of the images: auto (recognize it), voc, coco, yolo, table, folders or images (no tags).",
+            help="The layout of the images: auto (recognize it), voc, coco, yolo, table, folders, images (no tags) or "
+            "shards.",
         ),
     ] = "auto"  # fmt: skip
     split: Annotated[

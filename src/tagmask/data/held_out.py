@@ -7,6 +7,8 @@ from pathlib import Path
 
 from tagmask.data.class_names import find_class_list
 from tagmask.data.image_files import ImageFiles
+from tagmask.data.images import is_url
+from tagmask.data.shard_reader import holds_shards
 from tagmask.data.source import DataSource
 from tagmask.errors import DataError
 
@@ -29,7 +31,8 @@ def held_out_source(
 
     Args:
         training: where the training images come from.
-        val: a folder, the name of a split of the training data, or a table of other images in the training folder.
+        val: a folder, the URL of shards, the name of a split of the training data, or a table of other images in the
+            training folder.
         tags: the table of the held-out images.
         masks: the folder of their ground-truth masks.
         annotations: their COCO file.
@@ -37,6 +40,8 @@ def held_out_source(
     Raises:
         DataError: `val` does not exist, or there are masks without images.
     """
+    if val is not None and is_url(val):
+        return DataSource(root=val, masks=masks, classes=training.classes, limit=training.limit)
     if val is not None and Path(val).is_dir():
         return _folder_source(training, Path(val), tags, masks, annotations)
     if val is not None and tags is None and Path(val).is_file() and Path(val).suffix.lower() in _TABLE_SUFFIXES:
@@ -91,7 +96,7 @@ def _folder_source(
 
 def _class_list(training: DataSource, folder: Path) -> str | None:
     """Return the class list of the training images, unless the folder has its own or its format has none."""
-    if find_class_list(folder, None) or training.detect_format() == "coco":
+    if find_class_list(folder, None) or training.detect_format() == "coco" or holds_shards(str(folder)):
         return None
     path = find_class_list(training.root, training.resolve_path(training.class_list))
     return None if path is None else str(path)

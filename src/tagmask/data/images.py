@@ -16,6 +16,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from tagmask.data.regular_files import read_regular_file
+from tagmask.data.shard_row import ShardRow
 from tagmask.errors import DataError
 from tagmask.large_images import Window, reduced_size
 from tagmask.text import shorten
@@ -35,6 +36,24 @@ _ASPECT_TOLERANCE = 0.02  # relative difference allowed between the aspect ratio
 def is_url(path: str | Path) -> bool:
     """Return whether fsspec opens this (s3://, gs://, http://, ...), because it is not a local path."""
     return "://" in str(path)
+
+
+def is_file(path: str | Path) -> bool:
+    """Return whether this is the path of a local file: neither a URL nor an image in a shard."""
+    return not is_url(path) and ShardRow.parse(path) is None
+
+
+def image_suffix(path: str) -> str:
+    """Return the suffix of an image file, of one at a URL or of one in a shard; empty if it is not that of an image.
+
+    Example:
+        >>> image_suffix("a/b.JPG"), image_suffix("s3://a/b.png?c=d"), image_suffix("data-00000-of-00001.parquet#3.jpg")
+        ('.JPG', '.png', '.jpg')
+    """
+    if is_url(path) and not ShardRow.parse(path):
+        path = path.partition("?")[0]
+    suffix = Path(path).suffix
+    return suffix if suffix.lower() in SUFFIXES else ""
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -221,13 +240,17 @@ def _silence_libtiff() -> None:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """Read the content of a file or URL.
+    """Read the content of a file or URL, or of an image or mask in a shard (`ShardRow`).
 
     Raises:
         DataError: the file is missing, unreadable or empty.
     """
     try:
-        if is_url(path):
+        if row := ShardRow.parse(path):
+            from tagmask.data.shard_file import read_shard_row
+
+            content = read_shard_row(row)
+        elif is_url(path):
             import fsspec
 
             with fsspec.open(str(path), "rb") as file:

@@ -14,6 +14,7 @@ from tagmask.data.image_files import ImageFiles, require_folder
 from tagmask.data.image_ids import normalize_unicode, strip_image_suffix, unique_ids
 from tagmask.data.images import is_url
 from tagmask.data.samples import Problem, Sample, TaggedImages
+from tagmask.data.shard_reader import holds_shards, may_hold_shards, read_shards
 from tagmask.data.split_list import read_split
 from tagmask.data.table_reader import match_rows_to_images
 from tagmask.data.tag_rows import Row
@@ -37,7 +38,7 @@ def find_new_images(
     If a folder has a folder JPEGImages (the layout of VOC), only the images in that one are found.
 
     Args:
-        paths: files, folders and URLs.
+        paths: files, folders and URLs; or one folder or URL of shards.
         classes: the classes of the network that will segment the images.
         tags: a table `image,tags`. The tags of an image that it does not name are not known.
         leave_out: folders inside the folders that are skipped.
@@ -72,6 +73,8 @@ def _find_all(paths: Sequence[str], classes: tuple[str, ...], leave_out: Sequenc
     names: dict[str, str] = {}  # path or URL of each image → name from which its id is derived
     problems: list[Problem] = []
     others: list[str] = []
+    if len(paths) == 1 and may_hold_shards(paths[0]) and holds_shards(paths[0]):
+        return _without_tags(read_shards(paths[0]), classes)
     for path in paths:
         if is_url(path):
             names.setdefault(path, path)
@@ -90,6 +93,11 @@ def _find_all(paths: Sequence[str], classes: tuple[str, ...], leave_out: Sequenc
     ids = unique_ids(_unambiguous_names(names))
     samples = tuple(Sample(image_id, path, None) for image_id, path in zip(ids, names, strict=True))
     return TaggedImages(classes, samples, tuple(problems), name="new images")
+
+
+def _without_tags(images: TaggedImages, classes: tuple[str, ...]) -> TaggedImages:
+    samples = tuple(replace(sample, tags=None, mask=None) for sample in images.samples)
+    return replace(images, classes=classes, samples=samples, name="new images")
 
 
 def _unambiguous_names(names: Mapping[str, str]) -> list[str]:

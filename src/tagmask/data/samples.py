@@ -70,6 +70,33 @@ class PngMask:
         return stamp and f"{stamp}|{zlib.crc32(self.new_ids or b'')}"
 
 
+@dataclass(frozen=True)
+class ShardMask:
+    """A mask in a parquet shard, as an indexed PNG of class ids.
+
+    Attributes:
+        address: the shard and the row, see `tagmask.data.shard_row.ShardRow`.
+        new_ids: as in `PngMask`.
+    """
+
+    address: str
+    new_ids: bytes | None = None
+
+    def read(self) -> np.ndarray:
+        """Read the label map, [H, W] uint8. Raises DataError if the shard cannot be read."""
+        labels = read_mask_image(self.address)
+        return labels if self.new_ids is None else np.frombuffer(self.new_ids, np.uint8)[labels]
+
+    def remap(self, new_ids: dict[int, int]) -> ShardMask:
+        """Return the same mask with other class ids."""
+        return replace(self, new_ids=_lookup_table(tuple(new_ids.items()), self.new_ids or bytes(range(256))))
+
+    def fingerprint(self) -> str | None:
+        """Return a text that changes when the shard or the class ids change; None if the shard does not exist."""
+        stamp = file_stamp(self.address)
+        return stamp and f"{stamp}|{zlib.crc32(self.new_ids or b'')}"
+
+
 @lru_cache(maxsize=8)  # all masks of a set share one table, so that a million masks need little memory
 def _lookup_table(new_ids: tuple[tuple[int, int], ...], old_table: bytes) -> bytes:
     table = {IGNORE_INDEX: IGNORE_INDEX, **dict(new_ids)}
@@ -96,7 +123,7 @@ class Sample:
 
     Attributes:
         id: unique within its set; the relative path, without suffix, of its files in a run folder.
-        image: a path, or a URL that fsspec opens.
+        image: a path, a URL that fsspec opens, or an image in a shard (`tagmask.data.shard_row.ShardRow`).
         tags: the ids of the classes that the image shows, ascending. Empty: background only. None: not known.
         mask: the ground-truth mask, if there is one.
         saliency: a grey PNG of class-agnostic saliency, 0..255, if there is one.

@@ -17,6 +17,7 @@ from tagmask.data.image_files import attach_reviewed_masks, require_folder
 from tagmask.data.images import is_url
 from tagmask.data.limit import limit_images
 from tagmask.data.samples import PngMask, TaggedImages
+from tagmask.data.shard_reader import holds_shards, may_hold_shards, read_shards
 from tagmask.data.table_reader import read_table
 from tagmask.data.tag_table import read_tag_table
 from tagmask.data.voc_reader import read_voc
@@ -25,7 +26,7 @@ from tagmask.errors import DataError
 from tagmask.label_map import MAX_CLASSES
 from tagmask.text import join_first_names
 
-Format = Literal["voc", "coco", "yolo", "table", "folders", "images"]
+Format = Literal["voc", "coco", "yolo", "table", "folders", "images", "shards"]
 
 _UNUSED_SETTINGS: dict[Format, tuple[str, ...]] = {
     "voc": ("annotations", "image_column", "tags_column", "coco_order", "coco_crowds"),
@@ -34,6 +35,7 @@ _UNUSED_SETTINGS: dict[Format, tuple[str, ...]] = {
     "table": ("annotations", "coco_order", "coco_crowds"),
     "folders": ("tags", "annotations", "image_column", "tags_column", "coco_order", "coco_crowds"),
     "images": ("tags", "annotations", "split", "image_column", "tags_column", "coco_order", "coco_crowds"),
+    "shards": ("tags", "annotations", "class_list", "image_column", "tags_column", "coco_order", "coco_crowds"),
 }
 _TABLE_FILES = ("tags.csv", "annotations.xml")  # in the root; the latter is an export of CVAT
 
@@ -53,13 +55,14 @@ class DataSource(BaseModel):
         (1, 2)
 
     Attributes:
-        root: the folder of the images. If the tags are in a table, it may be a URL.
-        format: "voc", "coco", "yolo", "table", "folders" or "images" (without tags, for held-out images). "auto"
-            chooses by the files: COCO if `annotations` is set, VOC if there are the folders JPEGImages and ImageSets,
-            YOLO if there are data.yaml and folders `labels` or if `tags` is a YAML file, a table if `tags` is set or
-            there is a tags.csv or an annotations.xml of CVAT, and otherwise one folder per class.
+        root: the folder of the images. If the tags are in a table, or the images in shards, it may be a URL.
+        format: "voc", "coco", "yolo", "table", "folders", "images" (without tags, for held-out images) or "shards".
+            "auto" chooses by the files: COCO if `annotations` is set, VOC if there are the folders JPEGImages and
+            ImageSets, YOLO if there are data.yaml and folders `labels` or if `tags` is a YAML file, a table if `tags`
+            is set or there is a tags.csv or an annotations.xml of CVAT, shards if there are files that `tagmask shard`
+            wrote, and otherwise one folder per class.
         split: in VOC the name or path of a list, in a table a value of its column `split`, with folders a subfolder of
-            `root`, with YOLO a key of data.yaml or a folder of images.
+            `root`, with YOLO a key of data.yaml or a folder of images, with shards what their names begin with.
         tags: a tag table, or an export of CVAT or Label Studio (see `read_tag_table`). For VOC also "xml" or "masks",
             for YOLO the file of class names.
         image_column, tags_column: the columns of a table that hold the image and the tags, if they have other names.
@@ -81,7 +84,7 @@ class DataSource(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     root: str
-    format: Literal["auto", "voc", "coco", "yolo", "table", "folders", "images"] = "auto"
+    format: Literal["auto", "voc", "coco", "yolo", "table", "folders", "images", "shards"] = "auto"
     split: str | None = None
     tags: str | None = None
     image_column: str | None = None
@@ -125,7 +128,7 @@ class DataSource(BaseModel):
 
     def has_fixed_class_ids(self) -> bool:
         """Return whether the format or a class list defines the class ids in masks, not the tags that occur."""
-        if self.detect_format() in ("voc", "coco", "yolo"):
+        if self.detect_format() in ("voc", "coco", "yolo", "shards"):
             return True
         return find_class_list(self.root, self.resolve_path(self.class_list)) is not None
 
@@ -133,7 +136,7 @@ class DataSource(BaseModel):
         """Return the format. If it is "auto", choose it by the files.
 
         Raises:
-            DataError: the root does not exist, or is a URL without a table.
+            DataError: the root does not exist, or is a URL without a table and without shards.
         """
         root = Path(self.root)
         if not is_url(self.root):
@@ -148,8 +151,10 @@ class DataSource(BaseModel):
             return "yolo"
         if self.tags or self._find_in_root(*_TABLE_FILES):
             return "table"
+        if may_hold_shards(self.root) and holds_shards(self.root):
+            return "shards"
         if is_url(self.root):
-            raise DataError(f"{self.root} cannot be listed; name a table of its tags.")
+            raise DataError(f"{self.root} holds no shards; name a table of its tags, or correct the address.")
         return "folders"
 
     def resolve_path(self, path: str | None) -> Path | None:
@@ -187,6 +192,8 @@ class DataSource(BaseModel):
                 root, read_tag_table(table, **columns), split=self.split, masks=masks, saliency=saliency,
                 class_list=class_list, leave_out=leave_out,
             )  # fmt: skip
+        if format == "shards":
+            return read_shards(self.root, split=self.split, masks=masks, saliency=saliency)
         if format == "yolo":
             names_file = (
                 class_list or tags or find_yolo_names(Path(root)) or self._find_in_root("data.yaml", "classes.txt")

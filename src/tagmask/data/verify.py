@@ -16,7 +16,8 @@ from tagmask.compute import Processes
 from tagmask.data.coco_file_mask import CocoFileMask
 from tagmask.data.coco_mask import CocoMask
 from tagmask.data.images import check_aspect_ratio, is_url, read_bytes, read_grey, read_image
-from tagmask.data.samples import PngMask, Problem, Sample, TaggedImages
+from tagmask.data.samples import Mask, PngMask, Problem, Sample, ShardMask, TaggedImages
+from tagmask.data.shard_row import ShardRow
 from tagmask.data.verified_files import VerifiedSample, read_verified, verification_key, write_verified
 from tagmask.errors import DataError
 from tagmask.label_map import present_classes
@@ -60,7 +61,7 @@ def verify_images(
     num_images = len(images) + len(errors)
     errors += new_problems
     if errors and not skip_bad:
-        raise DataError(_summarize(errors, f"{len(errors):,} of {num_images:,} images of {images.name}"))
+        raise DataError(summarize_errors(errors, f"{len(errors):,} of {num_images:,} images of {images.name}"))
     samples = tuple(
         replace(
             sample,
@@ -136,7 +137,8 @@ def _from_remembered(
     )
 
 
-def _summarize(errors: Sequence[Problem], count: str) -> str:
+def summarize_errors(errors: Sequence[Problem], count: str) -> str:
+    """Return one message about bad images that names the first three; `count` is e.g. "2 of 9 images of photos"."""
     first = " ".join(str(problem) for problem in errors[:3])
     verb = "is" if len(errors) == 1 else "are"
     more = f" (and {len(errors) - 3:,} more)" if len(errors) > 3 else ""
@@ -193,11 +195,11 @@ def _inspect(sample: Sample, num_classes: int) -> Inspection:
     where = sample.image
     mask_classes = saliency_crc = image_digest = reviewed_digest = reviewed_classes = None
     try:
-        if not is_url(sample.image):
+        if ShardRow.parse(sample.image) or not is_url(sample.image):
             image_digest = file_digest(read_bytes(sample.image))
         height, width = size = read_image(where).shape[:2]
         if sample.mask:
-            where = str(sample.mask.path) if isinstance(sample.mask, PngMask) else f"the mask of {sample.image}"
+            where = _where(sample.mask, sample.image)
             if isinstance(sample.mask, CocoFileMask | CocoMask):
                 _check_mask_size(sample.mask.size, size)  # before it is drawn, which takes time with the size
             mask_classes = _find_mask_classes(sample.mask.read(), size, num_classes)
@@ -212,6 +214,13 @@ def _inspect(sample: Sample, num_classes: int) -> Inspection:
         return Inspection((height, width), saliency_crc, mask_classes, image_digest, reviewed_digest, reviewed_classes)
     except DataError as error:
         return Inspection(problem=Problem.from_error(where, error))
+
+
+def _where(mask: Mask, image: str) -> str:
+    """Return what messages call a mask."""
+    if isinstance(mask, ShardMask):
+        return mask.address
+    return str(mask.path) if isinstance(mask, PngMask) else f"the mask of {image}"
 
 
 def file_digest(content: bytes) -> str:

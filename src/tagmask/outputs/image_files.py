@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import ExifTags, Image
 
 from tagmask.artifacts import atomic_write
-from tagmask.data.images import is_url, read_bytes, read_image
+from tagmask.data.images import is_file, read_bytes, read_image
 from tagmask.outputs.mask_item import MaskItem
 from tagmask.outputs.settings import ExportSettings
 
@@ -68,7 +68,7 @@ def write_image(item: MaskItem, folder: Path, settings: ExportSettings, name: st
         if not is_upright:
             image_format = Image.registered_extensions().get(suffix.lower(), "PNG")
             Image.fromarray(read_image(item.image)).save(temporary, format=image_format, quality=95)
-        elif settings.images == "link" and not is_url(item.image):
+        elif settings.images == "link" and is_file(item.image):
             temporary.symlink_to(Path(item.image).resolve())
         else:
             temporary.write_bytes(content)

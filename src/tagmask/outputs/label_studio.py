@@ -13,7 +13,7 @@ import numpy as np
 
 import tagmask
 from tagmask.artifacts import atomic_write, write_text
-from tagmask.data.images import is_url
+from tagmask.data.images import is_file
 from tagmask.label_map import IGNORE_INDEX
 from tagmask.outputs.brush_rle import encode_brush_mask
 from tagmask.outputs.mask_item import MaskItem, hex_color, unused_name
@@ -47,7 +47,7 @@ def write(folder: Path, items: Iterable[MaskItem], classes: Sequence[str], setti
             class_ids = item.class_ids(len(classes))
             labels = [*class_ids, *[IGNORE_INDEX] * bool((item.labels == IGNORE_INDEX).any())]
             result = [_brush_result(names[k], item.labels == k) for k in labels]
-            path = item.image if is_url(item.image) else LOCAL_FILES + quote(_path_below_parent(item))
+            path = LOCAL_FILES + quote(_path_below_parent(item)) if is_file(item.image) else item.image
             task = {
                 "data": {"image": path, "tagmask_id": item.id},
                 "predictions": [{"model_version": f"tagmask {tagmask.__version__}", "result": result}],

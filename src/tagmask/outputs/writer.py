@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tagmask.artifacts import atomic_folder
-from tagmask.data.images import is_url
+from tagmask.data.images import image_suffix
 from tagmask.data.samples import Sample
 from tagmask.errors import RunError
 from tagmask.label_map import read_label_map
@@ -91,5 +91,5 @@ def image_file_name(sample: Sample) -> str:
         >>> image_file_name(Sample("beach/001", "/photos/beach/001.jpg", tags=(1,)))
         'beach/001.jpg'
     """
-    suffix = Path(sample.image.partition("?")[0] if is_url(sample.image) else sample.image).suffix
+    suffix = image_suffix(sample.image)
     return sample.id if sample.id.endswith(suffix) else sample.id + suffix

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tagmask.data.images import is_url, read_image
+from tagmask.data.images import is_file, read_image
 from tagmask.data.samples import PngMask, Sample, TaggedImages
 from tagmask.evaluate import held_out_folder
 from tagmask.label_map import read_label_map
@@ -120,8 +120,8 @@ class ExampleStages:
 
 
 def relative_path(path: str | Path, folder: Path) -> str:
-    """Return a path relative to a folder, with slashes; empty if it is a URL or on another drive."""
-    if is_url(path):
+    """Return a path relative to a folder, with slashes; empty if it is a URL, in a shard or on another drive."""
+    if not is_file(path):
         return ""
     try:
         return Path(os.path.relpath(Path(path).resolve(), folder.resolve())).as_posix()
