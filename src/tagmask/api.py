@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 import tagmask
 from tagmask.artifacts import digest
 from tagmask.compute import Compute, Precision
+from tagmask.data.images import is_file
 from tagmask.data.saliency import saliency_fingerprint
 from tagmask.data.samples import TaggedImages
+from tagmask.data.shard_reader import ShardedMasks
 from tagmask.data.source import DataSource, align_classes
 from tagmask.data.tag_warnings import tag_warnings
 from tagmask.data.verify import ground_truth_fingerprint, verify_images
 from tagmask.errors import DataError, RecipeError, RunError, TagmaskError
-from tagmask.evaluate import score_masks, segment_held_out
+from tagmask.evaluate import score_label_maps, score_masks, segment_held_out
 from tagmask.expected_times import load_expected_times
 from tagmask.folder_lock import lock_folder, refuse_if_locked
 from tagmask.measure import SegmentationReport
@@ -214,7 +216,9 @@ def evaluate_predictions(
     boundary: bool = True,
     skip_bad: bool = False,
 ) -> tuple[tuple[str, ...], SegmentationReport]:
-    """Measure a run's network, or a folder of label maps `<id>.png` of any tool, against the ground truth of `data`.
+    """Measure a run's network or masks of any tool against the ground truth of `data`.
+
+    Masks are a folder of label maps `<id>.png`, or a folder or URL of shards that `tagmask predict` wrote.
 
     The network does not get the tags of the images. Images without ground truth are left out. `boundary` says whether
     to measure the boundary F-score, which takes nearly all of the time; otherwise it is NaN. `skip_bad` leaves out
@@ -228,20 +232,25 @@ def evaluate_predictions(
         RunError: the folder is neither a run nor holds masks of these images.
     """
     folder = RunFolder(Path(run_or_masks))
-    opened = load_run(folder.path, device=device, workers=workers) if folder.record_path.exists() else None
+    opened = None
+    if is_file(run_or_masks) and folder.record_path.exists():
+        opened = load_run(folder.path, device=device, workers=workers)
+    sharded = None if opened else ShardedMasks.open_if_any(str(run_or_masks))
     compute = opened.compute if opened else Compute.detect(device, workers=workers)
     reporter = make_reporter(quiet)
     images = verify_images(
         data.read(), skip_bad=skip_bad, workers=compute.workers, progress=reporter.progress, processes=compute
     )
-    if opened:
-        if others := [name for name in images.classes if name not in opened.classes]:
+    if predicted := opened or sharded:
+        if others := [name for name in images.classes if name not in predicted.classes]:
             reporter.info(f"classes that the network does not know, measured as background: {', '.join(others)}")
-        images = align_classes(images, data, opened.classes)
+        images = align_classes(images, data, predicted.classes)
     labeled = images.select(lambda sample: sample.mask is not None)
     if not len(labeled):
         fix = f"name PNG files in {data.masks} like {images.samples[0].id}.png" if data.masks else "give --masks FOLDER"
         raise DataError(f"no image of {images.name} has a ground-truth mask: {fix}.")
+    if sharded:
+        return labeled.classes, score_label_maps(labeled, sharded.read, compute, reporter, boundary)
     if opened:
         segmenter = opened.latest_stage("segmenter").name
         with lock_folder(folder.path, compute):

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import stat
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -77,10 +78,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove the temporary files that a killed process left in a folder and its subfolders."""
+def remove_unfinished(folder: Path, min_age: float = 0.0) -> None:
+    """Remove the temporary files that a killed process left in a folder and its subfolders.
+
+    Args:
+        folder: the folder.
+        min_age: in seconds; younger files may be those of a process that is still running.
+    """
     for file in folder.rglob(f".*{TEMPORARY_SUFFIX}"):
-        file.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            if not min_age or time.time() - file.stat().st_mtime >= min_age:
+                file.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -27,8 +27,18 @@ class TagmaskError(Exception):
         super().__init__(message if len(message) <= MAX_MESSAGE_LENGTH else f"{message[:half]} ... {message[-half:]}")
 
 
+def message_of(error: TagmaskError) -> str:
+    """Return the message of an error; for one from a worker process, without the traceback that PyTorch adds."""
+    text = str(error).strip()
+    return text.splitlines()[-1].partition(": ")[2] if "\nOriginal Traceback" in text else text
+
+
 class DataError(TagmaskError):
     """The images, tags or masks cannot be used."""
+
+
+class StorageError(DataError):
+    """Object storage could not be reached. The same call again may succeed, so the data is not bad."""
 
 
 class RecipeError(TagmaskError):
@@ -37,3 +47,10 @@ class RecipeError(TagmaskError):
 
 class RunError(TagmaskError):
     """A run folder lacks a file that is needed, or holds something else."""
+
+
+class WorkerKilledError(RunError):
+    """The operating system has killed a worker process; the same call again may succeed."""
+
+    def __init__(self, message: str = WORKER_KILLED) -> None:
+        super().__init__(message)

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -258,11 +259,22 @@ def score_masks(
     reporter: Reporter,
     boundary: bool = True,
 ) -> SegmentationReport:
+    """Measure files of label maps: `mask_path` returns that of an image id; otherwise as `score_label_maps`."""
+    return score_label_maps(images, partial(_read_mask_file, mask_path), compute, reporter, boundary)
+
+
+def score_label_maps(
+    images: TaggedImages,
+    read_mask: Callable[[str], np.ndarray],
+    compute: Compute,
+    reporter: Reporter,
+    boundary: bool = True,
+) -> SegmentationReport:
     """Measure label maps against the ground truth of the images.
 
     Args:
         images: all with ground truth.
-        mask_path: maps an image id to the path of its label map.
+        read_mask: reads the label map [H, W] uint8 of an image id; picklable by cloudpickle.
         compute: device and processes.
         reporter: prints messages and progress.
         boundary: whether to measure the boundary F-score, which takes nearly all of the time; otherwise it is NaN.
@@ -273,21 +285,28 @@ def score_masks(
     from tagmask.measure.metrics import SegmentationMetric
 
     def update(metrics: Sequence[Any], sample: Sample) -> None:
-        path = mask_path(sample.id)
-        if not path.exists():
-            raise DataError(f"there is no mask {path} for image {sample.id}; make it, or evaluate other images.")
-        preds = read_label_map(path)
+        preds = read_mask(sample.id)
         target = read_ground_truth(sample, (preds.shape[0], preds.shape[1]))
         try:
             metrics[0].update(preds, target)
         except ValueError as error:
-            raise DataError(f"{path} cannot be measured: {error}; are its classes those of the data?") from error
+            raise DataError(
+                f"the mask of {sample.id} cannot be measured: {error}; are its classes those of the data?"
+            ) from error
 
     num_labels = len(images.classes) + 1
     (metric,) = measure_images(
         lambda: [SegmentationMetric(num_labels, boundary)], update, images, "measuring masks", compute, reporter
     )
     return metric.compute()
+
+
+def _read_mask_file(mask_path: Callable[[str], Path], image_id: str) -> np.ndarray:
+    """Read the label map of an image, [H, W] uint8. Raises DataError if there is none, RunError if it is damaged."""
+    path = mask_path(image_id)
+    if not path.exists():
+        raise DataError(f"there is no mask {path} for image {image_id}; make it, or evaluate other images.")
+    return read_label_map(path)
 
 
 def read_ground_truth(sample: Sample, size: tuple[int, int]) -> np.ndarray:

@@ -12,11 +12,11 @@ from typing import Any, Literal, Protocol
 from rich.console import Console
 
 from tagmask.compute import exit_with_parent, is_main_process
-from tagmask.errors import WORKER_KILLED, RunError
+from tagmask.errors import WORKER_KILLED, WorkerKilledError
 
 LOG_INTERVAL = 30.0  # seconds between progress lines when the output is not a terminal
 
-LoopUnit = Literal["images", "tiles", "steps"]
+LoopUnit = Literal["images", "tiles", "steps", "shards"]
 """What a loop counts. "images": the images that a stage has; a dry run has only a few, and extrapolates their number.
 "steps": mostly training steps; the total is that of a whole run also in a dry run, which ends the loop early."""
 
@@ -145,4 +145,4 @@ def results_from_workers(description: str, delayed_calls: Iterable[Any], num_wor
         )
         yield from pool(delayed_calls)
     except BrokenProcessPool as error:
-        raise RunError(f"{description}: {WORKER_KILLED}") from error
+        raise WorkerKilledError(f"{description}: {WORKER_KILLED}") from error

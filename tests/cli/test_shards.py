@@ -6,6 +6,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+import torch
 
 from tagmask.data.held_out import held_out_source
 from tagmask.data.shard_writer import pack_shards
@@ -110,3 +111,50 @@ def test_settings_without_effect(fails: RunFailing, data: Path, shards: Path, tm
 def test_a_full_disk_or_missing_permission_is_one_sentence(fails: RunFailing, data: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert "cannot write" in fails("shard", data, "--out", tmp_path / "file" / "out")
+
+
+def test_predict_and_evaluate(
+    command: RunCommand, fails: RunFailing, finished: Path, shards: Path, make_storage: MakeStorage, tmp_path: Path
+) -> None:
+    torch.set_num_threads(1)
+    out = make_storage("memory")
+    arguments = ["predict", finished, shards, "--out", out, "--workers", "0", "--device", "cpu", "--single-pass"]
+    first = command(*arguments, "--shard", "1/2")
+    assert (first.status, first.out) == (0, f"5 masks in 2 shards in {out}\n")
+    made = command(*arguments, "--json").json
+    assert made == {
+        "shards": [f"{out}/{name}" for name in SHARDS], "kept": 2, "masks": 8, "left_out": [], "failed": {}
+    }  # fmt: skip
+    scores = command("evaluate", out, "--data", shards, "--workers", "0", "--json")
+    assert scores.status == 0, scores.err
+    assert set(scores.json) >= {"miou", "pixel_accuracy"}
+    assert "another network" in fails(*(a for a in arguments if a != "--single-pass"))
+
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in SHARDS:
+        (copy / name).write_bytes((shards / name).read_bytes() if name != SHARDS[1] else b"damaged")
+    result = command(*arguments[:2], copy, "--out", tmp_path / "out", *arguments[5:], "--json")
+    assert result.status == 1
+    assert list(result.json["failed"]) == [str(copy / SHARDS[1])]
+    assert "1 of 3 shards have no masks" in result.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--also", "coco"], "--also has no effect on shards"),
+        (["--tags", "t.csv"], "--tags has no effect on shards"),
+        (["--shard", "5"], "write it as i/n"),
+        (["--split", "val"], "no shards of the split 'val'"),
+        (["--engine", "dask"], "'dask' is not one of 'local', 'ray'"),
+    ],
+)
+def test_options_of_predict(
+    command: RunCommand, finished: Path, shards: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    result = command("predict", finished, shards, "--out", tmp_path / "out", *options)
+    assert result.status in (1, 2)
+    assert message in result.error_text
+    result = command("predict", finished, shards.parent, "--out", tmp_path / "out", "--shard", "1/2")
+    assert "make them with `tagmask shard`" in result.error_text

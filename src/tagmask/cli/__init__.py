@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from tagmask.compute import let_threads_sleep
-from tagmask.errors import WORKER_KILLED, TagmaskError
+from tagmask.errors import WORKER_KILLED, TagmaskError, message_of
 
 STOPPED_STATUS = 130  # the exit status that shells give to a command that Ctrl-C ended
 
@@ -43,7 +43,7 @@ def main() -> None:
         app()
     except TagmaskError as error:
         _let_main_process_speak()
-        _exit_with(_message_of(error))
+        _exit_with(message_of(error))
     except OSError as error:
         if error.strerror is None:
             raise
@@ -89,9 +89,3 @@ def _let_main_process_speak() -> None:
     if int(os.environ.get("RANK") or 0):
         with suppress(KeyboardInterrupt):
             time.sleep(MAIN_PROCESS_SECONDS)
-
-
-def _message_of(error: TagmaskError) -> str:
-    """Return the message of an error; for one from a worker process, without the traceback that PyTorch adds."""
-    text = str(error).strip()
-    return text.splitlines()[-1].partition(": ")[2] if "\nOriginal Traceback" in text else text

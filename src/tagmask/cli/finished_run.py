@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from tagmask.cli.options import (
+    COMPUTE_PANEL,
     DATA_PANEL,
     OUTPUT_PANEL,
     AsJson,
@@ -111,9 +112,18 @@ def predict(
             "hf://owner/name on Hugging Face Hub."
         ),
     ],
-    images: Annotated[list[str], typer.Argument(help="Image files, folders of images, or URLs.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(help="Image files, folders of images, or URLs; or the folder or URL of shards."),
+    ],
     *,
-    out: Annotated[Path, typer.Option(help="The folder to write to; masks that exist in OUT/masks are kept.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            help="The folder to write to; masks that exist in OUT/masks are kept. For shards: the folder or URL of the "
+            "shards of masks, one for each shard of images."
+        ),
+    ],
     tags: Annotated[
         str | None,
         typer.Option(
@@ -149,15 +159,42 @@ def predict(
         ),
     ] = False,
     skip_bad: SkipBad = False,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(
+            help="Who segments shards: local (this process), or ray (actors on the cluster of RAY_ADDRESS, or else on "
+            "this machine; --workers is their number).",
+            rich_help_panel=COMPUTE_PANEL,
+        ),
+    ] = "local",
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N", rich_help_panel=COMPUTE_PANEL,
+            help="Segment only every N-th shard, beginning with the I-th, e.g. 3/8: for array jobs.",
+        ),
+    ] = None,
     compute: ComputeOptions,
     output: OutputOptions,
-) -> None:
+) -> None:  # fmt: skip
     """Segment new images with the network of a run, or with an exported network.
 
     An ONNX file is computed by onnxruntime, without PyTorch.
     """
     from tagmask.compute import is_main_process
+    from tagmask.data.shard_reader import holds_shards, may_hold_shards
 
+    if len(images) == 1 and may_hold_shards(images[0]) and holds_shards(images[0]):
+        for option, value in (("--tags", tags), ("--also", also)):
+            if value:
+                raise typer.BadParameter(f"{option} has no effect on shards: leave it out")
+        _predict_shards(
+            network, images[0], out, compute, output, split=split, part=shard, engine=engine, single_pass=single_pass,
+            skip_bad=skip_bad, redo=redo,
+        )  # fmt: skip
+        return
+    if engine != "local" or shard is not None:
+        raise typer.BadParameter("--engine and --shard are for shards: make them with `tagmask shard`")
     formats = [name.strip() for names in also or () for name in names.split(",") if name.strip()]
     masks = _open_network(network, compute).predict_files(
         images, out, tags=tags, split=split, also=formats, competition=competition, single_pass=single_pass,
@@ -165,13 +202,38 @@ def predict(
     )  # fmt: skip
     if not is_main_process():
         return
-    exported = {format: str(out / format) for format in formats}
+    exported = {format: str(Path(out) / format) for format in formats}
     if output.as_json:
         print_json({"masks": {image_id: str(path) for image_id, path in masks.items()}, **exported})
     elif not output.quiet:
-        print(f"{len(masks)} masks in {out / 'masks'}")
+        print(f"{len(masks)} masks in {Path(out) / 'masks'}")
         for format, path in exported.items():
             print(f"{format} in {path}")
+
+
+def _predict_shards(
+    network: str,
+    shards: str,
+    out: str,
+    compute: ComputeOptions,
+    output: OutputOptions,
+    *,
+    part: str | None,
+    **arguments: Any,
+) -> None:
+    """Segment shards, and print what has become of them; the exit status is 1 if some have no masks."""
+    from tagmask.predict_shards import parse_part, predict_shards
+
+    made = predict_shards(
+        network, shards, out, part=parse_part(part), quiet=output.no_progress, **compute.run_arguments(), **arguments
+    )
+    if output.as_json:
+        print_json(made.to_json())
+    elif not output.quiet:
+        kept = sum(outcome.kept for outcome in made.outcomes)
+        done = len(made.outcomes) - len(made.failed)
+        print(f"{made.num_images} masks in {done} shards{f' ({kept} of them kept)' if kept else ''} in {out}")
+    made.check()
 
 
 def _open_network(network: str, compute: ComputeOptions) -> Run | BasePredictor:
@@ -189,11 +251,14 @@ def _open_network(network: str, compute: ComputeOptions) -> Run | BasePredictor:
 
 
 def evaluate(
-    run_or_masks: Annotated[Path, typer.Argument(help="A run folder, or a folder of masks named <id>.png.")],
+    run_or_masks: Annotated[
+        str,
+        typer.Argument(help="A run folder, a folder of masks named <id>.png, or the folder or URL of shards of masks."),
+    ],
     data: Annotated[
         str,
         typer.Option(
-            help="The folder of the images, in any layout that `tagmask run` reads.", rich_help_panel=DATA_PANEL
+            help="The folder or URL of the images, in any layout that `tagmask run` reads.", rich_help_panel=DATA_PANEL
         ),
     ],
     options: ClassOptions,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from tagmask.data.shard_format import MAKE_AGAIN, Kind, ShardIndex, require_pyarrow, shard_schema
 from tagmask.data.shard_row import Column, ShardRow
 from tagmask.data.storage import StoredFile, find_file, local_path, read_range
-from tagmask.errors import DataError
+from tagmask.errors import DataError, StorageError
 from tagmask.text import shorten
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ def read_shard_row(row: ShardRow) -> bytes:
     try:
         content = shard_cache().read(row)
     except DataError as error:
-        raise DataError(f"{row} cannot be read: {error}") from error
+        raise type(error)(f"{row} cannot be read: {error}") from error
     if content is None:
         raise DataError(f"{row} is missing in the shard; {MAKE_AGAIN}.")
     return content
@@ -241,6 +241,8 @@ def shard_row_stamp(row: ShardRow) -> str | None:
     """Return a text that changes when the shard of a row is replaced; None if it does not exist or cannot be read."""
     try:
         file = shard_cache().file(row.shard)
+    except StorageError:
+        raise
     except DataError:
         return None
     path = local_path(file.url)
@@ -252,13 +254,18 @@ def read_indexes(files: Iterable[StoredFile], kind: Kind, workers: int = 32) -> 
     """Read the indexes of shards in several threads.
 
     Returns:
-        For each URL the index, or the error.
+        For each URL the index, or the error if the shard cannot be used.
+
+    Raises:
+        StorageError: object storage cannot be reached.
     """
     from concurrent.futures import ThreadPoolExecutor
 
     def read(file: StoredFile) -> ShardIndex | DataError:
         try:
             return OpenShard.open(file).read_index(kind)
+        except StorageError:
+            raise
         except DataError as error:
             return error
 

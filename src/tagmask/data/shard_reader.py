@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
+from tagmask.artifacts import digest
 from tagmask.data.image_files import attach_masks
 from tagmask.data.images import image_suffix
 from tagmask.data.samples import Problem, Sample, ShardMask, TaggedImages
@@ -68,7 +73,7 @@ def read_shards(
     files = list_shards(root, split)
     if not files:
         raise DataError(f"{root} holds no shards; make them with `tagmask shard`, or correct the address.")
-    problems = list(_missing_shards(root, files))
+    problems = list(missing_shards(root, files))
     shard_cache().remember_files(files)
     read: list[tuple[str, ShardIndex]] = []
     for url, index in read_indexes(files, "images").items():
@@ -105,7 +110,54 @@ def shard_samples(url: str, index: ShardIndex) -> Iterator[Sample]:
         yield Sample(image_id, str(ShardRow(url, row, suffix=suffix)), tags, mask)
 
 
-def _missing_shards(root: str, files: Sequence[StoredFile]) -> Iterator[Problem]:
+@dataclass(frozen=True)
+class ShardedMasks:
+    """The masks in the shards of a folder or URL. It is small to send to another process.
+
+    Attributes:
+        root: the folder or URL.
+        version: a digest of the list of shards.
+        classes: the class names; class id k is `classes[k - 1]`.
+    """
+
+    root: str
+    version: str
+    classes: tuple[str, ...]
+
+    @classmethod
+    def open_if_any(cls, root: str) -> ShardedMasks | None:
+        """List the shards in a folder or under a URL; None if there are none. Raises DataError if one is missing."""
+        files = list_shards(root) if may_hold_shards(root) else []
+        if not files:
+            return None
+        problems = list(missing_shards(root, files))
+        if problems:
+            raise DataError(str(problems[0]))
+        shard_cache().remember_files(files)
+        return cls(root, digest(files), read_shard(files[0], "masks").classes)
+
+    def read(self, image_id: str) -> np.ndarray:
+        """Read the label map of an image, [H, W] uint8. Raises DataError if there is none, or it is damaged."""
+        address = _rows_of_masks(self).get(image_id)
+        if address is None:
+            raise DataError(f"there is no mask in {self.root} for image {image_id}; make it, or evaluate other images.")
+        return ShardMask(address).read()
+
+
+@lru_cache(maxsize=1)
+def _rows_of_masks(masks: ShardedMasks) -> dict[str, str]:
+    """Return the address of each image's mask."""
+    rows: dict[str, str] = {}
+    for url, index in read_indexes(list_shards(masks.root), "masks").items():
+        if isinstance(index, DataError):
+            raise index
+        if index.classes != masks.classes:
+            raise DataError(f"{url} has other classes than the first shard; make it again with the same network.")
+        rows |= {image_id: str(ShardRow(url, row, "mask")) for row, image_id in enumerate(index.ids)}
+    return rows
+
+
+def missing_shards(root: str, files: Sequence[StoredFile]) -> Iterator[Problem]:
     """Yield a problem for the shards that each split lacks. Raises DataError if a split was made twice."""
     by_split: dict[str, list[ShardName]] = {}
     for file in files:
@@ -118,7 +170,7 @@ def _missing_shards(root: str, files: Sequence[StoredFile]) -> Iterator[Problem]
         numbers = {name.number for name in names}
         if len(numbers) < total:
             missing = [str(names[0]._replace(number=n)) for n in range(total) if n not in numbers]
-            yield Problem(root, f"lacks {join_first_names(missing, 3)}", "run the command again that made the shards")
+            yield Problem(root, f"lacks {join_first_names(missing, 3)}", "run the command again that made them")
 
 
 def _refuse_duplicates(samples: Sequence[Sample]) -> None:

@@ -26,7 +26,7 @@ from tagmask.data.shard_format import (
 )
 from tagmask.data.storage import check_writable, find_file, join_url, list_files, write_file
 from tagmask.data.verify import summarize_errors
-from tagmask.errors import DataError
+from tagmask.errors import DataError, StorageError
 from tagmask.label_map import encode_label_map
 from tagmask.progress import Progress
 from tagmask.text import shorten
@@ -257,6 +257,8 @@ def _read_row(sample: Sample, index: ShardIndex) -> Mapping[str, Any] | Problem:
         if sample.mask:
             where = f"the mask of {sample.image}"
             mask = {"bytes": encode_label_map(sample.mask.read()), "path": f"{sample.id}.png"}
+    except StorageError:
+        raise
     except DataError as error:
         return Problem.from_error(where, error)
     tags = None if sample.tags is None else [index.classes[tag - 1] for tag in sample.tags]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from tagmask.artifacts import atomic_write
 from tagmask.data.images import is_url
 from tagmask.data.regular_files import check_regular_file
-from tagmask.errors import DataError
+from tagmask.errors import DataError, StorageError
 from tagmask.text import shorten
 
 MAX_FILE_BYTES = 2**40
@@ -115,6 +115,17 @@ def read_range(url: str, start: int, end: int) -> bytes:
     return content
 
 
+def copy_to_local(url: str, folder: Path) -> str:
+    """Return the path of a file; one in object storage is copied to a folder first. Raises DataError."""
+    path = local_path(url)
+    if path is not None:
+        return path
+    copy = folder / url.rpartition("/")[2]
+    system, remote = _file_system(url)
+    _run(url, lambda: system.get_file(remote, str(copy)), "be read")
+    return str(copy)
+
+
 @contextmanager
 def write_file(url: str) -> Iterator[Path]:
     """Yield the path of a temporary local file; it appears at the URL, complete, when the block has ended.
@@ -193,7 +204,10 @@ _REQUIRED: Any = object()
 
 
 def _run(url: str, call: Callable[[], T], action: str, missing: Any = _REQUIRED) -> T:
-    """Return the result of a call; every exception becomes a DataError, unless a file may be missing."""
+    """Return the result of a call; every exception becomes a DataError, unless a file may be missing.
+
+    Where a file is in object storage and not missing, it is a StorageError.
+    """
     try:
         return call()
     except DataError:
@@ -206,5 +220,5 @@ def _run(url: str, call: Callable[[], T], action: str, missing: Any = _REQUIRED)
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         advice = "free space" if full else "check the address, the permissions and the network"
-        raise DataError(f"{url} cannot {action} ({shorten(str(reason))}); {advice}, then run the same command again.") \
-            from error  # fmt: skip
+        message = f"{url} cannot {action} ({shorten(str(reason))}); {advice}, then run the same command again."
+        raise (DataError if local_path(url) else StorageError)(message) from error

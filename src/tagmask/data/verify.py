@@ -19,7 +19,7 @@ from tagmask.data.images import check_aspect_ratio, is_url, read_bytes, read_gre
 from tagmask.data.samples import Mask, PngMask, Problem, Sample, ShardMask, TaggedImages
 from tagmask.data.shard_row import ShardRow
 from tagmask.data.verified_files import VerifiedSample, read_verified, verification_key, write_verified
-from tagmask.errors import DataError
+from tagmask.errors import DataError, StorageError
 from tagmask.label_map import present_classes
 from tagmask.progress import Progress
 
@@ -212,6 +212,8 @@ def _inspect(sample: Sample, num_classes: int) -> Inspection:
             reviewed_digest = file_digest(read_bytes(where))
             reviewed_classes = _find_mask_classes(sample.reviewed_mask.read(), size, num_classes)
         return Inspection((height, width), saliency_crc, mask_classes, image_digest, reviewed_digest, reviewed_classes)
+    except StorageError:  # the image may be good: it must not be left out
+        raise
     except DataError as error:
         return Inspection(problem=Problem.from_error(where, error))
 
