@@ -179,7 +179,6 @@ class ShardCache:
         shard = self._once(self._open, file, lambda: OpenShard.open(file))
         group, place = shard.locate(row.row)
         content = self._once(self._groups, (file, group, row.column), lambda: shard.read_group(group, row.column))
-        self._remove_old()
         if place >= len(content):
             raise DataError(f"{row.shard} is damaged (a row group is too short); {MAKE_AGAIN}.")
         return cast("bytes | None", content[place].as_py())
@@ -199,13 +198,15 @@ class ShardCache:
                 with self._lock:
                     results.pop(key, None)
                 future.set_exception(error)
+            self._remove_old()
         return future.result()
 
     def _remove_old(self) -> None:
         with self._lock:
             while len(self._open) > _MAX_OPEN:
                 self._open.popitem(last=False)
-            sizes = {key: group.result().nbytes for key, group in self._groups.items() if group.done()}
+            done = {key: group for key, group in self._groups.items() if group.done() and not group.exception()}
+            sizes = {key: group.result().nbytes for key, group in done.items()}
             total = sum(sizes.values())
             for key in list(sizes)[:-1]:
                 if total <= _CACHE_BYTES:
