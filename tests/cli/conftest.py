@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import timm
 
 from tagmask.cli import main
 from tests.cli.runner import Result, RunCommand, RunFailing
@@ -64,3 +66,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished toy run with ground truth."""
     return toy_run(data, tmp_path_factory.mktemp("runs") / "run").folder
+
+
+@pytest.fixture
+def with_tokencut(tmp_path: Path) -> list[str]:
+    """Return the options that make saliency maps with a random network."""
+    weights = tmp_path / "vit.safetensors"
+    safetensors.torch.save_file(timm.create_model("test_vit").state_dict(), weights)
+    return ["--with", "tokencut:test_vit", "--weights", str(weights)]

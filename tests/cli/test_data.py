@@ -5,19 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import pytest
-import safetensors.torch
-import timm
-
 from tests.cli.runner import RunCommand, RunFailing
-
-
-@pytest.fixture
-def with_tokencut(tmp_path: Path) -> list[str]:
-    """Return the options that make saliency maps with a random network."""
-    weights = tmp_path / "vit.safetensors"
-    safetensors.torch.save_file(timm.create_model("test_vit").state_dict(), weights)
-    return ["--with", "tokencut:test_vit", "--weights", str(weights)]
 
 
 def test_check(command: RunCommand, data: Path) -> None:

@@ -85,8 +85,8 @@ def _copy_to_memory(folder: Path) -> str:
     return folder.name
 
 
-def test_evaluate_saliency_and_predict(
-    command: RunCommand, finished: Path, data: Path, shards: Path, tmp_path: Path
+def test_evaluate_and_saliency(
+    command: RunCommand, data: Path, shards: Path, tmp_path: Path, with_tokencut: list[str]
 ) -> None:
     on = {"files": [data, "--masks", "masks"], "shards": [shards]}
     scores = {
@@ -96,7 +96,8 @@ def test_evaluate_saliency_and_predict(
     assert scores["shards"].json == scores["files"].json
     assert scores["shards"].json["miou"] == 1
     for name, (images, *_) in on.items():
-        assert command("saliency", images, "--out", tmp_path / name / "saliency", "--workers", "1").status == 0
+        result = command("saliency", images, *with_tokencut, "--out", tmp_path / name / "saliency", "--workers", "0")
+        assert result.status == 0, result.err
     assert contents(tmp_path / "shards") == contents(tmp_path / "files")
 
 
