@@ -221,7 +221,8 @@ def check_stages(recipe: Recipe, images: TaggedImages, folder: RunFolder, *, red
 
     Raises:
         DataError: the training images have no tags, or lack something that a stage needs.
-        RecipeError: a weights file of a stage that is not done does not exist.
+        RecipeError: the settings of a stage do not fit the classes; or a weights file of a stage that is not done does
+            not exist.
         RunError: a stage was made from something else, and `redo` is False.
     """
     _check_tags(images)

@@ -148,7 +148,12 @@ class Method(BaseModel):
         return self.learns_from_pixels or "masks" in (*self.required_inputs(), *self.made_artifacts())
 
     def check_images(self, images: TaggedImages) -> None:
-        """Raise a DataError if the images lack something that the method needs; called before the run begins."""
+        """Check the images before the run begins.
+
+        Raises:
+            DataError: they lack something that the method needs.
+            RecipeError: the settings do not fit their classes.
+        """
 
     def check_processes(self, num_processes: int) -> None:
         """Raise a RecipeError if the method cannot run in so many processes; called before the run begins."""

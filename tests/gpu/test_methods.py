@@ -27,16 +27,18 @@ from tagmask.stage_folder import StageFolder
 from tagmask.training_curves import read_history
 from tests.gpu.conftest import CPU, CUDA, HAS_GPU, Record
 from tests.methods.test_combinations import TOY, images  # noqa: F401
+from tests.methods.tiny_sam import write_sam3
 
 ORDER = (
     "cam", "recam", "layercam", "pretrained", "infercam", "amn", "affinity", "irn", "pseudo_masks", "regions",
-    "segment", "activation_aware",
+    "concept", "segment", "activation_aware",
 )  # fmt: skip
 CHANGES: dict[str, dict[str, Any]] = {
     "amn": {"dropout": 0.0},  # a GPU draws other random numbers
     "infercam": {"inputs": {"classifier": "cam"}},
     "affinity": {"inputs": {"classifier": "cam", "maps": "cam"}},
     "irn": {"inputs": {"classifier": "cam", "maps": "cam"}},
+    "concept": {"inputs": {"maps": "cam"}},
 }
 LIMITS = {  # largest difference of the loss in % and of maps on average; smallest share of equal pixels of masks
     "float32": (0.5, 0.005, 0.99),  # convolutions may compute in TF32, with 10 bits of mantissa
@@ -58,6 +60,7 @@ def reference(images: TaggedImages, tmp_path_factory: pytest.TempPathFactory) ->
     safetensors.torch.save_file(timm.create_model("test_resnet").state_dict(), folder / "weights.safetensors")
     stages = {name: {"method": name, **TOY[name], **CHANGES.get(name, {})} for name in ORDER}
     stages["pretrained"]["weights"] = str(folder / "weights.safetensors")
+    stages["concept"]["sam"] = str(write_sam3(folder / "sam3"))
     stages = {name: settings for name, settings in stages.items() if HAS_GPU or name in ON_CPU}
     recipe, run = Recipe.model_validate({"stages": stages}), RunFolder(folder / "run")
     run_stages(recipe, images, run, compute=Compute(precision="float32"), reporter=Reporter())

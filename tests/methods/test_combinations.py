@@ -27,6 +27,7 @@ from tagmask.recipe import Recipe, find_method, methods_making
 from tagmask.run_folder import RunFolder
 from tagmask.stage_folder import StageFolder
 from tests.methods.contract import TOY_CAM
+from tests.methods.tiny_sam import write_sam3
 
 TRAINING: dict[str, Any] = {"freeze_norm": False, "epochs": 1, "batch_size": 4, "crop_size": 32}
 SEGMENT: dict[str, Any] = {**TRAINING, "architecture": "Unet", "scales": [1.0], "crf": None}
@@ -42,6 +43,7 @@ TOY: dict[str, dict[str, Any]] = {
     "irn": {**IRN, "walk": {"steps": 16}},
     "pseudo_masks": {"crf": {"steps": 2}},
     "regions": {"region_sizes": [20], "crf": {"steps": 2}},
+    "concept": {"classes": ["red", "blue"]},
     "segment": SEGMENT,
     "activation_aware": SEGMENT,
 }
@@ -56,6 +58,7 @@ FOLLOWED = [
 ]
 CELLS = [(producer, *followers, "pseudo_masks") for producer in PRODUCERS for followers in FOLLOWED]
 CELLS += [(producer, "regions") for producer in PRODUCERS]
+CONCEPTS = [("cam", cut, "concept", "segment") for cut in ("pseudo_masks", "regions")]
 NETWORKS = [("cam", "pseudo_masks", name) for name in methods_making("segmenter")]
 
 
@@ -105,6 +108,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunFolder]:
     weights = path / "weights.safetensors"
     safetensors.torch.save_file(timm.create_model("test_resnet").state_dict(), weights)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TOY["concept"], "sam", str(write_sam3(path / "sam3")))
         patch.setitem(TOY["pretrained"], "weights", str(weights))
         yield RunFolder(path)
 
@@ -141,7 +145,7 @@ def load_maps(stage: StageFolder, image_id: str) -> np.ndarray:
     return ResponseMaps.load(stage.maps_path(image_id)).maps
 
 
-@pytest.mark.parametrize("methods", [*CELLS, *NETWORKS], ids="-".join)
+@pytest.mark.parametrize("methods", [*CELLS, *CONCEPTS, *NETWORKS], ids="-".join)
 def test_combination(methods: tuple[str, ...], images: TaggedImages, folder: RunFolder) -> None:
     recipe = make_recipe(methods)
     run_recipe(recipe, images, folder)
@@ -162,7 +166,7 @@ def test_maps_of_any_method_with_a_network_as_cue(producer: str, images: TaggedI
 def test_all_combinations_are_covered() -> None:
     assert {"cam", "recam", "layercam", "pretrained"} <= set(PRODUCERS)
     assert {"segment", "activation_aware"} <= {name for *_, name in NETWORKS}
-    assert set(methods_making("masks")) == {"pseudo_masks", "regions", *methods_making("segmenter")}
+    assert set(methods_making("masks")) == {"pseudo_masks", "regions", "concept", *methods_making("segmenter")}
     assert len(set(CELLS)) == 9 * len(PRODUCERS)
 
 

@@ -5,7 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import Sam2Config, Sam2ImageProcessor, Sam2Model, SamConfig, SamImageProcessor, SamModel
+from transformers import (
+    CLIPTokenizer,
+    Sam2Config,
+    Sam2ImageProcessor,
+    Sam2Model,
+    Sam3Config,
+    Sam3ImageProcessor,
+    Sam3Model,
+    Sam3Processor,
+    SamConfig,
+    SamImageProcessor,
+    SamModel,
+)
 
 
 def write_sam(folder: Path) -> Path:
@@ -68,4 +80,44 @@ def _save_with_certain_masks(model: torch.nn.Module, folder: Path) -> Path:
             network.proj_out.weight.mul_(1e4)
             network.proj_out.bias.mul_(1e4)
     model.save_pretrained(folder)  # type: ignore[operator]
+    return folder
+
+
+def write_sam3(folder: Path) -> Path:
+    """Write a `Sam3Model` of 170,000 parameters and its processor, whose tokens are letters.
+
+    What it finds, and how sure it is, depends on the image and the words.
+    """
+    torch.manual_seed(5)
+    part = {"hidden_size": 32, "num_attention_heads": 2}
+    layers = {**part, "num_layers": 1, "intermediate_size": 32}
+    config = Sam3Config(
+        vision_config={
+            "backbone_config": {
+                "model_type": "sam3_vit_model", **part, "num_hidden_layers": 1, "intermediate_size": 32,
+                "image_size": 56, "patch_size": 14, "window_size": 2, "global_attn_indexes": [0],
+                "pretrain_image_size": 56,
+            },
+            "fpn_hidden_size": 32, "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
+        },
+        text_config={
+            **part, "vocab_size": 60, "num_hidden_layers": 1, "intermediate_size": 32, "projection_dim": 16,
+            "max_position_embeddings": 32, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1,
+        },
+        geometry_encoder_config={**layers, "roi_size": 2},
+        detr_encoder_config=layers,
+        detr_decoder_config={**layers, "num_queries": 5},
+        mask_decoder_config={**part, "num_upsampling_stages": 2},
+    )  # fmt: skip
+    model = Sam3Model(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" not in name:
+                parameter.normal_(std=3 if "query" in name or "reference" in name else 0.3)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    tokenizer = CLIPTokenizer(vocab={token: number for number, token in enumerate(tokens)}, merges=[])
+    image_processor = Sam3ImageProcessor(size={"height": 56, "width": 56}, mask_size={"height": 16, "width": 16})
+    Sam3Processor(image_processor, tokenizer).save_pretrained(folder)
+    model.save_pretrained(folder)
     return folder

@@ -33,6 +33,7 @@ from safetensors.torch import save_file
 import tagmask
 import tagmask.report.update
 from tagmask.recipe import Recipe, method_names
+from tests.methods.tiny_sam import write_sam3
 from tests.runs import COLORS, contents
 
 SIDE, NUM_IMAGES = 32, 12  # pixels
@@ -61,6 +62,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "pseudo_masks": {"crf": {"steps": 1}},
     "regions": {"region_sizes": [20], "crf": {"steps": 1}},
+    "concept": {"classes": ["red", "blue"], "inputs": {"maps": "cam"}},
     "segment": {**SEGMENT, "architecture": "DeepLabV3Plus", "inputs": {"classifier": "cam"}},
     "activation_aware": {**SEGMENT, "inputs": {"classifier": "cam", "masks": "pseudo_masks"}},
 }  # fmt: skip
@@ -98,7 +100,11 @@ def make_recipe(folder: Path) -> Recipe:
     save_file(timm.create_model("test_resnet").state_dict(), weights)
     if missing := set(method_names()) - set(SETTINGS):
         raise SystemExit(f"add toy settings of {', '.join(sorted(missing))} to SETTINGS in {__file__}")
-    settings = {**SETTINGS, "pretrained": {**SETTINGS["pretrained"], "weights": str(weights)}}
+    settings = {
+        **SETTINGS,
+        "pretrained": {**SETTINGS["pretrained"], "weights": str(weights)},
+        "concept": {**SETTINGS["concept"], "sam": str(write_sam3(folder / "sam3"))},
+    }
     return Recipe.model_validate({"stages": {name: {"method": name, **values} for name, values in settings.items()}})
 
 
