@@ -232,7 +232,7 @@ def test_ids_are_never_paths(client: TestClient, folder: Path) -> None:
 
 
 def test_large_bodies_are_refused(client: TestClient, tab: Tab, access: Access) -> None:
-    assert access.max_body == 40 * 48 + 65_536
+    assert access.max_body == 2 * 40 * 48 + 65_536  # a mask and the painted pixels
     labels = np.zeros(access.max_body + 1, np.uint8)
     refused = tab.put_mask(labels, 0)
     assert refused.status_code == 413

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tagmask.errors import DataError
+from tagmask.text import shorten
 
 MAX_FILES = 1_000_000
 MAX_BYTES = 2**30  # of one file
@@ -54,7 +55,7 @@ class Archive:
 
     def location(self, name: str) -> str:
         """Return how an error message calls a file: "a.json in export.zip", or the path of a single file."""
-        return f"{name} in {self.path}" if self._zip or self.path.is_dir() else str(self.path)
+        return f"{shorten(name, 200)} in {self.path}" if self._zip or self.path.is_dir() else str(self.path)
 
     def named(self, suffix: str) -> list[str]:
         """Return the names of the files that end in a suffix, such as ".json", without hidden ones."""
@@ -82,7 +83,7 @@ class Archive:
                 raise DataError(f"it is compressed {size // max(packed, 1)} times; unpack it first.")
             return path.read_bytes() if self._zip is None else self._zip.read(name)  # at most `size` bytes
         except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-            raise DataError(f"it cannot be read ({error}); export it again.") from error
+            raise DataError(f"it cannot be read ({shorten(str(error), 200)}); export it again.") from error
 
     def read_json(self, name: str) -> Any:
         """Read one of the files as JSON. Raises DataError if it is not JSON."""
