@@ -127,9 +127,9 @@ def resume(
     redo: bool = False,
     quiet: bool = False,
 ) -> Run:
-    """Go on with a run: finish it if it was stopped, and learn from what people have reviewed since.
+    """Resume a run: finish it if it was stopped, and learn from masks that people have reviewed since.
 
-    The images and the recipe are those that the folder names.
+    The images and the recipe are those that its folder records.
 
     Args:
         folder: a folder that `run` made.

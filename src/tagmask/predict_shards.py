@@ -83,7 +83,7 @@ def predict_shards(
     workers: int | None = None,
     quiet: bool = False,
 ) -> ShardPredictions:
-    """Segment the images of shards: writes one shard of masks for each. The same call again makes those that lack.
+    """Segment the images of shards: writes one shard of masks for each. Call it again to make those that are missing.
 
     Args:
         network: a run folder, or an exported network, see `tagmask.load` and `tagmask.load_onnx`.

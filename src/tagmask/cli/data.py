@@ -108,7 +108,7 @@ def saliency(
     if with_ is None:
         raise RecipeError(
             "tagmask saliency needs a model: give --with rembg:<model> or --with tokencut:<timm model> (the method "
-            "without a network, which was the default, has been removed, because masks were better without its maps)."
+            "without a network, which was the default, has been removed, because masks were not better with its maps)."
         )
     from tagmask.compute import Compute
     from tagmask.data.new_images import list_images

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +20,11 @@ from tagmask.cli.options import (
     print_json,
 )
 
+if TYPE_CHECKING:
+    from tagmask.results import Run
+
+Redo = Annotated[bool, typer.Option("--redo", help="Run the stages again whose settings or inputs have changed.")]
+
 
 def run(
     images: ImagesArgument,
@@ -27,9 +32,7 @@ def run(
     out: Annotated[Path, typer.Option(help="The run folder to write, or to resume.")],
     data: RunDataOptions,
     recipe: RecipeOptions,
-    redo: Annotated[
-        bool, typer.Option("--redo", help="Run the stages again whose settings or inputs have changed.")
-    ] = False,
+    redo: Redo = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Check everything and estimate the time, disk space and memory; write nothing."),
@@ -39,8 +42,7 @@ def run(
 ) -> None:
     """Make masks and a segmentation network from tagged images. Run the same command again to resume."""
     import tagmask
-    from tagmask.cli.tables import print_dry_run, print_run, run_json
-    from tagmask.compute import is_main_process
+    from tagmask.cli.tables import print_dry_run
 
     source = data.source(images)
     arguments: dict[str, Any] = {
@@ -55,13 +57,7 @@ def run(
             print_dry_run(estimate)
         estimate.check_disk_space(out)
         return
-    result = tagmask.run(source, out, **arguments)
-    if not is_main_process():
-        return
-    if output.as_json:
-        print_json(run_json(result))
-    elif not output.quiet:
-        print_run(result)
+    _print_result(tagmask.run(source, out, **arguments), output)
 
 
 def resume(
@@ -75,25 +71,16 @@ def resume(
             help="Change a setting of the run, e.g. segment.steps=2000; can be given several times.",
         ),
     ] = None,
-    redo: Annotated[
-        bool, typer.Option("--redo", help="Run the stages again whose settings or inputs have changed.")
-    ] = False,
+    redo: Redo = False,
     compute: ComputeOptions,
     output: OutputOptions,
 ) -> None:
-    """Go on with a run after it was stopped, or after you have reviewed masks; the folder knows images and recipe."""
+    """Resume a stopped run, or learn from masks reviewed since; the images and the recipe are those of the folder."""
     import tagmask
-    from tagmask.cli.tables import print_run, run_json
-    from tagmask.compute import is_main_process
 
     arguments = compute.run_arguments()
     result = tagmask.resume(run_folder, settings=set_ or (), redo=redo, quiet=output.no_progress, **arguments)
-    if not is_main_process():
-        return
-    if output.as_json:
-        print_json(run_json(result))
-    elif not output.quiet:
-        print_run(result)
+    _print_result(result, output)
 
 
 def demo(
@@ -159,15 +146,21 @@ def add_stage(
 ) -> None:
     """Run one more stage on the results of a finished run, e.g. to make response maps with another method."""
     from tagmask.api import load_run
-    from tagmask.cli.tables import print_maps, print_run, run_json
-    from tagmask.compute import is_main_process
     from tagmask.recipe import find_method
 
     opened = load_run(run_folder, **compute.run_arguments())
     result = opened.run_stage(method, set_ or (), name=name, redo=redo, quiet=output.no_progress)
+    _print_result(result, output, is_of_maps="maps" in find_method(method).makes)
+
+
+def _print_result(result: Run, output: OutputOptions, *, is_of_maps: bool = False) -> None:
+    """Print what a command has made, in the main process."""
+    from tagmask.cli.tables import print_maps, print_run, run_json
+    from tagmask.compute import is_main_process
+
     if not is_main_process():
         return
     if output.as_json:
         print_json(run_json(result))
     elif not output.quiet:
-        print_maps(result) if "maps" in find_method(method).makes else print_run(result)
+        print_maps(result) if is_of_maps else print_run(result)

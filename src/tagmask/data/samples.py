@@ -57,8 +57,7 @@ class PngMask:
 
     def read(self) -> np.ndarray:
         """Read the label map, [H, W] uint8. Raises DataError if the file cannot be read or is not a mask."""
-        labels = read_mask_image(self.path)
-        return labels if self.new_ids is None else np.frombuffer(self.new_ids, np.uint8)[labels]
+        return _read_class_ids(self.path, self.new_ids)
 
     def remap(self, new_ids: dict[int, int]) -> PngMask:
         """Return the same mask with other class ids."""
@@ -66,8 +65,7 @@ class PngMask:
 
     def fingerprint(self) -> str | None:
         """Return a text that changes when the file or the class ids change; None if the file does not exist."""
-        stamp = file_stamp(self.path)
-        return stamp and f"{stamp}|{zlib.crc32(self.new_ids or b'')}"
+        return _fingerprint(self.path, self.new_ids)
 
 
 @dataclass(frozen=True)
@@ -84,8 +82,7 @@ class ShardMask:
 
     def read(self) -> np.ndarray:
         """Read the label map, [H, W] uint8. Raises DataError if the shard cannot be read."""
-        labels = read_mask_image(self.address)
-        return labels if self.new_ids is None else np.frombuffer(self.new_ids, np.uint8)[labels]
+        return _read_class_ids(self.address, self.new_ids)
 
     def remap(self, new_ids: dict[int, int]) -> ShardMask:
         """Return the same mask with other class ids."""
@@ -93,8 +90,17 @@ class ShardMask:
 
     def fingerprint(self) -> str | None:
         """Return a text that changes when the shard or the class ids change; None if the shard does not exist."""
-        stamp = file_stamp(self.address)
-        return stamp and f"{stamp}|{zlib.crc32(self.new_ids or b'')}"
+        return _fingerprint(self.address, self.new_ids)
+
+
+def _read_class_ids(file: str | Path, new_ids: bytes | None) -> np.ndarray:
+    labels = read_mask_image(file)
+    return labels if new_ids is None else np.frombuffer(new_ids, np.uint8)[labels]
+
+
+def _fingerprint(file: str | Path, new_ids: bytes | None) -> str | None:
+    stamp = file_stamp(file)
+    return stamp and f"{stamp}|{zlib.crc32(new_ids or b'')}"
 
 
 @lru_cache(maxsize=8)  # all masks of a set share one table, so that a million masks need little memory

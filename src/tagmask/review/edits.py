@@ -1,6 +1,6 @@
-"""What the editor needs to go on where a person has left an image: the painted pixels and the thresholds.
+"""What the editor needs to continue where a person left off: the painted pixels and the thresholds of an image.
 
-They are a file beside the reviewed masks, and belong to one mask: after any other change of the mask they do not count.
+They are stored in a file beside the reviewed masks, for one mask: if the mask changes in another way, they are ignored.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def read_edits_if_any(path: Path, labels: NDArray[np.uint8]) -> Edits | None:
             thresholds = _THRESHOLDS.validate_json(str(picture.info.get("thresholds", "")))
             return Edits(np.asarray(picture.convert("1")), thresholds)
     except (RunError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return None  # there is none, or it is damaged: the editor begins anew, as for a mask that was made elsewhere
+        return None  # there is none, or it is damaged: the editor starts as for a mask from elsewhere
 
 
 def _digest(labels: NDArray[np.uint8]) -> str:
