@@ -177,7 +177,7 @@ class Experiment:
         if "segmenter" in recipe.stages[last].makes:
             images = self.held_out
             masks = segment_held_out(self.folder, last, images, self.compute, self.reporter)
-        return 100 * score_masks(images, masks.mask_path, self.compute, self.reporter).miou
+        return 100 * score_masks(images, masks, self.compute, self.reporter).miou
 
 
 def main() -> None:

@@ -58,7 +58,7 @@ def train_and_measure(
     method.train(StageContext(stage, images, compute, REPORTER, inputs, run.recipe.seed))
     untagged = replace(held_out, samples=tuple(replace(sample, tags=None) for sample in held_out.samples))
     tagmask.Predictor.load(folder, compute).write_missing_masks(stage, untagged, REPORTER)
-    miou = score_masks(held_out, stage.mask_path, compute, REPORTER).miou
+    miou = score_masks(held_out, stage, compute, REPORTER).miou
     shutil.rmtree(folder)
     return float(miou)
 

@@ -65,9 +65,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         images, stage = write_images(Path(folder), arguments.images, arguments.classes)
         measurements: dict[str, Callable[[Compute], SegmentationReport | MapScores]] = {
-            "masks": lambda compute: score_masks(images, stage.mask_path, compute, Reporter()),
+            "masks": lambda compute: score_masks(images, stage, compute, Reporter()),
             "masks without boundary F": lambda compute: score_masks(
-                images, stage.mask_path, compute, Reporter(), boundary=False
+                images, stage, compute, Reporter(), boundary=False
             ),
             "maps": lambda compute: score_maps(images, stage, compute, Reporter()),
         }

@@ -25,7 +25,7 @@ def stage(tmp_path: Path) -> StageFolder:
     rng = np.random.default_rng(0)
     stage = StageFolder(tmp_path / "stage")
     for i in range(NUM_IMAGES):
-        write_label_map(stage.mask_path(f"image{i}"), rng.integers(0, 4, (30, 20 + i)).astype(np.uint8))
+        write_label_map(stage(f"image{i}"), rng.integers(0, 4, (30, 20 + i)).astype(np.uint8))
         maps = rng.random((2, *grid_size((30, 20 + i)))).astype(np.float32)
         ResponseMaps(np.array([1, 3]), maps, (30, 20 + i)).save(stage.maps_path(f"image{i}"))
     return stage
@@ -47,7 +47,7 @@ def test_workers_give_the_bits_of_one_process(
     stage: StageFolder, images: TaggedImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = Compute(workers=1)
-    masks = score_masks(images, stage.mask_path, alone, Reporter()).to_json(images.classes)
+    masks = score_masks(images, stage, alone, Reporter()).to_json(images.classes)
     maps = score_maps(images, stage, alone, Reporter()).to_json(images.classes)
     monkeypatch.setattr(image_metrics, "TRIAL_SECONDS", 0)
     monkeypatch.setattr(image_metrics, "MIN_SECONDS", 0)
@@ -60,12 +60,12 @@ def test_workers_give_the_bits_of_one_process(
 
     monkeypatch.setattr(image_metrics, "results_from_workers", record)
     workers = Compute(workers=2)
-    assert score_masks(images, stage.mask_path, workers, Reporter()).to_json(images.classes) == masks
+    assert score_masks(images, stage, workers, Reporter()).to_json(images.classes) == masks
     assert score_maps(images, stage, workers, Reporter()).to_json(images.classes) == maps
     assert chunks == [2, 2]
-    stage.mask_path("image11").unlink()
+    stage("image11").unlink()
     with pytest.raises(DataError, match=r"there is no mask .*image11"):
-        score_masks(images, stage.mask_path, workers, Reporter())
+        score_masks(images, stage, workers, Reporter())
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
@@ -89,8 +89,8 @@ def test_the_division_among_processes_changes_no_bit(world_size: int) -> None:
 
 
 def test_without_the_boundary_f_score(stage: StageFolder, images: TaggedImages) -> None:
-    with_boundary = score_masks(images, stage.mask_path, Compute(), Reporter())
-    without = score_masks(images, stage.mask_path, Compute(), Reporter(), boundary=False)
+    with_boundary = score_masks(images, stage, Compute(), Reporter())
+    without = score_masks(images, stage, Compute(), Reporter(), boundary=False)
     assert 0 < with_boundary.boundary_f < 1
     assert np.isnan(without.boundary_f)
     expected = with_boundary._replace(boundary_f=np.nan, boundary_f_class=np.full(4, np.nan))

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from tagmask.data.source import DataSource
     from tagmask.deploy.onnx_predictor import OnnxPredictor, load_onnx
     from tagmask.dryrun import DryRun, dry_run
-    from tagmask.errors import DataError, RecipeError, RunError, TagmaskError
+    from tagmask.errors import DataError, RecipeError, RunError, RunPaused, TagmaskError
+    from tagmask.execution import Execution
     from tagmask.maps import ResponseMaps
     from tagmask.predict import Predictor
     from tagmask.recipe import Recipe, load_recipe
@@ -28,6 +29,7 @@ _MODULES = {
     "DataError": "errors",
     "DataSource": "data.source",
     "DryRun": "dryrun",
+    "Execution": "execution",
     "OnnxPredictor": "deploy.onnx_predictor",
     "Predictor": "predict",
     "Recipe": "recipe",
@@ -35,6 +37,7 @@ _MODULES = {
     "ResponseMaps": "maps",
     "Run": "results",
     "RunError": "errors",
+    "RunPaused": "errors",
     "TagmaskError": "errors",
     "dry_run": "dryrun",
     "load": "api",
@@ -49,6 +52,7 @@ __all__ = [
     "DataError",
     "DataSource",
     "DryRun",
+    "Execution",
     "OnnxPredictor",
     "Predictor",
     "Recipe",
@@ -56,6 +60,7 @@ __all__ = [
     "ResponseMaps",
     "Run",
     "RunError",
+    "RunPaused",
     "TagmaskError",
     "dry_run",
     "load",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,8 @@ from tagmask.data.source import DataSource, align_classes
 from tagmask.data.tag_warnings import tag_warnings
 from tagmask.data.verify import ground_truth_fingerprint, verify_images
 from tagmask.errors import DataError, RecipeError, RunError, TagmaskError
-from tagmask.evaluate import score_label_maps, score_masks, segment_held_out
+from tagmask.evaluate import read_mask_in_folder, score_label_maps, score_masks, segment_held_out
+from tagmask.execution import Execution
 from tagmask.expected_times import load_expected_times
 from tagmask.folder_lock import lock_folder, refuse_if_locked
 from tagmask.measure import SegmentationReport
@@ -55,6 +57,7 @@ def run(
     workers: int | None = None,
     skip_bad: bool = False,
     redo: bool = False,
+    execution: Execution | None = None,
     quiet: bool = False,
 ) -> Run:
     """Make masks and a segmentation network from tagged images.
@@ -74,10 +77,12 @@ def run(
         workers: processes that load images and run CRFs; None: one per core.
         skip_bad: leave out images that cannot be read.
         redo: run the stages again whose settings or inputs have changed.
+        execution: how and where the work on single images is done; None: the defaults.
         quiet: print nothing.
 
     Raises:
         TagmaskError: one sentence about the data (`DataError`), the recipe (`RecipeError`) or the folder (`RunError`).
+        RunPaused: `execution` says to stop before all stages are done.
 
     Example:
         >>> run = tagmask.run("photos", "run", tags="tags.csv", recipe="scratch", settings=TOY_SETTINGS, quiet=True)
@@ -89,15 +94,19 @@ def run(
     result = Run(out, source, held_out, device=device, precision=precision, workers=workers)
     folder = RunFolder(result.folder)
     folder.check_usable()
-    refuse_if_locked(folder.path)
+    execution = execution or Execution()
+    if execution.part is None:
+        refuse_if_locked(folder.path)
     try:
         data = result.read_and_verify_images(reporter, skip_bad)
         finished = _request_key(_describe_request(recipe, settings, seed, device), *data)
         if _is_finished(folder, finished, data[0]):
             reporter.info(f"{result.folder} is already finished")
             return result
+        chosen = with_added_stages(resolve_recipe(recipe, settings, seed, result.compute), data[0], folder)
+        if execution.part:  # beside others, so nothing but the files of the stage is written
+            run_stages(chosen, data[0], folder, compute=result.compute, reporter=reporter, execution=execution)
         with lock_folder(folder.path, result.compute):
-            chosen = with_added_stages(resolve_recipe(recipe, settings, seed, result.compute), data[0], folder)
             check_processes(chosen, result.compute.world_size)
             result.compute.barrier()  # every process has read the stages that were added before
             if result.compute.is_main_process:
@@ -107,7 +116,7 @@ def run(
                 write_run_record(folder, chosen, data[0], sources, redo=redo)
             result.compute.barrier()
             _print_data_summary(data[0], folder.path, reporter)
-            _run_and_report(chosen, folder, data, result.compute, reporter, redo)
+            _run_and_report(chosen, folder, data, result.compute, reporter, redo, execution)
             if result.compute.is_main_process:
                 folder.write_record(sources, data[0].classes, finished)
             result.compute.barrier()
@@ -125,6 +134,7 @@ def resume(
     precision: Precision = "auto",
     workers: int | None = None,
     redo: bool = False,
+    execution: Execution | None = None,
     quiet: bool = False,
 ) -> Run:
     """Resume a run: finish it if it was stopped, and learn from masks that people have reviewed since.
@@ -136,6 +146,7 @@ def resume(
         settings: changes of single settings, "stage.setting=value".
         device, precision, workers, quiet: as in `run`.
         redo: run the stages again whose settings or inputs have changed.
+        execution: as in `run`.
 
     Raises:
         TagmaskError: the folder is not a run (`RunError`), or as `run`.
@@ -152,7 +163,8 @@ def resume(
         )
     return run(
         sources.images, folder, held_out=sources.held_out, skip_bad=sources.skip_bad, recipe=saved.recipe_path,
-        settings=settings, device=device, precision=precision, workers=workers, redo=redo, quiet=quiet,
+        settings=settings, device=device, precision=precision, workers=workers, redo=redo, execution=execution,
+        quiet=quiet,
     )  # fmt: skip
 
 
@@ -249,20 +261,15 @@ def evaluate_predictions(
     if not len(labeled):
         fix = f"name PNG files in {data.masks} like {images.samples[0].id}.png" if data.masks else "give --masks FOLDER"
         raise DataError(f"no image of {images.name} has a ground-truth mask: {fix}.")
-    if sharded:
-        return labeled.classes, score_label_maps(labeled, sharded.read, compute, reporter, boundary)
     if opened:
         segmenter = opened.latest_stage("segmenter").name
         with lock_folder(folder.path, compute):
-            mask_path = segment_held_out(folder, segmenter, labeled, compute, reporter).mask_path
-    else:
-
-        def mask_path(image_id: str) -> Path:
-            return folder.path / f"{image_id}.png"
-
-        if not any(mask_path(sample.id).exists() for sample in labeled.samples):
-            raise RunError(f"{folder.path} is not a run, and holds no mask named after an image (<id>.png).")
-    return labeled.classes, score_masks(labeled, mask_path, compute, reporter, boundary)
+            stage = segment_held_out(folder, segmenter, labeled, compute, reporter)
+        return labeled.classes, score_masks(labeled, stage, compute, reporter, boundary)
+    read_mask = sharded.read if sharded else partial(read_mask_in_folder, folder.path)
+    if not sharded and not any((folder.path / f"{sample.id}.png").exists() for sample in labeled.samples):
+        raise RunError(f"{folder.path} is not a run, and holds no mask named after an image (<id>.png).")
+    return labeled.classes, score_label_maps(labeled, read_mask, compute, reporter, boundary)
 
 
 def _is_published(folder: str | Path) -> bool:
@@ -280,11 +287,15 @@ def _run_and_report(
     compute: Compute,
     reporter: Reporter,
     redo: bool,
+    execution: Execution,
 ) -> None:
     from tagmask.report.update import update_report  # here, because it imports PyTorch
 
     expected = load_expected_times(expected_times_key(recipe, *data, compute))
-    run_stages(recipe, data[0], folder, compute=compute, reporter=reporter, redo=redo, expected_seconds=expected)
+    run_stages(
+        recipe, data[0], folder, compute=compute, reporter=reporter, redo=redo, execution=execution,
+        expected_seconds=expected,
+    )  # fmt: skip
     update_report(recipe, folder, *data, compute, reporter)
 
 

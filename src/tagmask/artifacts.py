@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, load_file, save
 
 from tagmask.errors import RunError
 from tagmask.text import shorten
@@ -135,15 +135,20 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
 
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
     """Read a JSON file of limited size. Raises RunError if it does not exist, is larger or is not JSON."""
+    return decode_json(read_bytes(path, max_bytes), str(path))
+
+
+def decode_json(content: bytes, name: str) -> Any:
+    """Return the value in the content of a JSON file. Raises RunError, which calls it `name`, if it is not JSON."""
     try:
-        text = read_bytes(path, max_bytes).decode()
+        text = content.decode()
         value = json.loads(text)
         _check_depth(value)
         if re.search(r"\\u[dD][89a-fA-F]", text):  # half of a character: no file could store it, no terminal show it
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of 5,000 digits, or nested too deeply
-        raise RunError(f"{path} is not JSON ({shorten(str(error))}): {REMOVE}.") from error
+        raise RunError(f"{name} is not JSON ({shorten(str(error))}): {REMOVE}.") from error
 
 
 def _check_depth(value: Any) -> None:
@@ -168,14 +173,22 @@ def read_model(path: Path, model: type[T], *, remedy: str = REMOVE, max_bytes: i
     Raises:
         RunError: the file does not exist, or its content is not of the type.
     """
-    value = read_json(path, max_bytes)
+    return _as_model(read_json(path, max_bytes), str(path), model, remedy)
+
+
+def decode_model(content: bytes, name: str, model: type[T], *, remedy: str = RUN_AGAIN) -> T:
+    """Return the content of a JSON file as a pydantic model; see `read_model`. `name` is what messages call it."""
+    return _as_model(decode_json(content, name), name, model, remedy)
+
+
+def _as_model(value: Any, name: str, model: type[T], remedy: str) -> T:
     try:
         return TypeAdapter(model).validate_python(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         location = ".".join(str(part) for part in first["loc"])
         reason = shorten(f"{location}: {first['msg']}" if location else first["msg"])
-        raise RunError(f"{path} is damaged ({reason}): {remedy}.") from error
+        raise RunError(f"{name} is damaged ({reason}): {remedy}.") from error
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -189,6 +202,14 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     return read_safetensors(load_file, path)
 
 
+def decode_arrays(content: bytes, name: str) -> dict[str, np.ndarray]:
+    """Return the arrays in the content of a safetensors file. Raises RunError, which calls it `name`, if damaged."""
+    try:
+        return load(content)
+    except (SafetensorError, KeyError, ValueError) as error:  # KeyError: a dtype that NumPy does not have
+        raise RunError(f"{name} is damaged ({shorten(str(error))}): {RUN_AGAIN}.") from error
+
+
 def read_array_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Return the dtype (as safetensors names it, e.g. "F16") and the shape of each array in a file, without its data.
 
@@ -196,12 +217,12 @@ def read_array_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         RunError: the file does not exist or is damaged.
     """
 
-    def load(path: Path) -> dict[str, Any]:
+    def read_header(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="np") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             return {name: (array.get_dtype(), tuple(array.get_shape())) for name, array in slices.items()}
 
-    return read_safetensors(load, path)
+    return read_safetensors(read_header, path)
 
 
 def read_safetensors(load: Callable[[Path], dict[str, Any]], path: Path) -> dict[str, Any]:

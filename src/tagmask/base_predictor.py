@@ -166,7 +166,8 @@ class BasePredictor(ABC):
         for format in formats if self.processes.is_main_process else ():
             from tagmask.outputs.writer import write_masks_as  # here, because it imports SciPy
 
-            write_masks_as(images.samples, masks.__getitem__, self.classes, folder, format, settings)
+            read_mask = StageFolder(folder).read_mask_of
+            write_masks_as(images.samples, read_mask, self.classes, folder, format, settings)
         return masks
 
     def _write_masks(self, images: TaggedImages, out: Path, reporter: Reporter, *, redo: bool) -> dict[str, Path]:

@@ -49,6 +49,10 @@ class RunError(TagmaskError):
     """A run folder lacks a file that is needed, or holds something else."""
 
 
+class RunPaused(TagmaskError):
+    """A run has stopped where it was asked to, and goes on with another command. Nothing is wrong."""
+
+
 class WorkerKilledError(RunError):
     """The operating system has killed a worker process; the same call again may succeed."""
 

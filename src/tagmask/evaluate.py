@@ -20,7 +20,6 @@ from tagmask.data.verify import ground_truth_fingerprint
 from tagmask.errors import DataError, RunError
 from tagmask.image_metrics import measure_images
 from tagmask.label_map import read_label_map
-from tagmask.maps import ResponseMaps
 from tagmask.measure import ActivationStats, SegmentationReport, ThresholdReport
 from tagmask.measure.reports import json_number, number_from_json
 from tagmask.pipeline import fingerprint
@@ -193,7 +192,7 @@ def _add_scores(
     if previous is not None and previous.keys.get(f"masks of {entry}") == key and entry in previous.scores:
         evaluation.scores[entry] = previous.scores[entry]
     else:
-        evaluation.scores[entry] = score_masks(images, stage.mask_path, compute, reporter)
+        evaluation.scores[entry] = score_masks(images, stage, compute, reporter)
 
 
 def _entry_key(stage: StageFolder, images: TaggedImages) -> str:
@@ -219,7 +218,7 @@ def evaluate_maps(
         stage = folder.stage(name)
         if not stage.is_done:
             raise RunError(f"stage {name!r} of {folder.path} has not made all its maps yet: finish the run first.")
-        labeled = _select_with_ground_truth(images).select(lambda sample, at=stage: at.maps_path(sample.id).exists())  # type: ignore[misc]
+        labeled = _select_with_ground_truth(images).select(lambda sample, at=stage: at.has_file("maps", sample.id))  # type: ignore[misc]
         if not len(labeled):
             raise DataError(
                 f"no image of {images.name} has both a ground-truth mask and maps in {stage.path}: give --data, and "
@@ -240,7 +239,7 @@ def score_maps(images: TaggedImages, stage: StageFolder, compute: Compute, repor
 
     def update(metrics: Sequence[Any], sample: Sample) -> None:
         curve, stats, histogram = metrics
-        maps = ResponseMaps.load(stage.maps_path(sample.id), size=sample.size, num_classes=num_classes)
+        maps = stage.read_maps(sample.id, size=sample.size, num_classes=num_classes)
         full_size, target = maps.full_size(), read_ground_truth(sample, maps.size)
         curve.update(full_size, maps.classes, target)
         stats.update(full_size, maps.classes, target)
@@ -254,13 +253,13 @@ def score_maps(images: TaggedImages, stage: StageFolder, compute: Compute, repor
 
 def score_masks(
     images: TaggedImages,
-    mask_path: Callable[[str], Path],
+    stage: StageFolder,
     compute: Compute,
     reporter: Reporter,
     boundary: bool = True,
 ) -> SegmentationReport:
-    """Measure files of label maps: `mask_path` returns that of an image id; otherwise as `score_label_maps`."""
-    return score_label_maps(images, partial(_read_mask_file, mask_path), compute, reporter, boundary)
+    """Measure the masks of a stage; otherwise as `score_label_maps`."""
+    return score_label_maps(images, partial(_read_mask, stage), compute, reporter, boundary)
 
 
 def score_label_maps(
@@ -301,9 +300,17 @@ def score_label_maps(
     return metric.compute()
 
 
-def _read_mask_file(mask_path: Callable[[str], Path], image_id: str) -> np.ndarray:
+def _read_mask(stage: StageFolder, image_id: str) -> np.ndarray:
     """Read the label map of an image, [H, W] uint8. Raises DataError if there is none, RunError if it is damaged."""
-    path = mask_path(image_id)
+    if not stage.has_file("masks", image_id):
+        path = stage.mask_path(image_id)
+        raise DataError(f"there is no mask {path} for image {image_id}; make it, or evaluate other images.")
+    return stage.read_mask(image_id)
+
+
+def read_mask_in_folder(folder: Path, image_id: str) -> np.ndarray:
+    """Read the label map `<id>.png` in a folder; otherwise as `_read_mask`."""
+    path = folder / f"{image_id}.png"
     if not path.exists():
         raise DataError(f"there is no mask {path} for image {image_id}; make it, or evaluate other images.")
     return read_label_map(path)

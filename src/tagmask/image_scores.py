@@ -20,8 +20,6 @@ from tagmask.data.samples import Sample, TaggedImages
 from tagmask.data.verify import ground_truth_fingerprint
 from tagmask.errors import RunError
 from tagmask.evaluate import read_ground_truth
-from tagmask.label_map import read_label_map
-from tagmask.maps import ResponseMaps
 from tagmask.measure.image_score import ImageScore, score_image
 from tagmask.pipeline import fingerprint
 from tagmask.progress import Reporter, run_in_workers
@@ -157,12 +155,12 @@ class _ScoreSources:
     def score(self, sample: Sample) -> ImageScore:
         """Score the mask of one image. Raises RunError or DataError if a file is missing, damaged or does not fit."""
         tags = sample.tags or ()
-        masks = [read_label_map(stage.mask_path(sample.id)) for stage in self.masks]
+        masks = [stage.read_mask(sample.id) for stage in self.masks]
         height, width = masks[self.judged].shape
         try:
             return score_image(
                 read_image(sample.image), masks, tags, self.num_labels, judged=self.judged, image_id=sample.id,
-                maps=ResponseMaps.load(self.maps.maps_path(sample.id)) if self.maps else None,
+                maps=self.maps.read_maps(sample.id) if self.maps else None,
                 threshold=self.thresholds.get(len(tags), math.nan),
                 target=read_ground_truth(sample, (height, width)) if sample.mask else None,
             )  # fmt: skip

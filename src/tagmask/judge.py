@@ -9,9 +9,8 @@ measurements behind this rule.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -21,9 +20,9 @@ import tagmask
 from tagmask.artifacts import digest, read_model
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.errors import RunError
-from tagmask.label_map import read_label_map
 from tagmask.measure import confusion_matrix, iou, mean_iou
 from tagmask.run_folder import RunFolder
+from tagmask.stage_folder import StageFolder
 from tagmask.text import join_first_names
 
 if TYPE_CHECKING:
@@ -120,9 +119,7 @@ def recommend_stage(
     samples = evenly_spaced([sample for sample in images.samples if not sample.reviewed_mask], MAX_IMAGES)
     network, pairs = stage, []
     while (teacher := _teacher(recipe.stages[stage])) is not None:
-        comparison = compare_masks(
-            samples, folder.stage(stage).mask_path, folder.stage(teacher).mask_path, images.classes
-        )
+        comparison = compare_masks(samples, folder.stage(stage), folder.stage(teacher), images.classes)
         pairs.append((teacher, comparison))
         if not comparison.is_worse:
             break
@@ -145,16 +142,16 @@ def recommend_stage(
 
 def compare_masks(
     samples: Sequence[Sample],
-    network_path: Callable[[str], Path],
-    teacher_path: Callable[[str], Path],
+    network: StageFolder,
+    teacher: StageFolder,
     classes: Sequence[str],
 ) -> Comparison:
     """Compare the masks of a network with those that it learned from.
 
     Args:
         samples: the images.
-        network_path: maps an image id to the path of the network's label map.
-        teacher_path: maps an image id to the path of the label map that the network learned from.
+        network: the stage with the network's masks.
+        teacher: the stage with the masks that the network learned from.
         classes: the class names.
 
     Raises:
@@ -163,13 +160,13 @@ def compare_masks(
     num_labels = len(classes) + 1
     total, num_images = np.zeros((num_labels, num_labels + 1), np.int64), np.zeros(num_labels, int)
     for sample in samples:
-        preds, target = read_label_map(network_path(sample.id)), read_label_map(teacher_path(sample.id))
+        preds, target = network.read_mask(sample.id), teacher.read_mask(sample.id)
         try:
             confusion = confusion_matrix(preds, target, num_labels)
         except ValueError as error:
             raise RunError(
-                f"{network_path(sample.id)} cannot be compared with {teacher_path(sample.id)} ({error}): run the "
-                "stages that made them again."
+                f"{network.file_address('masks', sample.id)} cannot be compared with "
+                f"{teacher.file_address('masks', sample.id)} ({error}): run the stages that made them again."
             ) from error
         total += confusion
         num_images += confusion.sum(axis=1) > 0

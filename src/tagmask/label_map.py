@@ -124,7 +124,22 @@ def read_label_map(path: Path, *, size: tuple[int, int] | None = None, num_class
     Raises:
         RunError: the file is missing, damaged, a color image, of another size, or has other class ids.
     """
-    content = read_bytes(path, MAX_BYTES)
+    return decode_label_map(read_bytes(path, MAX_BYTES), str(path), size=size, num_classes=num_classes)
+
+
+def decode_label_map(
+    content: bytes, name: str, *, size: tuple[int, int] | None = None, num_classes: int = MAX_CLASSES
+) -> np.ndarray:
+    """Decode the content of an image file as class ids, [H, W] uint8.
+
+    Args:
+        content: the bytes of the file.
+        name: what error messages call it.
+        size, num_classes: as in `read_label_map`.
+
+    Raises:
+        RunError: as `read_label_map`.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large images, whose size is checked below
@@ -132,26 +147,26 @@ def read_label_map(path: Path, *, size: tuple[int, int] | None = None, num_class
         with image:
             if image.mode not in ("P", "L"):
                 raise RunError(
-                    f"{path} is an image of mode {image.mode}, not a label map: "
+                    f"{name} is an image of mode {image.mode}, not a label map: "
                     "save it as an indexed or 8-bit grayscale PNG of class ids."
                 )
-            _check_size(path, image, size)
+            _check_size(name, image, size)
             ids = [value for value, count in enumerate(image.histogram()) if count]
             if wrong := [value for value in ids if num_classes < value != IGNORE_INDEX]:
                 raise RunError(
-                    f"{path} has the class id {wrong[0]}, but there are {num_classes} classes: {RUN_AGAIN}, if it is a "
+                    f"{name} has the class id {wrong[0]}, but there are {num_classes} classes: {RUN_AGAIN}, if it is a "
                     "mask of a run."
                 )
             return np.array(image)
     except RunError:
         raise
     except Exception as error:  # Pillow raises exceptions of many kinds for damaged files
-        raise RunError(f"{path} cannot be read as an image ({shorten(str(error))}): {RUN_AGAIN}.") from error
+        raise RunError(f"{name} cannot be read as an image ({shorten(str(error))}): {RUN_AGAIN}.") from error
 
 
-def _check_size(path: Path, image: Image.Image, size: tuple[int, int] | None) -> None:
+def _check_size(name: str, image: Image.Image, size: tuple[int, int] | None) -> None:
     width, height = image.size
     if size is not None and (height, width) != tuple(size):
-        raise RunError(f"{path} has {width}×{height} pixels, its image {size[1]}×{size[0]}: {RUN_AGAIN}.")
+        raise RunError(f"{name} has {width}×{height} pixels, its image {size[1]}×{size[0]}: {RUN_AGAIN}.")
     if size is None and width * height > MAX_PIXELS:
-        raise RunError(f"{path} has {width}×{height} pixels, more than {MAX_PIXELS:,}: {RUN_AGAIN}.")
+        raise RunError(f"{name} has {width}×{height} pixels, more than {MAX_PIXELS:,}: {RUN_AGAIN}.")

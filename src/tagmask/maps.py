@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from tagmask import large_images
-from tagmask.artifacts import RUN_AGAIN, read_array_header, read_arrays, write_arrays
+from tagmask.artifacts import RUN_AGAIN, decode_arrays, read_array_header, read_arrays, write_arrays
 from tagmask.errors import RunError
 from tagmask.label_map import MAX_CLASSES
 from tagmask.large_images import is_large
@@ -97,22 +97,47 @@ class ResponseMaps:
         Raises:
             RunError: the file is missing, damaged, or of another image.
         """
-        _check_header(path)
-        arrays = read_arrays(path)
+        _check_header(str(path), read_array_header(path))
+        return cls._from_arrays(str(path), read_arrays(path), size, num_classes)
+
+    @classmethod
+    def decode(
+        cls, content: bytes, name: str, *, size: tuple[int, int] | None = None, num_classes: int = MAX_CLASSES
+    ) -> ResponseMaps:
+        """Return the maps in the content of a file that `save` wrote.
+
+        Args:
+            content: the bytes of the file.
+            name: what error messages call it.
+            size, num_classes: as in `load`.
+
+        Raises:
+            RunError: as `load`.
+        """
+        arrays = decode_arrays(content, name)
+        dtypes = {"float16": "F16", "int32": "I32"}
+        header = {key: (dtypes.get(str(array.dtype), str(array.dtype)), array.shape) for key, array in arrays.items()}
+        _check_header(name, header)
+        return cls._from_arrays(name, arrays, size, num_classes)
+
+    @classmethod
+    def _from_arrays(
+        cls, name: str, arrays: Mapping[str, np.ndarray], size: tuple[int, int] | None, num_classes: int
+    ) -> ResponseMaps:
         height, width = arrays["size"].tolist()
         if size is not None and (height, width) != tuple(size):
-            raise _damaged(path, f"its image has {width}×{height} pixels, not {size[1]}×{size[0]}")
+            raise _damaged(name, f"its image has {width}×{height} pixels, not {size[1]}×{size[0]}")
         classes = arrays["classes"].tolist()
         if classes != sorted({c for c in classes if 1 <= c <= num_classes}):
-            raise _damaged(path, f"its class ids are not ascending numbers from 1 to {num_classes}")
-        for name in ("maps", "background"):
-            values = arrays.get(name)
+            raise _damaged(name, f"its class ids are not ascending numbers from 1 to {num_classes}")
+        for part in ("maps", "background"):
+            values = arrays.get(part)
             if values is not None and values.size and not (values.min() >= 0 and values.max() <= 1):  # also of NaN
-                raise _damaged(path, f"{name} has values outside of 0..1")
+                raise _damaged(name, f"{part} has values outside of 0..1")
         try:
             return cls(arrays["classes"], arrays["maps"], (height, width), arrays.get("background"))
         except ValueError as error:
-            raise _damaged(path, str(error)) from error
+            raise _damaged(name, str(error)) from error
 
     def full_size(self) -> np.ndarray:
         """Return the maps at the size of the image, upsampled bilinearly: [K, H, W] float32.
@@ -232,9 +257,8 @@ class ResponseMaps:
         return buffer.getvalue()
 
 
-def _check_header(path: Path) -> None:
+def _check_header(file: str, header: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
     """Raise RunError if the arrays in a file are not those that `ResponseMaps.save` writes."""
-    header = read_array_header(path)
     num_maps = header.get("classes", ("", (0,)))[1][:1]
     expected = {"maps": ("F16", 3), "classes": ("I32", 1), "size": ("I32", 1), "background": ("F16", 2)}
     for name, kind in expected.items():
@@ -242,13 +266,13 @@ def _check_header(path: Path) -> None:
         if name not in header and name == "background":
             continue
         if (dtype, len(shape)) != kind:
-            raise _damaged(path, f"{name} is {dtype} {list(shape)}")
+            raise _damaged(file, f"{name} is {dtype} {list(shape)}")
     if header["size"][1] != (2,) or header["maps"][1][:1] != num_maps:
-        raise _damaged(path, "the shapes of its arrays do not fit")
+        raise _damaged(file, "the shapes of its arrays do not fit")
 
 
-def _damaged(path: Path, reason: str) -> RunError:
-    return RunError(f"{path} is damaged ({shorten(reason, 120)}): {RUN_AGAIN}.")
+def _damaged(file: str, reason: str) -> RunError:
+    return RunError(f"{file} is damaged ({shorten(reason, 120)}): {RUN_AGAIN}.")
 
 
 # Dark blue, teal, yellow, red: even steps in lightness up to yellow.

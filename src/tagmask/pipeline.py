@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from tagmask.artifacts import digest, write_text
 from tagmask.compute import Compute, explain_out_of_memory
 from tagmask.data.samples import TaggedImages
-from tagmask.errors import DataError, RecipeError
+from tagmask.errors import DataError, RecipeError, RunError, RunPaused
+from tagmask.execution import Execution
 from tagmask.expected_times import TimeLeft
-from tagmask.label_map import write_label_map
+from tagmask.image_work import write_missing_reviewed_masks
 from tagmask.progress import Reporter
 from tagmask.recipe import Recipe, load_recipe
 from tagmask.reviews import corrected_tags_entry, describe_changed_reviews, reviewed_masks_entry
 from tagmask.run_folder import RunFolder, RunSources
-from tagmask.stage import Method, StageContext
+from tagmask.stage import ArtifactKind, Method, StageContext
 from tagmask.stage_files import discard_damaged_files, remember_files
 from tagmask.stage_folder import MASKS_ENTRY, TAGS_ENTRY, StageFolder, without_reviews
+from tagmask.stage_shards import stage_shards
 from tagmask.text import pluralize
 
 _MEMORY_ADVICE = (
@@ -36,6 +39,7 @@ def run_stages(
     compute: Compute,
     reporter: Reporter,
     redo: bool = False,
+    execution: Execution | None = None,
     max_steps: int | None = None,
     epoch_size: int | None = None,
     expected_seconds: Mapping[str, float] | None = None,
@@ -52,13 +56,16 @@ def run_stages(
         compute: device and processes.
         reporter: prints messages and progress.
         redo: remove and make again the stages whose settings or inputs have changed.
+        execution: how and where the work on single images is done; None: the defaults.
         max_steps: ends every training early (dry runs); None: train completely.
         epoch_size: the number of images of an epoch (dry runs); None: that of `images`.
         expected_seconds: the estimated times of the stages and of what follows them, by name; None: not known.
 
     Raises:
         RunError: a stage was made with other settings or data, and `redo` is False.
+        RunPaused: `execution` says to stop before all stages are done.
     """
+    execution = execution or Execution()
     keys = stage_keys(recipe, images, folder)
     if changes := _changed_reviews(keys, folder):
         reporter.info(f"{describe_changed_reviews(list(changes.values()))}: makes {', '.join(changes)} again")
@@ -69,12 +76,16 @@ def run_stages(
         inputs = {kind: folder.stage(source) for kind, source in method.inputs.items()}
         makes = method.made_artifacts()
         title = f"[{number}/{len(recipe.stages)}] {name}"
-        if compute.is_main_process and (files := discard_damaged_files(stage, makes, images, reporter.progress)):
-            reporter.info(
-                f"{title}: makes {pluralize(len(files), 'missing or damaged file')} again (first: {files[0]})"
-            )
-        compute.barrier()
-        if not stage.begin(key, compute, redo=redo):
+        if execution.part is None:
+            if compute.is_main_process and (files := discard_damaged_files(stage, makes, images, reporter.progress)):
+                reporter.info(
+                    f"{title}: makes {pluralize(len(files), 'missing or damaged file')} again (first: {files[0]})"
+                )
+            compute.barrier()
+            is_open = stage.begin(key, compute, redo=redo, storage=execution.resolve_storage(len(images)))
+        else:
+            is_open = _is_open(stage, key)
+        if not is_open:
             reporter.info(f"{title}: already done")
             time_left.skip(name)
             continue
@@ -82,15 +93,48 @@ def run_stages(
         _announce_download(recipe, name, stage, compute, reporter)
         start = time.time()
         visible = images if MASKS_ENTRY in key else images.without_reviewed_masks()
-        context = StageContext(stage, visible, compute, reporter, inputs, recipe.seed, max_steps, epoch_size)
-        if "masks" in makes:
-            _write_missing_reviewed_masks(context)
+        own = replace(execution, storage=stage.read_storage())
+        context = StageContext(stage, visible, compute, reporter, inputs, recipe.seed, max_steps, epoch_size, own)
+        if "masks" in makes and own.storage == "files":
+            write_missing_reviewed_masks(context)
         with explain_out_of_memory(f"stage {name!r}", compute.device, _MEMORY_ADVICE.format(stage=name)):
             method.run(context)
+            _check_shards(context, makes)
+        if execution.part:
+            raise RunPaused(
+                f"stage {name!r} has nothing to do for a part of the images: run the same command with --prepare in "
+                "place of --shard."
+            )
         stage.mark_done(compute, time.time() - start, len(images))
         time_left.finish(name, time.time() - start)
     if compute.is_main_process:
         remember_files(folder, {name: method.made_artifacts() for name, method in recipe.stages.items()}, images)
+
+
+def _check_shards(context: StageContext, makes: Sequence[ArtifactKind]) -> None:
+    """Raise RunError if a stage was to make shards, but its method has written single files."""
+    for kind in ("maps", "masks") if context.execution.storage == "shards" else ():
+        shards = stage_shards(kind, len(context.images)) if kind in makes else []
+        if not all(shard.path(context.folder.path).exists() for shard in shards):
+            raise RunError(
+                f"the method of stage {context.folder.name!r} writes its {kind} without context.make_files, so that "
+                "there are no shards of them: run it with --storage files."
+            )
+
+
+def _is_open(stage: StageFolder, key: Mapping[str, Any]) -> bool:
+    """Return whether a stage is not done, in a process that works on a part of its images.
+
+    Raises:
+        RunError: it has not begun, or was made from something else.
+    """
+    record = stage.read_record_if_any()
+    if record is None or record.key != key:
+        raise RunError(
+            f"stage {stage.name!r} has not begun with these settings and images: run the same command with --prepare "
+            "in place of --shard first."
+        )
+    return record.status != "done"
 
 
 def _announce_download(recipe: Recipe, name: str, stage: StageFolder, compute: Compute, reporter: Reporter) -> None:
@@ -181,16 +225,6 @@ def _changed_reviews(
         if old is not None and old != key and without_reviews(old) == without_reviews(key) and stage.has_results:
             changes[name] = (old, key)
     return changes
-
-
-def _write_missing_reviewed_masks(context: StageContext) -> None:
-    """Write the reviewed masks to a stage that makes masks. The method makes only those that do not exist."""
-    reviewed = [sample for sample in context.images.samples if sample.reviewed_mask]
-    for sample in context.compute.shard(reviewed):
-        path = context.folder.mask_path(sample.id)
-        if sample.reviewed_mask and not path.exists():
-            write_label_map(path, sample.reviewed_mask.read())
-    context.compute.barrier()
 
 
 def expected_times_key(recipe: Recipe, images: TaggedImages, held_out: TaggedImages | None, compute: Compute) -> str:

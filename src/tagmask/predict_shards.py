@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tagmask.artifacts import remove_unfinished
 from tagmask.base_predictor import BasePredictor
@@ -16,10 +15,12 @@ from tagmask.compute import Precision
 from tagmask.data.shard_reader import list_shards, missing_shards
 from tagmask.data.storage import check_writable, join_url, local_path
 from tagmask.errors import DataError, RunError
+from tagmask.execution import Engine
 from tagmask.progress import make_reporter
-from tagmask.segment_shard import ShardOutcome, ShardSettings, ShardTask
+from tagmask.segment_shard import ATTEMPTS, ShardOutcome, ShardSettings, ShardTask, segment_with_retries
 
-Engine = Literal["local", "ray"]
+LoadNetwork = Callable[[int | None], BasePredictor]
+"""Loads the network; the argument is the number of worker processes that it may use."""
 UNFINISHED_SECONDS = 86_400.0  # after which a temporary file is that of a killed process, not of one beside this
 
 _MAX_NAMED = 3
@@ -73,7 +74,7 @@ def predict_shards(
     out: str | Path,
     *,
     split: str | None = None,
-    part: tuple[int, int] = (1, 1),
+    part: tuple[int, int] | None = None,
     engine: Engine = "local",
     single_pass: bool = False,
     skip_bad: bool = False,
@@ -90,7 +91,8 @@ def predict_shards(
         shards: the folder or URL of the images, as `tagmask shard` wrote them.
         out: the folder or URL for the masks.
         split: only the shards of this split; None: all.
-        part: (i, n): only every n-th shard, beginning with the i-th. n processes need not know of each other.
+        part: (i, n): only every n-th shard, beginning with the i-th. n processes need not know of each other. None:
+            all shards.
         engine: "local": this process; "ray": actors on a Ray cluster.
         single_pass: see each image once, at its own size: no scales, no flip, no CRF.
         skip_bad: leave out images that cannot be read.
@@ -105,7 +107,7 @@ def predict_shards(
         DataError: there are no shards, or `out` cannot be written to.
         RunError: `out` holds masks of another network or of other images, or a resource is exhausted.
     """
-    number, count = part
+    number, count = part or (1, 1)
     if not 1 <= number <= count:
         raise RunError(f"part {number}/{count} does not exist: give i/n with i from 1 to n.")
     in_root, out_root = _absolute(str(shards)), _absolute(str(out))
@@ -134,31 +136,25 @@ def predict_shards(
     return ShardPredictions(tuple(sorted(outcomes, key=lambda outcome: order[outcome.task])))
 
 
-def parse_part(text: str | None) -> tuple[int, int]:
-    """Return the i and n of "i/n"; (1, 1) for None. Raises RunError if the text is something else.
-
-    Example:
-        >>> parse_part("3/8")
-        (3, 8)
-    """
-    if text is None:
-        return 1, 1
-    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
-    if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise RunError(f"--shard {text!r} is not a part: write it as i/n with i from 1 to n, e.g. 3/8.")
-    return int(match[1]), int(match[2])
-
-
 def _run(
-    engine: Engine, load: Any, tasks: list[ShardTask], settings: ShardSettings, workers: int | None
+    engine: Engine, load: LoadNetwork, tasks: list[ShardTask], settings: ShardSettings, workers: int | None
 ) -> Iterable[ShardOutcome]:
+    """Segment shards, one after the other in this process, or on a Ray cluster."""
     if engine == "ray":
         from tagmask.engines import ray
 
-        return ray.segment_shards(load, tasks, settings, num_actors=workers)
-    from tagmask.engines import local
+        return ray.run_tasks(partial(_segmenter, load, settings), tasks, _killed, num_actors=workers)
+    return map(_segmenter(load, settings, workers), tasks)
 
-    return local.segment_shards(partial(load, workers), tasks, settings)
+
+def _segmenter(load: LoadNetwork, settings: ShardSettings, workers: int | None) -> Callable[[ShardTask], ShardOutcome]:
+    """Load the network, and return the function that segments a shard with it."""
+    return partial(segment_with_retries, load(workers), settings=settings)
+
+
+def _killed(task: ShardTask) -> ShardOutcome:
+    """Return the outcome of a shard on which each process was killed."""
+    return ShardOutcome(task, error=f"{task.in_url}: its process was killed {ATTEMPTS} times.")
 
 
 def _load_network(

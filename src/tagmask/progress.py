@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 from rich.console import Console
 
@@ -44,7 +44,13 @@ class Reporter:
     note = ""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console
+        self.console, self._suffix = console, ""
+
+    def with_suffix(self, suffix: str) -> Self:
+        """Return a reporter for a part of the work: it adds a text to the description of each loop."""
+        reporter = type(self)(self.console)
+        reporter._suffix = suffix
+        return reporter
 
     @classmethod
     def to_stderr(cls, *, quiet: bool = False) -> Reporter:
@@ -60,6 +66,7 @@ class Reporter:
     def progress(self, description: str, total: int, unit: LoopUnit = "images") -> Iterator[Callable[[int], None]]:
         """Show the progress of a loop of `total` units. Yields a function that takes the number of new units done."""
         self.note = ""
+        description += self._suffix
         if not self.console or not total:
             yield lambda step: None
         elif self.console.is_terminal:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tagmask.artifacts import digest, write_text
 from tagmask.compute import Compute, Precision, Processes, default_workers, may_have_several_processes
-from tagmask.data.samples import TaggedImages
+from tagmask.data.samples import Sample, TaggedImages
 from tagmask.data.source import DataSource, align_classes
 from tagmask.data.verify import verify_images
 from tagmask.deploy.formats import NETWORK_FORMATS
@@ -27,6 +27,7 @@ from tagmask.run_data import read_run_data
 from tagmask.run_folder import RunFolder
 from tagmask.stage import ARTIFACT_NAMES, ArtifactKind
 from tagmask.stage_folder import StageFolder
+from tagmask.stage_shards import FileKind
 from tagmask.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -154,8 +155,8 @@ class Run:
     def load_mask(self, image_id: str) -> np.ndarray:
         """Read the final mask of a training image: label map [H, W] uint8. Raises RunError if there is none."""
         stage = self._recommended_folder
-        path = self._existing(stage, stage.mask_path(image_id), image_id)
-        return read_label_map(path, num_classes=len(self.classes))
+        self._check_exists(stage, "masks", image_id)
+        return stage.read_mask(image_id, num_classes=len(self.classes))
 
     def load_maps(self, image_id: str) -> ResponseMaps:
         """Read the last response maps of a training image. Raises RunError if there are none.
@@ -166,8 +167,8 @@ class Run:
             (array([1, 2], dtype=int32), (40, 48))
         """
         stage = self.latest_stage("maps")
-        path = self._existing(stage, stage.maps_path(image_id), image_id)
-        return ResponseMaps.load(path, num_classes=len(self.classes))
+        self._check_exists(stage, "maps", image_id)
+        return stage.read_maps(image_id, num_classes=len(self.classes))
 
     def run_stage(
         self,
@@ -325,7 +326,7 @@ class Run:
         if target.exists():
             raise RunError(f"{target} exists already: remove it, or choose another --out.")
         images = self.images.read()
-        samples = [sample for sample in images.samples if folder.mask_path(sample.id).exists()]
+        samples = [sample for sample in images.samples if folder.has_file("masks", sample.id)]
         if not partial:
             folder.check_complete(len(samples), len(images))
         reporter = make_reporter(quiet)
@@ -333,11 +334,13 @@ class Run:
         message = f"the masks of {folder.name}, {len(samples)} of {len(images)} images"
         reporter.info(f"{message}; reviewed masks: {len(reviewed)}" if reviewed else message)
 
-        def mask_path(image_id: str) -> Path:
-            return (self.review if image_id in reviewed else folder).mask_path(image_id)
+        def read_mask(sample: Sample) -> np.ndarray:
+            if sample.id in reviewed:
+                return read_label_map(self.review.mask_path(sample.id), size=sample.size)
+            return folder.read_mask_of(sample)
 
         with reporter.progress(f"writing {format}", len(samples)) as advance:
-            return write_masks_as(samples, mask_path, images.classes, Path(out), format, export_settings, advance)
+            return write_masks_as(samples, read_mask, images.classes, Path(out), format, export_settings, advance)
 
     def _export_network(self, out: Path, format: str, stage: str | None, *, quiet: bool) -> Path:
         from tagmask.deploy.trained_network import TrainedNetwork
@@ -381,8 +384,8 @@ class Run:
         from tagmask.import_masks import import_masks
 
         folder, images = self.stage_with_masks(stage), self.images.read()
-        samples = [sample for sample in images.samples if folder.mask_path(sample.id).exists()]
-        known = KnownImages(samples, images.classes, folder.mask_path)
+        samples = [sample for sample in images.samples if folder.has_file("masks", sample.id)]
+        known = KnownImages(samples, images.classes, folder.read_mask)
         with make_reporter(quiet).progress(f"importing {format}", len(samples)) as advance:
             return import_masks(self.review, Path(path), format, known, only_changed=only_changed, advance=advance)
 
@@ -459,13 +462,12 @@ class Run:
             raise RunError(f"stage {name!r} of {self.folder} makes no masks{did_you_mean(name, makers)}")
         return self._files.stage(name) if name else self._recommended_folder
 
-    def _existing(self, stage: StageFolder, path: Path, image_id: str) -> Path:
-        if stage.is_done and not path.exists():
+    def _check_exists(self, stage: StageFolder, kind: FileKind, image_id: str) -> None:
+        if stage.is_done and not stage.has_file(kind, image_id):
             raise RunError(
                 f"{self.folder} has no image {image_id!r}; the id of an image is its path in the data set, without "
                 "suffix."
             )
-        return path
 
     def read_and_verify_images(
         self, reporter: Reporter, skip_bad: bool | None = None

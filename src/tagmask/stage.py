@@ -10,22 +10,35 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tagmask import stage_shards
 from tagmask.compute import Compute
 from tagmask.data.samples import Sample, TaggedImages
+from tagmask.errors import RunError
+from tagmask.execution import INTO_FILES, Execution
 from tagmask.progress import Reporter, run_in_workers
 from tagmask.stage_folder import StageFolder
+from tagmask.stage_shards import FileKind
 
 ArtifactKind = Literal["classifier", "maps", "masks", "segmenter"]
 """What a stage makes, and what later stages may need:
 
 classifier: classifier.safetensors and config.json.
-maps: maps/<id>.safetensors, the `ResponseMaps` of each image.
-masks: masks/<id>.png, the label map of each image.
+maps: maps/<id>.safetensors, the `ResponseMaps` of each image; or in shards.
+masks: masks/<id>.png, the label map of each image; or in shards.
 segmenter: segmenter.safetensors and config.json.
 """
 ARTIFACT_NAMES: dict[ArtifactKind, str] = {
     "classifier": "a classifier", "maps": "response maps", "masks": "masks", "segmenter": "a segmentation network",
 }  # fmt: skip
+
+
+MakeFiles = Callable[["StageContext"], None]
+"""Writes the files of those images of a context that have none yet."""
+PrepareFiles = Callable[["StageContext"], MakeFiles]
+"""Gets the context of a stage, loads what its work on single images needs, e.g. a network, and returns the function
+that does this work. With single files, that function gets the same context. With shards, it is called for each shard,
+with a context that has the images of the shard, and folders with the files of these images. This happens on one or on
+many machines: a `PrepareFiles` is picklable by cloudpickle, and the files of an image depend on nothing else."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +71,13 @@ class InferenceContext:
         return [g for g in self.compute.shard(groups) if not all(path(sample.id).exists() for sample in g)]
 
     def batches(self, batch_size: int) -> list[list[Sample]]:
-        """Return batches of images of equal size, at most `batch_size` images each and small enough for the device."""
-        return group_by_size(self.images.samples, batch_size, self.compute.batch_pixels)
+        """Return batches of images of equal size, at most `batch_size` images each and small enough for the device.
+
+        No batch has images of two shards, so that a network sees the same batches if the stage has shards.
+        """
+        n, samples = stage_shards.IMAGES_PER_SHARD, self.images.samples
+        parts = [samples[i : i + n] for i in range(0, len(samples), n)]
+        return [batch for part in parts for batch in group_by_size(part, batch_size, self.compute.batch_pixels)]
 
     def run_in_workers(self, description: str, delayed_calls: Iterable[Any], num_calls: int) -> None:
         """Run this process's joblib `delayed` calls in worker processes and report the progress."""
@@ -78,17 +96,46 @@ class StageContext(InferenceContext):
         max_steps: the number of steps after which a training ends early (dry runs); None: when it is complete.
         epoch_size: the number of images of an epoch; None: that of `images`. In dry runs, `images` are only a few of
             them.
+        execution: how and where the work on single images is done.
     """
 
     inputs: Mapping[ArtifactKind, StageFolder]
     seed: int
     max_steps: int | None = None
     epoch_size: int | None = None
+    execution: Execution = INTO_FILES
 
     @property
     def images_per_epoch(self) -> int:
         """The number of images of an epoch."""
         return len(self.images) if self.epoch_size is None else self.epoch_size
+
+    def make_files(self, kind: FileKind, prepare: PrepareFiles, *, uses: Sequence[FileKind] = ()) -> None:
+        """Write one kind of files of all images that have none yet; every process calls it and does its share.
+
+        Args:
+            kind: the kind; the files are written to `file_path(kind, image_id)` of the folder of the context.
+            prepare: returns the function that writes them.
+            uses: other kinds of files of this stage that the function reads.
+
+        Raises:
+            RunPaused: `execution` says to stop here.
+        """
+        from tagmask.image_work import make_files  # here, because it needs the contexts
+
+        make_files(self, kind, prepare, uses)
+
+    def require_all_images(self, what: str) -> None:
+        """Raise RunError if this process works on a part of the images only.
+
+        Args:
+            what: what comes now and needs all of them, e.g. "trains a network".
+        """
+        if self.execution.part:
+            raise RunError(
+                f"stage {self.folder.name!r} {what} now, which cannot be divided: run the same command with --prepare "
+                "in place of --shard first."
+            )
 
 
 @dataclass(frozen=True)
@@ -115,6 +162,7 @@ class Method(BaseModel):
     A module in `tagmask.methods`, or any module of your own, defines one subclass; the defaults of its fields are
     those of its paper. `run` reads the folders in `context.inputs`, writes to `context.folder`, skips files that
     exist already, and, if there are several processes, does its share (`context.pending_shard`, `context.compute`).
+    What it does for single images goes through `context.make_files`, so that it can be done shard by shard.
 
     Attributes:
         needs: the kinds of artifacts that the method reads.

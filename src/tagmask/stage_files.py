@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tagmask.artifacts import read_arrays, read_json, read_model, write_json
 from tagmask.data.images import read_number_image
@@ -19,6 +19,9 @@ from tagmask.maps import ResponseMaps
 from tagmask.progress import Progress
 from tagmask.run_folder import RunFolder
 from tagmask.stage_folder import HistoryEntry, StageFolder, ThresholdRecord
+from tagmask.stage_shards import FileKind, StageShard, check_shard, stage_shards
+
+_OTHER_KINDS: tuple[FileKind, ...] = ("seeds", "saliency", "instances")  # which methods make on the way
 
 
 def discard_damaged_files(
@@ -99,9 +102,12 @@ def _artifact_files(
 ) -> dict[Path, Callable[[Path], Any]]:
     """Return the files that a finished stage must have, and what else lies beside its record, with readers."""
     files: dict[Path, Callable[[Path], Any]] = {}
-    num_classes = len(images.classes)
+    num_classes, storage = len(images.classes), stage.read_storage()
+    shards: list[StageShard] = []
     for kind in makes:
-        if kind == "maps":
+        if kind in ("maps", "masks") and storage == "shards":
+            shards += stage_shards(cast(FileKind, kind), len(images))
+        elif kind == "maps":
             for sample in images.samples:
                 read = partial(ResponseMaps.load, size=sample.size, num_classes=num_classes)
                 files[stage.maps_path(sample.id)] = read
@@ -115,9 +121,18 @@ def _artifact_files(
     for path, model in ((stage.threshold_path, ThresholdRecord), (stage.history_path, list[HistoryEntry])):
         if path in files:
             files[path] = partial(read_model, model=model)
+    for other in _OTHER_KINDS if storage == "shards" else ():
+        shards += [shard for shard in stage_shards(other, len(images)) if shard.path(stage.path).exists()]
+    for shard in shards:
+        ids = [sample.id for sample in shard.part_of(images.samples)]
+        files[shard.path(stage.path)] = partial(_check_shard, shard, stage.path, ids)
     for folder in ("seeds", "saliency"):  # what methods make on the way
         files |= dict.fromkeys(sorted((stage.path / folder).rglob("*.png")), read_label_map)
     return files | dict.fromkeys(sorted((stage.path / "regions").rglob("*.png")), read_number_image)
+
+
+def _check_shard(shard: StageShard, stage: Path, ids: list[str], path: Path) -> None:
+    check_shard(shard, stage, ids)
 
 
 def _read_network(path: Path) -> None:

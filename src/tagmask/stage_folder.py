@@ -9,17 +9,26 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 import tagmask
-from tagmask.artifacts import RUN_AGAIN, read_model, remove_unfinished, write_json
-from tagmask.errors import RunError
+from tagmask.artifacts import RUN_AGAIN, read_bytes, read_model, remove_unfinished, write_json
+from tagmask.data.shard_file import read_shard_row
+from tagmask.errors import DataError, RunError, message_of
+from tagmask.label_map import MAX_CLASSES, decode_label_map
+from tagmask.maps import ResponseMaps
+from tagmask.stage_shards import FILE_SUFFIXES, MAX_FILE_BYTES, FileKind, find_row
 
 if TYPE_CHECKING:
     from tagmask.compute import Processes
+    from tagmask.data.samples import Sample
 
 MASKS_ENTRY, TAGS_ENTRY = "reviewed", "tags"
 """The entries of a key that say what people have reviewed. A stage in which only these change is made again."""
+
+
+Storage = Literal["files", "shards"]
 
 
 class StageRecord(BaseModel):
@@ -31,6 +40,7 @@ class StageRecord(BaseModel):
         versions: of tagmask and of the libraries that computed the results.
         seconds: the time that the stage took, over all interruptions.
         num_images: the number of images that the stage processed.
+        storage: whether its maps and masks are single files or in shards.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -40,6 +50,7 @@ class StageRecord(BaseModel):
     versions: dict[str, str] = {}
     seconds: float = Field(0.0, ge=0, allow_inf_nan=False)
     num_images: int = Field(0, ge=0)
+    storage: Storage = "files"
 
 
 class ThresholdRecord(BaseModel):
@@ -78,13 +89,77 @@ class StageFolder:
         """The name of the stage."""
         return self.path.name
 
+    def file_path(self, kind: FileKind, image_id: str) -> Path:
+        """Return the path of the file of an image. It does not exist if the stage has shards in place of files."""
+        return self.path / kind / f"{image_id}{FILE_SUFFIXES[kind]}"
+
     def maps_path(self, image_id: str) -> Path:
-        """Return the path of the response maps of an image."""
-        return self.path / "maps" / f"{image_id}.safetensors"
+        """Return the path of the response maps of an image; see `file_path`."""
+        return self.file_path("maps", image_id)
 
     def mask_path(self, image_id: str) -> Path:
-        """Return the path of the label map of an image."""
-        return self.path / "masks" / f"{image_id}.png"
+        """Return the path of the label map of an image; see `file_path`."""
+        return self.file_path("masks", image_id)
+
+    def file_address(self, kind: FileKind, image_id: str) -> str:
+        """Return the path of the file of an image, or its place in a shard as text, see `ShardRow`."""
+        path = self.file_path(kind, image_id)
+        row = None if path.exists() else find_row(self.path, kind, image_id)
+        return str(row or path)
+
+    def has_file(self, kind: FileKind, image_id: str) -> bool:
+        """Return whether there is a file of an image, by itself or in a shard."""
+        return self.file_path(kind, image_id).exists() or find_row(self.path, kind, image_id) is not None
+
+    def read_file(self, kind: FileKind, image_id: str) -> tuple[bytes, str]:
+        """Read the file of an image, by itself or in a shard.
+
+        Returns:
+            Its content, and what to call it in messages: its path, or its place in a shard.
+
+        Raises:
+            RunError: there is none, or it cannot be read.
+        """
+        path = self.file_path(kind, image_id)
+        row = None if path.exists() else find_row(self.path, kind, image_id)
+        if row is None:
+            return read_bytes(path, MAX_FILE_BYTES), str(path)
+        try:
+            return read_shard_row(row), str(row)
+        except DataError as error:
+            raise RunError(message_of(error)) from error
+
+    def read_maps(
+        self, image_id: str, *, size: tuple[int, int] | None = None, num_classes: int = MAX_CLASSES
+    ) -> ResponseMaps:
+        """Read the response maps of an image; see `ResponseMaps.load`."""
+        path = self.maps_path(image_id)
+        if path.exists():
+            return ResponseMaps.load(path, size=size, num_classes=num_classes)
+        content, name = self.read_file("maps", image_id)
+        return ResponseMaps.decode(content, name, size=size, num_classes=num_classes)
+
+    def read_mask(
+        self, image_id: str, *, size: tuple[int, int] | None = None, num_classes: int = MAX_CLASSES
+    ) -> np.ndarray:
+        """Read the label map of an image, [H, W] uint8; see `read_label_map`."""
+        return self.read_label_map("masks", image_id, size=size, num_classes=num_classes)
+
+    def read_mask_of(self, sample: Sample) -> np.ndarray:
+        """Read the label map of an image of known size, [H, W] uint8; see `read_label_map`."""
+        return self.read_mask(sample.id, size=sample.size)
+
+    def read_label_map(
+        self,
+        kind: FileKind,
+        image_id: str,
+        *,
+        size: tuple[int, int] | None = None,
+        num_classes: int = MAX_CLASSES,
+    ) -> np.ndarray:
+        """Read a label map of an image, [H, W] uint8: a mask, seeds or completed saliency."""
+        content, name = self.read_file(kind, image_id)
+        return decode_label_map(content, name, size=size, num_classes=num_classes)
 
     @property
     def record_path(self) -> Path:
@@ -104,6 +179,11 @@ class StageFolder:
     def read_record_if_any(self) -> StageRecord | None:
         """Read the record, or return None if the stage has not begun. Raises RunError if the file is damaged."""
         return read_model(self.record_path, StageRecord) if self.record_path.exists() else None
+
+    def read_storage(self) -> Storage:
+        """Return whether the stage keeps its maps and masks in single files or in shards."""
+        record = self.read_record_if_any()
+        return "files" if record is None else record.storage
 
     def read_key_if_any(self) -> dict[str, Any] | None:
         """Read everything that the results depend on, or return None if the stage has not begun. Raises RunError."""
@@ -158,11 +238,19 @@ class StageFolder:
         """Whether the folder holds more than the record."""
         return self.path.is_dir() and any(path.name != self.record_path.name for path in self.path.iterdir())
 
-    def begin(self, key: dict[str, Any], processes: Processes, *, redo: bool = False) -> bool:
+    def begin(
+        self, key: dict[str, Any], processes: Processes, *, redo: bool = False, storage: Storage = "files"
+    ) -> bool:
         """Prepare the folder to start or resume the stage; every process calls it.
 
         Results of another key are removed if `redo` is True, or if only reviews have changed. Unfinished temporary
         files are always removed.
+
+        Args:
+            key: everything that the results depend on.
+            processes: this process.
+            redo: remove results of another key.
+            storage: recorded for a stage that begins; one that is resumed keeps its own.
 
         Returns:
             False if the stage with this key is done already, and there is nothing to do.
@@ -175,7 +263,7 @@ class StageFolder:
         if record is None and processes.is_main_process:
             _remove_folder(self.path)
             versions = {"tagmask": tagmask.__version__, **_installed_versions("torch", "timm", "lightning", "numpy")}
-            self._write(StageRecord(status="running", key=key, versions=versions))
+            self._write(StageRecord(status="running", key=key, versions=versions, storage=storage))
         is_done = record is not None and record.status == "done"
         if processes.is_main_process and not is_done:
             remove_unfinished(self.path)

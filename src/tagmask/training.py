@@ -277,6 +277,7 @@ def fit(
     loader = training_loader(
         data, batch_size, context.compute, done, epoch_size=context.images_per_epoch, first_batch=position.batches
     )
+    context.require_all_images("trains a network")
     module.network.to(memory_format=torch.channels_last)
     description = f"training epochs {done + 1} to {epochs}" if done else f"training {epochs} epochs"
     total = epochs * len(loader) if steps is None else min(steps, epochs * len(loader))

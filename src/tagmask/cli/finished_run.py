@@ -222,7 +222,8 @@ def _predict_shards(
     **arguments: Any,
 ) -> None:
     """Segment shards, and print what has become of them; the exit status is 1 if some have no masks."""
-    from tagmask.predict_shards import parse_part, predict_shards
+    from tagmask.execution import parse_part
+    from tagmask.predict_shards import predict_shards
 
     made = predict_shards(
         network, shards, out, part=parse_part(part), quiet=output.no_progress, **compute.run_arguments(), **arguments

@@ -20,10 +20,12 @@ from tagmask.compute import Precision, set_threads
 
 if TYPE_CHECKING:
     from tagmask.data.source import DataSource
+    from tagmask.execution import Execution
 
 DATA_PANEL = "Data"
 RECIPE_PANEL = "Recipe"
 COMPUTE_PANEL = "Computation"
+SHARDS_PANEL = "Large data sets and clusters"
 OUTPUT_PANEL = "Output"
 SETTINGS_PANEL = "Masks and images"
 MAX_ROWS = 40  # of a printed table; --json prints all
@@ -291,6 +293,50 @@ class ComputeOptions:
         if self.threads is not None:
             set_threads(self.threads)
         return {"device": self.device, "precision": self.precision, "workers": self.workers}
+
+
+@dataclass(frozen=True)
+class ExecutionOptions:
+    """Options that say how the work on single images is divided."""
+
+    storage: Annotated[
+        Literal["auto", "files", "shards"],
+        typer.Option(
+            help="Keep the maps and masks in single files or in parquet shards of 1,000 images; auto: shards from "
+            "100,000 images on.",
+            rich_help_panel=SHARDS_PANEL,
+        ),
+    ] = "auto"
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(
+            help="Who works on shards: local (this process), or ray (actors on the cluster of RAY_ADDRESS, or else on "
+            "this machine; --workers is their number).",
+            rich_help_panel=SHARDS_PANEL,
+        ),
+    ] = "local"
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N", rich_help_panel=SHARDS_PANEL,
+            help="Work only on every N-th shard of the stage whose turn it is, beginning with the I-th, e.g. 3/8: for "
+            "array jobs. Run it with --prepare before and afterwards.",
+        ),
+    ] = None  # fmt: skip
+    prepare: Annotated[
+        bool,
+        typer.Option(
+            "--prepare", help="Train networks and choose thresholds, but stop before the work on shards begins.",
+            rich_help_panel=SHARDS_PANEL,
+        ),
+    ] = False  # fmt: skip
+
+    def execution(self, workers: int | None) -> Execution:
+        """Return how the work on single images is done."""
+        from tagmask.execution import Execution, parse_part
+
+        actors = workers if self.engine == "ray" else None
+        return Execution(self.storage, self.engine, actors, parse_part(self.shard), self.prepare)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ from tagmask.cli.options import (
     AsJson,
     ComputeOptions,
     Device,
+    ExecutionOptions,
     ImagesArgument,
     OutputOptions,
     RecipeOptions,
@@ -37,6 +39,7 @@ def run(
         bool,
         typer.Option("--dry-run", help="Check everything and estimate the time, disk space and memory; write nothing."),
     ] = False,
+    execution: ExecutionOptions,
     compute: ComputeOptions,
     output: OutputOptions,
 ) -> None:
@@ -57,7 +60,8 @@ def run(
             print_dry_run(estimate)
         estimate.check_disk_space(out)
         return
-    _print_result(tagmask.run(source, out, **arguments), output)
+    divided = execution.execution(compute.workers)
+    _run_and_print(lambda: tagmask.run(source, out, execution=divided, **arguments), output)
 
 
 def resume(
@@ -72,15 +76,18 @@ def resume(
         ),
     ] = None,
     redo: Redo = False,
+    execution: ExecutionOptions,
     compute: ComputeOptions,
     output: OutputOptions,
 ) -> None:
     """Resume a stopped run, or learn from masks reviewed since; the images and the recipe are those of the folder."""
     import tagmask
 
-    arguments = compute.run_arguments()
-    result = tagmask.resume(run_folder, settings=set_ or (), redo=redo, quiet=output.no_progress, **arguments)
-    _print_result(result, output)
+    arguments: dict[str, Any] = {
+        "settings": set_ or (), "redo": redo, "quiet": output.no_progress, **compute.run_arguments(),
+        "execution": execution.execution(compute.workers),
+    }  # fmt: skip
+    _run_and_print(lambda: tagmask.resume(run_folder, **arguments), output)
 
 
 def demo(
@@ -151,6 +158,20 @@ def add_stage(
     opened = load_run(run_folder, **compute.run_arguments())
     result = opened.run_stage(method, set_ or (), name=name, redo=redo, quiet=output.no_progress)
     _print_result(result, output, is_of_maps="maps" in find_method(method).makes)
+
+
+def _run_and_print(run: Callable[[], Run], output: OutputOptions) -> None:
+    """Print what a run has made; if it was to stop before, how it goes on."""
+    from tagmask.compute import is_main_process
+    from tagmask.errors import RunPaused
+
+    try:
+        _print_result(run(), output)
+    except RunPaused as paused:
+        if is_main_process() and output.as_json:
+            print_json({"paused": str(paused)})
+        elif is_main_process() and not output.quiet:
+            print(paused)
 
 
 def _print_result(result: Run, output: OutputOptions, *, is_of_maps: bool = False) -> None:

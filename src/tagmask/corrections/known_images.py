@@ -6,7 +6,6 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy as np
 from tagmask.data.image_ids import strip_image_suffix
 from tagmask.data.samples import Sample
 from tagmask.errors import DataError
-from tagmask.label_map import IGNORE_INDEX, read_label_map
+from tagmask.label_map import IGNORE_INDEX
 from tagmask.outputs.mask_item import unused_name
 from tagmask.outputs.writer import image_file_name
 from tagmask.text import did_you_mean
@@ -57,13 +56,15 @@ class KnownImages:
     Args:
         samples: the images.
         classes: names of the classes; class id k is classes[k - 1].
-        mask_path: returns the path of the run's mask of an image from its id.
+        read_mask: reads the run's mask of an image from its id, [H, W] uint8; may raise RunError.
     """
 
-    def __init__(self, samples: Sequence[Sample], classes: Sequence[str], mask_path: Callable[[str], Path]) -> None:
+    def __init__(
+        self, samples: Sequence[Sample], classes: Sequence[str], read_mask: Callable[[str], np.ndarray]
+    ) -> None:
         self.by_id = {sample.id: sample for sample in samples}
         self.classes = classes
-        self._mask_path = mask_path
+        self._read_mask = read_mask
         self._label_ids = {name: k for k, name in enumerate(classes, 1)}
         self._label_ids |= {unused_name("background", classes): 0, unused_name("ignored", classes): IGNORE_INDEX}
         self._by_ending: dict[str, set[str]] = {}
@@ -93,7 +94,7 @@ class KnownImages:
 
     def read_run_mask(self, image_id: str) -> np.ndarray:
         """Read the mask that the run made of an image, [H, W] uint8. Raises RunError if it is missing or damaged."""
-        return read_label_map(self._mask_path(image_id))
+        return self._read_mask(image_id)
 
     def paint(self, image_id: str, regions: Iterable[Region]) -> np.ndarray:
         """Paint regions over each other, in their order, on background.

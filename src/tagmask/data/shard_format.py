@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SHARD_SUFFIX = ".parquet"
+IMAGES_PER_SHARD = 1000
 INDEX_ENTRY = b"tagmask"  # of the metadata in the footer
 MAKE_AGAIN = "remove it, then run the command again that made it"
 
 _NAME = re.compile(r"(.+)-(\d{5,9})-of-(\d{5,9})\.parquet", re.DOTALL)
 _MAX_ID_LENGTH = 1000  # characters
 
-Kind = Literal["images", "masks"]
+Kind = Literal["images", "masks", "files"]
 
 
 class ShardName(NamedTuple):
@@ -60,7 +61,8 @@ class ShardIndex(BaseModel):
 
     Attributes:
         version: of the format.
-        kind: "images": images with their tags and ground-truth masks; "masks": masks that a network has predicted.
+        kind: "images": images with their tags and ground-truth masks; "masks": label maps of images; "files": other
+            files of a run, one for each image.
         key: a digest of everything that the shard was made from.
         classes: the class names; class id k is `classes[k - 1]`.
         split: what was given as the split; None: nothing.
@@ -149,12 +151,14 @@ def shard_schema(kind: Kind, classes: Sequence[str] = ()) -> pa.Schema:
     columns: dict[str, Any] = {"id": pa.string()}
     if kind == "images":
         columns |= {"image": file, "tags": pa.list_(pa.string()), "split": pa.string(), "mask": file}
-    else:
+    elif kind == "masks":
         columns |= {"mask": file, "classes": pa.list_(pa.string())}
+    else:
+        columns |= {"file": file}
     text = {"dtype": "string", "_type": "Value"}
+    of_file = {"_type": "Image"} if kind != "files" else {"bytes": {"dtype": "binary", "_type": "Value"}, "path": text}
     features = {
-        name: {"_type": "Image"} if type == file else [text] if pa.types.is_list(type) else text
-        for name, type in columns.items()
+        name: of_file if type == file else [text] if pa.types.is_list(type) else text for name, type in columns.items()
     }
     metadata = {"huggingface": json.dumps({"info": {"features": features}}), "classes": json.dumps(list(classes))}
     return pa.schema(list(columns.items()), metadata=metadata)

@@ -15,6 +15,7 @@ from tagmask.data.images import image_suffix, read_bytes
 from tagmask.data.samples import Problem, Sample, TaggedImages
 from tagmask.data.shard_file import read_indexes
 from tagmask.data.shard_format import (
+    IMAGES_PER_SHARD,
     INDEX_ENTRY,
     SHARD_SUFFIX,
     Kind,
@@ -31,7 +32,6 @@ from tagmask.label_map import encode_label_map
 from tagmask.progress import Progress
 from tagmask.text import shorten
 
-IMAGES_PER_SHARD = 1000
 DEFAULT_SPLIT = "data"
 
 _GROUP_ROWS = 50  # so that one image can be read without the others of its shard
@@ -161,7 +161,7 @@ def _groups(rows: ShardRows) -> Iterator[list[Mapping[str, Any]]]:
     group: list[Mapping[str, Any]] = []
     num_bytes = 0
     for row in rows:
-        size = sum(len(row[name]["bytes"]) for name in ("image", "mask") if row.get(name))
+        size = sum(len(row[name]["bytes"]) for name in ("image", "mask", "file") if row.get(name))
         if group and (len(group) == _GROUP_ROWS or num_bytes + size > _GROUP_BYTES):
             yield group
             group, num_bytes = [], 0

@@ -9,38 +9,51 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from tagmask.base_predictor import BasePredictor
 from tagmask.errors import RunError, TagmaskError
-from tagmask.segment_shard import ATTEMPTS, ShardOutcome, ShardSettings, ShardTask, segment_with_retries
 from tagmask.text import shorten
+
+ATTEMPTS = 3  # at a task, if the actors that work on it are killed
 
 START_SECONDS = 600.0  # until the first actor has loaded the network: a cluster may have to start a machine
 
-LoadNetwork = Callable[[int], BasePredictor]
-"""Loads the network; the argument is the number of worker processes that it may use. Picklable by cloudpickle."""
+T = TypeVar("T")
+R = TypeVar("R")
 
 
-def segment_shards(
-    load: LoadNetwork, tasks: Sequence[ShardTask], settings: ShardSettings, *, num_actors: int | None = None
-) -> Iterator[ShardOutcome]:
-    """Segment shards with actors on the Ray cluster that RAY_ADDRESS names, or else on this machine.
+@dataclass(frozen=True)
+class _Failure:
+    """Why no task can be done, as an actor returns it."""
 
-    Each actor has one GPU, or one CPU if the cluster has no GPUs, and one shard at a time. If an actor is killed,
-    another one takes its place and begins its shard again.
+    message: str
+
+
+def run_tasks(
+    start: Callable[[int], Callable[[T], R]],
+    tasks: Sequence[T],
+    on_killed: Callable[[T], R],
+    *,
+    num_actors: int | None = None,
+) -> Iterator[R]:
+    """Do tasks with actors on the Ray cluster that RAY_ADDRESS names, or else on this machine.
+
+    Each actor has one GPU, or one CPU if the cluster has no GPUs, and one task at a time. If an actor is killed,
+    another one takes its place and begins its task again.
 
     Args:
-        load: loads the network in an actor.
-        tasks: the shards; their paths must mean the same on each machine of the cluster.
-        settings: see `segment_shard`.
+        start: called in each actor with the number of worker processes that it may use; loads the network and returns
+            the function that does a task. Picklable by cloudpickle.
+        tasks: the tasks; the paths in them must mean the same on each machine of the cluster.
+        on_killed: returns the result of a task whose actors were killed `ATTEMPTS` times, or raises.
         num_actors: the number of actors; None: one for each GPU, or for each CPU but one.
 
     Yields:
-        What has become of each shard, in the order in which they finish.
+        The result of each task, in the order in which they finish.
 
     Raises:
-        RunError: Ray is not installed or has no free resources, or as `segment_with_retries`.
+        RunError: Ray is not installed or has no free resources, or a function in an actor has raised a TagmaskError.
     """
     ray = _import_ray()
     started = not ray.is_initialized()
@@ -51,42 +64,42 @@ def segment_shards(
         gpus, cpus_per_actor, possible = _resources(ray)
         count = max(1, min(num_actors or possible, possible, len(tasks)))
         workers = cpus_per_actor if cpus_per_actor > 1 else 0
-        actor_class = ray.remote(num_cpus=cpus_per_actor, num_gpus=gpus, max_restarts=0)(_ShardActor)
-        yield from _dispatch(ray, lambda: actor_class.remote(load, workers), count, tasks, settings)
+        actor_class = ray.remote(num_cpus=cpus_per_actor, num_gpus=gpus, max_restarts=0)(_Actor)
+        yield from _dispatch(ray, lambda: actor_class.remote(start, workers), count, tasks, on_killed)
     finally:
         if started:
             ray.shutdown()
 
 
-class _ShardActor:
+class _Actor:
     """A process that holds the network."""
 
-    def __init__(self, load: LoadNetwork, workers: int) -> None:
-        self.error: str | None = None
+    def __init__(self, start: Callable[[int], Callable[[Any], Any]], workers: int) -> None:
+        self.failure: _Failure | None = None
         try:
-            self.network = load(workers)
+            self.function = start(workers)
         except TagmaskError as error:
-            self.error = str(error)
+            self.failure = _Failure(str(error))
 
-    def ready(self) -> str | None:
+    def ready(self) -> _Failure | None:
         """Return None when the network is loaded, or why it cannot be."""
-        return self.error
+        return self.failure
 
-    def segment(self, task: ShardTask, settings: ShardSettings) -> ShardOutcome | str:
-        """Segment a shard; returns a message if no shard can be segmented here."""
+    def do(self, task: Any) -> Any:
+        """Return the result of a task, or why no task can be done here."""
         try:
-            return segment_with_retries(self.network, task, settings)
-        except RunError as error:
-            return str(error)
+            return self.function(task)
+        except TagmaskError as error:
+            return _Failure(str(error))
 
 
 def _dispatch(
-    ray: Any, start_actor: Callable[[], Any], count: int, tasks: Sequence[ShardTask], settings: ShardSettings
-) -> Iterator[ShardOutcome]:
-    """Give each actor a shard when it is free, so that at most `count` shards are in flight."""
+    ray: Any, start_actor: Callable[[], Any], count: int, tasks: Sequence[T], on_killed: Callable[[T], R]
+) -> Iterator[R]:
+    """Give each actor a task when it is free, so that at most `count` tasks are in flight."""
     waiting = deque((task, 1) for task in tasks)
     starting = {actor.ready.remote(): actor for actor in (start_actor() for _ in range(count))}
-    working: dict[Any, tuple[Any, ShardTask, int]] = {}
+    working: dict[Any, tuple[Any, T, int]] = {}
     actors = list(starting.values())
     failed_starts = 0
     try:
@@ -95,34 +108,34 @@ def _dispatch(
             if not finished:
                 raise RunError("Ray has had no free GPU or CPU for 10 minutes: wait for other jobs, or add machines.")
             reference = finished[0]
-            actor = starting.pop(reference, None)
-            if actor is None:
-                actor, task, attempt = working.pop(reference)
-            else:
-                task = None
+            is_start = reference in starting
+            actor = starting.pop(reference) if is_start else working[reference][0]
             try:
                 result = ray.get(reference)
             except ray.exceptions.RayActorError as error:
                 actors.remove(actor)
-                if task is None:
+                if is_start:
                     failed_starts += 1
                     if failed_starts >= ATTEMPTS * count:
                         raise RunError(f"no Ray actor can load the network ({shorten(str(error))}).") from error
-                elif attempt < ATTEMPTS:
-                    waiting.appendleft((task, attempt + 1))
                 else:
-                    yield ShardOutcome(task, error=f"{task.in_url}: its process was killed {ATTEMPTS} times.")
+                    _, task, attempt = working.pop(reference)
+                    if attempt < ATTEMPTS:
+                        waiting.appendleft((task, attempt + 1))
+                    else:
+                        yield on_killed(task)
                 if waiting:
                     actors.append(start_actor())
                     starting[actors[-1].ready.remote()] = actors[-1]
                 continue
-            if isinstance(result, str):
-                raise RunError(result)
-            if task is not None:
+            if isinstance(result, _Failure):
+                raise RunError(result.message)
+            if not is_start:
+                del working[reference]
                 yield result
             if waiting:
                 task, attempt = waiting.popleft()
-                working[actor.segment.remote(task, settings)] = (actor, task, attempt)
+                working[actor.do.remote(task)] = (actor, task, attempt)
     finally:
         for actor in actors:
             ray.kill(actor)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from tagmask.label_map import IGNORE_INDEX, read_label_map
+from tagmask.label_map import IGNORE_INDEX
 from tagmask.stage import StageContext
 
 
 def label_shares(context: StageContext, num_labels: int) -> np.ndarray:
     """Return the share of each label in the pixels that are learned from: [num_labels] float64, background first."""
+    context.require_all_images("counts the labels of the masks")
     counts = np.zeros(num_labels)
     with context.reporter.progress("counting labels", len(context.images)) as advance:
         for sample in context.images.samples:
-            labels = read_label_map(context.inputs["masks"].mask_path(sample.id))
+            labels = context.inputs["masks"].read_mask(sample.id)
             if (reviewed := sample.read_reviewed_labels((labels.shape[0], labels.shape[1]))) is not None:
                 labels = reviewed
             counts += np.bincount(labels.ravel(), minlength=IGNORE_INDEX + 1)[:num_labels]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from joblib import delayed
 
 from tagmask.data.samples import Sample
-from tagmask.label_map import read_label_map, write_label_map
+from tagmask.label_map import write_label_map
 from tagmask.large_images import reduced_size, resize_labels
 from tagmask.maps import ResponseMaps
 from tagmask.refine.dense_crf import compile_crf_kernels
@@ -26,31 +27,30 @@ class SeedFolder:
 
     stage: StageFolder
 
-    def path(self, image_id: str) -> Path:
-        """Return the path of the seeds of an image."""
-        return self.stage.path / "seeds" / f"{image_id}.png"
-
     def __call__(self, sample: Sample) -> Mapping[str, np.ndarray]:
-        return {"labels": read_label_map(self.path(sample.id))}
+        return {"labels": self.stage.read_label_map("seeds", sample.id)}
 
 
-def write_missing_seeds(settings: SeedSettings, context: StageContext) -> SeedFolder:
+def make_seeds(settings: SeedSettings, context: StageContext) -> SeedFolder:
     """Write the seeds of every image that has none yet, from the stage's input maps, in parallel.
 
     The seeds of an image with a reviewed mask are this mask.
     The seeds of a large image have its reduced size (`tagmask.large_images`), as `TrainingSet` expects.
     """
-    folder = SeedFolder(context.folder)
-    groups = context.pending_shard([[sample] for sample in context.images.samples], folder.path)
+    context.make_files("seeds", lambda stage: partial(_write_missing_seeds, settings))
+    return SeedFolder(context.folder)
+
+
+def _write_missing_seeds(settings: SeedSettings, context: StageContext) -> None:
+    path = partial(context.folder.file_path, "seeds")
+    groups = context.pending_shard([[sample] for sample in context.images.samples], path)
     if groups and settings.crf:
         compile_crf_kernels(context.reporter.info)
     jobs = (
-        delayed(_write_seeds)(settings, sample, context.inputs["maps"].maps_path(sample.id), folder.path(sample.id))
+        delayed(_write_seeds)(settings, sample, context.inputs["maps"].maps_path(sample.id), path(sample.id))
         for (sample,) in groups
     )
     context.run_in_workers("seeds", jobs, len(groups))
-    context.compute.barrier()
-    return folder
 
 
 def _write_seeds(settings: SeedSettings, sample: Sample, maps_path: Path, seeds_path: Path) -> None:

@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator
 
 from tagmask.artifacts import write_json
-from tagmask.maps import ResponseMaps
 from tagmask.measure.metrics import ActivationHistogram
 from tagmask.stage import StageContext
 from tagmask.stage_folder import StageFolder, ThresholdRecord
@@ -69,11 +68,12 @@ def record_threshold(context: StageContext, setting: Threshold, maps: StageFolde
     if (recorded := context.folder.read_threshold_if_any()) is not None:
         return recorded.threshold
     if isinstance(setting, str):
+        context.require_all_images("chooses a threshold")
         histogram = ActivationHistogram()
         samples = context.compute.shard([sample for sample in context.images.samples if sample.tags])
         with context.reporter.progress("choosing the threshold", len(samples)) as advance:
             for sample in samples:
-                histogram.update(ResponseMaps.load(maps.maps_path(sample.id), size=sample.size).maps)
+                histogram.update(maps.read_maps(sample.id, size=sample.size).maps)
                 advance(1)
         threshold = histogram.otsu()  # over all processes
         scope = "one threshold per image, near" if setting == "per-image" else "threshold"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,7 +26,7 @@ from tagmask.data.saliency import read_and_resize_saliency, saliency_fingerprint
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.data.transforms import downsample_labels
 from tagmask.errors import DataError
-from tagmask.label_map import IGNORE_INDEX, read_label_map, write_label_map
+from tagmask.label_map import IGNORE_INDEX, write_label_map
 from tagmask.large_images import reduced_size, resize_labels
 from tagmask.maps import ResponseMaps
 from tagmask.methods.segment import PseudoMaskTargets, Segment, SegmentTraining, pixel_loss
@@ -81,7 +82,7 @@ class ActivationAware(Segment):
         return saliency_fingerprint(images)
 
     def extra_targets(self, context: StageContext) -> ExtraTargets:
-        write_missing_saliency_targets(context, self.completion)
+        context.make_files("saliency", lambda stage: partial(write_missing_saliency_targets, self.completion))
         return SaliencyTargets(PseudoMaskTargets(context.inputs["masks"]), context.folder)
 
     def make_training(self, network: Segmenter, parameter_groups: ParameterGroups) -> SegmentTraining:
@@ -188,15 +189,10 @@ class SaliencyTargets:
     stage: StageFolder
 
     def __call__(self, sample: Sample) -> Mapping[str, np.ndarray]:
-        return {**self.masks(sample), "saliency": read_label_map(saliency_target_path(self.stage, sample.id))}
+        return {**self.masks(sample), "saliency": self.stage.read_label_map("saliency", sample.id)}
 
 
-def saliency_target_path(stage: StageFolder, image_id: str) -> Path:
-    """Return the path of the completed saliency of an image."""
-    return stage.path / "saliency" / f"{image_id}.png"
-
-
-def write_missing_saliency_targets(context: StageContext, completion: Completion) -> None:
+def write_missing_saliency_targets(completion: Completion, context: StageContext) -> None:
     """Write the completed saliency of every image that has none yet, in parallel.
 
     Raises:
@@ -208,9 +204,7 @@ def write_missing_saliency_targets(context: StageContext, completion: Completion
             f"  {num_without} of {len(samples)} images have no saliency map: their masks alone are learned"
         )
 
-    def path(image_id: str) -> Path:
-        return saliency_target_path(context.folder, image_id)
-
+    path = partial(context.folder.file_path, "saliency")
     groups = context.pending_shard([[sample] for sample in samples], path)
     jobs = (
         delayed(_write_saliency_target)(
@@ -219,7 +213,6 @@ def write_missing_saliency_targets(context: StageContext, completion: Completion
         for (sample,) in groups
     )
     context.run_in_workers("saliency and activation", jobs, len(groups))
-    context.compute.barrier()
 
 
 def _write_saliency_target(completion: Completion, sample: Sample, maps_path: Path, target_path: Path) -> None:

@@ -24,7 +24,7 @@ from tagmask.models.backbone import Backbone
 from tagmask.models.classifier import initial_backbone
 from tagmask.models.inference import scaled, with_hflip
 from tagmask.refine.affinity import SMALLEST, cosine_affinity, spread, transition_matrix
-from tagmask.stage import ArtifactKind, StageContext
+from tagmask.stage import ArtifactKind, MakeFiles, StageContext
 
 MAX_CELLS = 2500
 """Images with more cells are reduced, so that the attention of one image (heads · cells²) takes less than 300 MB."""
@@ -63,19 +63,26 @@ class Affinity(BackboneSettings):
     inference_batch_size: int = Field(4, ge=1, description="largest number of images of equal size in a batch")
 
     def run(self, context: StageContext) -> None:
+        context.make_files("maps", self.prepare_maps)
+
+    def prepare_maps(self, context: StageContext) -> MakeFiles:
+        """Load the network, and return the function that spreads the maps."""
         classifier = context.inputs["classifier"].path
         torch.manual_seed(context.seed)  # for weights: none, in dry runs
         backbone = initial_backbone(classifier, self.backbone, self.weights, self.output_stride, self.options)
         affinity_of = self.affinity_of(backbone.eval())
         cell = backbone.side_multiple if backbone.side_multiple > 1 else self.output_stride  # its side in pixels
 
-        def maps_of_batch(images: Tensor, samples: Sequence[Sample]) -> list[ResponseMaps]:
-            size = (images.shape[2], images.shape[3])
-            maps = [ResponseMaps.load(context.inputs["maps"].maps_path(s.id)).resized(size) for s in samples]
-            scale = min(self.scale, cell * (MAX_CELLS / (size[0] * size[1])) ** 0.5)
-            return self.spread_maps(affinity_of, scaled(images, scale), maps)
+        def make_maps(context: StageContext) -> None:
+            def maps_of_batch(images: Tensor, samples: Sequence[Sample]) -> list[ResponseMaps]:
+                size = (images.shape[2], images.shape[3])
+                maps = [ResponseMaps.load(context.inputs["maps"].maps_path(s.id)).resized(size) for s in samples]
+                scale = min(self.scale, cell * (MAX_CELLS / (size[0] * size[1])) ** 0.5)
+                return self.spread_maps(affinity_of, scaled(images, scale), maps)
 
-        write_missing_maps(backbone, context, maps_of_batch, self.inference_batch_size)
+            write_missing_maps(backbone, context, maps_of_batch, self.inference_batch_size)
+
+        return make_maps
 
     def affinity_of(self, backbone: Backbone) -> AffinityOf:
         """Return the function that computes the affinity of cells with a backbone."""

@@ -20,7 +20,7 @@ from tagmask.data.samples import Sample
 from tagmask.data.transforms import RandomScale, downsample_labels, training_transform
 from tagmask.label_map import IGNORE_INDEX
 from tagmask.maps import ResponseMaps, grid_size
-from tagmask.methods._seeds import SeedFolder, write_missing_seeds
+from tagmask.methods._seeds import SeedFolder, make_seeds
 from tagmask.methods._settings import (
     CAM_SCALES,
     FROZEN_STRIDE,
@@ -34,7 +34,7 @@ from tagmask.models.classifier import initial_backbone
 from tagmask.models.inference import BILINEAR, Resize, scaled_with_hflip
 from tagmask.models.label_conditioned import LabelConditionedNetwork
 from tagmask.refine.settings import SeedSettings
-from tagmask.stage import ArtifactKind, StageContext
+from tagmask.stage import ArtifactKind, MakeFiles, StageContext
 from tagmask.training import Optimizer, ParameterGroup, ParameterGroups, Training, TrainingSettings, fit, train_once
 
 Renormalize = Literal["seed", "everywhere", "nowhere"]
@@ -82,9 +82,9 @@ class Amn(FeatureSettings, TrainingSettings, InferenceSettings):
     )
 
     def run(self, context: StageContext) -> None:
-        seeds = write_missing_seeds(self.seeds, context)
+        seeds = make_seeds(self.seeds, context)
         train_once(context, LabelConditionedNetwork, lambda: self.train(context, seeds))
-        self.make_missing_maps(LabelConditionedNetwork.load(context.folder.path), context, seeds)
+        context.make_files("maps", self.prepare_maps, uses=["seeds"])
 
     def train(self, context: StageContext, seeds: SeedFolder) -> None:
         """Train the network on the seeds and write it to the stage folder."""
@@ -108,6 +108,11 @@ class Amn(FeatureSettings, TrainingSettings, InferenceSettings):
         fit(module, data, context, epochs=self.epochs, batch_size=self.batch_size)
         if context.compute.is_main_process:
             network.save(context.folder.path)
+
+    def prepare_maps(self, context: StageContext) -> MakeFiles:
+        """Load the network, and return the function that makes the maps."""
+        network = LabelConditionedNetwork.load(context.folder.path)
+        return lambda part: self.make_missing_maps(network, part, SeedFolder(part.folder))
 
     def make_missing_maps(self, network: LabelConditionedNetwork, context: StageContext, seeds: SeedFolder) -> None:
         """Write the response maps of every image that has none yet."""

@@ -8,6 +8,7 @@ methods may import from this module and from `segment`, and from no other method
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,7 +34,7 @@ from tagmask.methods._settings import (
 from tagmask.models.backbone import Backbone, Dilation
 from tagmask.models.classifier import Classifier
 from tagmask.models.inference import BILINEAR, Resize, scaled_with_hflip
-from tagmask.stage import ArtifactKind, InferenceContext, StageContext
+from tagmask.stage import ArtifactKind, InferenceContext, MakeFiles, StageContext
 from tagmask.training import ParameterGroup, Training, fit, train_once
 
 EPSILON = 1e-5  # each map is divided by (its maximum + EPSILON), as in IRN's public code
@@ -61,8 +62,7 @@ class Cam(FeatureSettings, ClassifierSettings):
 
     def run(self, context: StageContext) -> None:
         train_once(context, Classifier, lambda: self.train(context))
-        classifier = Classifier.load(context.folder.path, output_stride=self.inference_stride)
-        make_missing_maps(classifier, context, self)
+        context.make_files("maps", partial(prepare_cams, self))
 
     def train(self, context: StageContext) -> None:
         """Train the classifier and write it to the stage folder."""
@@ -105,6 +105,12 @@ class CamTraining(Training):
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         losses = F.multilabel_soft_margin_loss(self.network(batch["image"]), batch["tags"], reduction="none")
         return {"loss": self.mean_over_images(losses)}
+
+
+def prepare_cams(settings: MapSettings, context: StageContext) -> MakeFiles:
+    """Load the classifier of a stage, and return the function that makes its CAMs."""
+    classifier = Classifier.load(context.folder.path, output_stride=settings.inference_stride)
+    return partial(make_missing_maps, classifier, settings=settings)
 
 
 def make_missing_maps(

@@ -5,7 +5,8 @@ Carion et al., "SAM 3: Segment Anything with Concepts", arXiv 2511.16719. That t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, StringConstraints, model_validator
@@ -20,7 +21,7 @@ from tagmask.maps import ResponseMaps
 from tagmask.models.concept_finder import ConceptFinder
 from tagmask.models.weights_license import report_restriction, restriction_of_hub_model
 from tagmask.refine.concepts import apply_instances, instances_that_pass
-from tagmask.stage import ArtifactKind, Method, StageContext
+from tagmask.stage import ArtifactKind, MakeFiles, Method, StageContext
 from tagmask.text import did_you_mean, join_first_names, shorten
 
 Prompt = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -87,6 +88,18 @@ class Concept(Method):
         return {names.index(name) + 1: self.prompts.get(name, name) for name in self.classes}
 
     def run(self, context: StageContext) -> None:
+        context.make_files("masks", self.prepare_masks)
+
+    def prepare_masks(self, context: StageContext) -> MakeFiles:
+        """Return the function that makes the masks; SAM 3 is loaded when the first image needs it."""
+        return partial(self._write_missing_masks, cache(partial(self._load_sam, context)))
+
+    def _load_sam(self, context: StageContext) -> ConceptFinder:
+        context.reporter.info(f"  loading {self.sam}; the first time it is downloaded, unless it is a local folder")
+        prompts = self.prompts_by_id(context.images.classes)
+        return ConceptFinder(self.sam, prompts, self.min_score, context.compute.device)
+
+    def _write_missing_masks(self, load_sam: Callable[[], ConceptFinder], context: StageContext) -> None:
         prompts = self.prompts_by_id(context.images.classes)
         path = context.folder.mask_path
         asked = [[sample] for sample in context.images.samples if prompts.keys() & set(sample.tags or ())]
@@ -99,8 +112,7 @@ class Concept(Method):
             report_restriction(restriction, context.folder.path, context.compute, context.reporter)
         if not (groups := context.pending_shard(asked, path)):
             return
-        context.reporter.info(f"  loading {self.sam}; the first time it is downloaded, unless it is a local folder")
-        find = ConceptFinder(self.sam, prompts, self.min_score, context.compute.device)
+        find = load_sam()
         with context.reporter.progress("masks of SAM 3", len(groups)) as advance:
             for (sample,), pixels in load_image_batches(groups, context.compute):
                 maps = ResponseMaps.load(context.inputs["maps"].maps_path(sample.id))

@@ -26,7 +26,7 @@ from tagmask.methods._settings import MapSettings
 from tagmask.methods.cam import EPSILON, Activations, make_missing_maps
 from tagmask.models.classifier import Classifier
 from tagmask.models.inference import BILINEAR, Resize, scaled_with_hflip
-from tagmask.stage import ArtifactKind, StageContext
+from tagmask.stage import ArtifactKind, MakeFiles, StageContext
 
 BUFFERS = (10, 20)  # pixels by which the quadrants reach beyond the centers, in images with one tag and with two tags
 
@@ -90,14 +90,20 @@ class InferCam(MapSettings):
     )
 
     def run(self, context: StageContext) -> None:
+        context.make_files("maps", self.prepare_maps)
+
+    def prepare_maps(self, context: StageContext) -> MakeFiles:
+        """Load the classifier, and return the function that makes the maps."""
         classifier = Classifier.load(context.inputs["classifier"].path, output_stride=self.inference_stride)
         resize = self.resize(classifier.backbone)
         activations: Activations = classifier.activations
         if self.base_method:
             activations = activations_of(self.base_method)(classifier)
-        make_missing_maps(
-            classifier, context, self, lambda images, tags: infercam_maps(activations, images, tags, self, resize)
-        )
+
+        def maps_of(images: Tensor, tags: Sequence[Sequence[int]]) -> list[ResponseMaps]:
+            return infercam_maps(activations, images, tags, self, resize)
+
+        return partial(make_missing_maps, classifier, settings=self, maps_of=maps_of)
 
 
 @torch.inference_mode()

@@ -19,14 +19,14 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from tagmask.artifacts import read_model, write_json
+from tagmask.artifacts import decode_model, write_json
 from tagmask.data.loading import TrainingSet, load_image_batches
 from tagmask.data.samples import Sample
 from tagmask.data.transforms import RandomScale, downsample_labels, normalize_images, training_transform
 from tagmask.label_map import IGNORE_INDEX
 from tagmask.large_images import reduced_size, resize_labels
 from tagmask.maps import STRIDE, ResponseMaps, grid_size
-from tagmask.methods._seeds import SeedFolder, write_missing_seeds
+from tagmask.methods._seeds import SeedFolder, make_seeds
 from tagmask.methods._settings import FeatureSettings, ScaleRange
 from tagmask.methods._threshold import GlobalThreshold, record_threshold
 from tagmask.models.boundary_network import BoundaryNetwork, predict_boundaries
@@ -37,8 +37,7 @@ from tagmask.outputs.writer import image_file_name
 from tagmask.refine.instances import find_instances
 from tagmask.refine.random_walk import half_disc, path_cells, propagate, walk_maps
 from tagmask.refine.settings import RandomWalkSettings, SeedSettings
-from tagmask.stage import ArtifactKind, StageContext, group_by_size
-from tagmask.stage_folder import StageFolder
+from tagmask.stage import ArtifactKind, MakeFiles, StageContext, group_by_size
 from tagmask.training import ParameterGroup, ParameterGroups, Training, TrainingSettings, fit, train_once
 
 EPSILON = 1e-5  # added inside logarithms and to the counts of pairs, as in the public code
@@ -103,22 +102,21 @@ class Irn(FeatureSettings, TrainingSettings):
 
     def run(self, context: StageContext) -> None:
         if self.boundaries == "none":
-            self.walk_without_boundaries(context)
+            context.make_files("maps", lambda stage: self.walk_without_boundaries)
             return
-        seeds = write_missing_seeds(self.seeds, context)
+        seeds = make_seeds(self.seeds, context)
         train_once(context, BoundaryNetwork, lambda: self.train(context, seeds))
-        network = prepare_for_inference_inplace(BoundaryNetwork.load(context.folder.path), context.compute)
-        # compile the kernel once, before worker processes would each do it
-        propagate(np.zeros((1, 2, 2), np.float32), np.zeros((2, 2), np.float32), steps=1)
-        self.make_missing_maps(network, context)
+        context.make_files("maps", self.prepare_maps)
         if self.instances:
-            context.compute.barrier()
-            self.make_instances(network, context)
+            threshold = record_threshold(context, self.instance_threshold, context.folder)
+            context.make_files("instances", partial(self.prepare_instances, threshold))
+            if context.compute.is_main_process:
+                gather_instances(context)
 
     def walk_without_boundaries(self, context: StageContext) -> None:
         """Write the maps after a walk that no boundary stops, of every image that has none yet."""
         maps_path = context.folder.maps_path
-        propagate(np.zeros((1, 2, 2), np.float32), np.zeros((2, 2), np.float32), steps=1)  # compiles the kernel
+        _compile_kernel()
         groups = context.pending_shard([[sample] for sample in context.images.samples], maps_path)
         write = partial(_write_missing_walked_maps, self.walk, _threads(context))
         jobs = (
@@ -148,6 +146,11 @@ class Irn(FeatureSettings, TrainingSettings):
             network.mean_displacement = mean_displacement(network, context, self.inference_batch_size)
             network.save(context.folder.path)
 
+    def prepare_maps(self, context: StageContext) -> MakeFiles:
+        """Load the network, and return the function that makes the maps."""
+        _compile_kernel()
+        return partial(self.make_missing_maps, _load_network(context))
+
     def make_missing_maps(self, network: BoundaryNetwork, context: StageContext) -> None:
         """Write the maps after the walk of every image that has none yet."""
         maps_path = context.folder.maps_path
@@ -159,10 +162,13 @@ class Irn(FeatureSettings, TrainingSettings):
         )
         context.run_in_workers("random walk", jobs, sum(map(len, batches)))
 
-    def make_instances(self, network: BoundaryNetwork, context: StageContext) -> None:
-        """Write `instances.json`: the COCO instance masks of all images."""
-        threshold = record_threshold(context, self.instance_threshold, context.folder)
-        path = partial(_instances_path, context.folder)
+    def prepare_instances(self, threshold: float, context: StageContext) -> MakeFiles:
+        """Load the network, and return the function that finds the instances."""
+        return partial(self.find_missing_instances, _load_network(context), threshold)
+
+    def find_missing_instances(self, network: BoundaryNetwork, threshold: float, context: StageContext) -> None:
+        """Write the COCO annotations of the instances of every image that has none yet."""
+        path = partial(context.folder.file_path, "instances")
         batches = context.pending_shard(context.batches(self.inference_batch_size), path)
         write = partial(_write_missing_instances_json, self.walk, threshold, _threads(context))
         jobs = (
@@ -170,9 +176,6 @@ class Irn(FeatureSettings, TrainingSettings):
             for sample, boundary, displacement in predict(network, context, batches)
         )
         context.run_in_workers("instances", jobs, sum(map(len, batches)))
-        context.compute.barrier()
-        if context.compute.is_main_process:
-            gather_instances(context)
 
 
 class IrnTraining(Training):
@@ -315,6 +318,15 @@ def mean_displacement(network: BoundaryNetwork, context: StageContext, batch_siz
     return torch.from_numpy(np.mean(means, 0)).to(network.mean_displacement)
 
 
+def _load_network(context: StageContext) -> BoundaryNetwork:
+    return prepare_for_inference_inplace(BoundaryNetwork.load(context.folder.path), context.compute)
+
+
+def _compile_kernel() -> None:
+    """Compile the kernel of the random walk once, before worker processes would each do it."""
+    propagate(np.zeros((1, 2, 2), np.float32), np.zeros((2, 2), np.float32), steps=1)
+
+
 def _threads(context: StageContext) -> int | None:
     """Threads per random walk: one if several processes walk at the same time, else all."""
     return 1 if context.compute.workers > 1 else None
@@ -361,18 +373,12 @@ class InstancesRecord(BaseModel):
     annotations: list[dict[str, Any]]
 
 
-def _instances_path(stage: StageFolder, image_id: str) -> Path:
-    """Return the path of the instances of one image, before they are gathered in one file."""
-    return stage.path / "instances" / f"{image_id}.json"
-
-
 def gather_instances(context: StageContext) -> None:
     """Write the instances of all images to `instances.json`, in the order of the samples."""
 
     def items() -> Iterator[tuple[str, tuple[int, ...], list[dict[str, Any]]]]:
         for sample in context.images.samples:
-            path = _instances_path(context.folder, sample.id)
-            instances = read_model(path, InstancesRecord)
+            instances = decode_model(*context.folder.read_file("instances", sample.id), InstancesRecord)
             yield image_file_name(sample), instances.size, instances.annotations
 
     write_instances(context.folder.path / INSTANCES_FILE, items(), context.images.classes)

@@ -17,10 +17,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tagmask.errors import RecipeError
+from tagmask.maps import ResponseMaps
 from tagmask.methods._settings import MapSettings
 from tagmask.methods.cam import EPSILON, Activations, make_missing_maps, response_maps
 from tagmask.models.classifier import Classifier
-from tagmask.stage import ArtifactKind, StageContext
+from tagmask.stage import ArtifactKind, MakeFiles, StageContext
 
 
 class LayerCam(MapSettings):
@@ -37,14 +38,17 @@ class LayerCam(MapSettings):
     )
 
     def run(self, context: StageContext) -> None:
+        context.make_files("maps", self.prepare_maps)
+
+    def prepare_maps(self, context: StageContext) -> MakeFiles:
+        """Load the classifier, and return the function that makes the maps."""
         classifier = Classifier.load(context.inputs["classifier"].path, output_stride=self.inference_stride)
         layer_maps, resize = LayerMaps(classifier, self), self.resize(classifier.backbone)
-        make_missing_maps(
-            classifier,
-            context,
-            self,
-            lambda images, tags: response_maps(partial(layer_maps, tags=tags), images, tags, self.scales, resize),
-        )
+
+        def maps_of(images: Tensor, tags: Sequence[Sequence[int]]) -> list[ResponseMaps]:
+            return response_maps(partial(layer_maps, tags=tags), images, tags, self.scales, resize)
+
+        return partial(make_missing_maps, classifier, settings=self, maps_of=maps_of)
 
 
 def activations(classifier: Classifier) -> Activations:

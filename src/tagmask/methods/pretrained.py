@@ -6,6 +6,7 @@ Nothing is trained. The network must be a single-label classifier whose logits a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from tagmask.errors import RecipeError
 from tagmask.methods._settings import BackboneName, BackboneSettings, MapSettings
-from tagmask.methods.cam import make_missing_maps
+from tagmask.methods.cam import prepare_cams
 from tagmask.models.backbone import Backbone, create_timm_model, load_weights
 from tagmask.models.classifier import Classifier
 from tagmask.stage import ArtifactKind, StageContext
@@ -62,7 +63,7 @@ class Pretrained(BackboneSettings, MapSettings):
         if context.compute.is_main_process and not Classifier.weights_path(folder).exists():
             self.classifier(context.images.classes).save(folder, weights=self.weights)
         context.compute.barrier()
-        make_missing_maps(Classifier.load(folder, output_stride=self.inference_stride), context, self)
+        context.make_files("maps", partial(prepare_cams, self))
 
     def classifier(self, classes: tuple[str, ...]) -> Classifier:
         """Return a classifier with one row of weights per class.

@@ -7,6 +7,7 @@ are described in `tagmask.refine.image_threshold`). Dense CRF: Krähenbühl and 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -28,7 +29,7 @@ from tagmask.refine.dense_crf import compile_crf_kernels
 from tagmask.refine.image_threshold import choose_threshold, expected_threshold, mean_root_num_tags
 from tagmask.refine.map_cutting import confident_seeds, cut_maps, cut_maps_by_power, threshold_of_power
 from tagmask.refine.settings import CrfSettings, SeedSettings
-from tagmask.stage import ArtifactKind, StageContext
+from tagmask.stage import ArtifactKind, MakeFiles, StageContext
 
 
 class PseudoMasks(InferenceSettings):
@@ -113,8 +114,26 @@ class PseudoMasks(InferenceSettings):
         setting = self.threshold if self.alpha is None else threshold_of_power(self.alpha)
         threshold = record_threshold(context, setting, context.inputs["maps"])
         typical = mean_root_num_tags(sample.tags for sample in context.images.samples)
+        context.make_files("masks", partial(self.prepare_masks, threshold, typical))
+
+    def prepare_masks(self, threshold: float, typical: float, context: StageContext) -> MakeFiles:
+        """Load the network, if it is used, and return the function that makes the masks.
+
+        Args:
+            threshold: of the whole run.
+            typical: see `mean_root_num_tags`.
+            context: of the stage.
+        """
+        network = None
         if self._uses_network:
-            jobs, total = self._jobs_with_network(context, threshold, typical)
+            network = prepare_for_inference_inplace(Segmenter.load(context.inputs["segmenter"].path), context.compute)
+        return partial(self._write_missing_masks, threshold, typical, network)
+
+    def _write_missing_masks(
+        self, threshold: float, typical: float, network: Segmenter | None, context: StageContext
+    ) -> None:
+        if network is not None:
+            jobs, total = self._jobs_with_network(context, threshold, typical, network)
         else:
             groups = context.pending_shard([[sample] for sample in context.images.samples], context.folder.mask_path)
             jobs = (self._job(context, sample, threshold, typical) for (sample,) in groups)
@@ -140,9 +159,10 @@ class PseudoMasks(InferenceSettings):
             context.folder.mask_path(sample.id), maps_path, sample, threshold, image, foreground
         )
 
-    def _jobs_with_network(self, context: StageContext, threshold: float, typical: float) -> tuple[Iterator[Any], int]:
+    def _jobs_with_network(
+        self, context: StageContext, threshold: float, typical: float, network: Segmenter
+    ) -> tuple[Iterator[Any], int]:
         """Return the jobs of all images, with the foreground probabilities of the earlier network, and their number."""
-        network = prepare_for_inference_inplace(Segmenter.load(context.inputs["segmenter"].path), context.compute)
         predictions, total = predict_pending_images(network, context, self.scales, self.inference_batch_size)
         jobs = (
             self._job(context, sample, threshold, typical, image, 1 - probabilities[0])

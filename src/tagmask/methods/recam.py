@@ -6,6 +6,7 @@ Section 4.1, with the values of its public code.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from tagmask.data.loading import TrainingSet
 from tagmask.data.transforms import RandomLongSide, training_transform
 from tagmask.methods._settings import FROZEN_STRIDE, ClassifierSettings, FrozenStride
-from tagmask.methods.cam import EPSILON, make_missing_maps
+from tagmask.methods.cam import EPSILON, prepare_cams
 from tagmask.models.classifier import Classifier
 from tagmask.stage import ArtifactKind, StageContext
 from tagmask.training import ParameterGroup, ParameterGroups, Training, fit, train_once
@@ -50,8 +51,7 @@ class ReCam(ClassifierSettings):
 
     def run(self, context: StageContext) -> None:
         train_once(context, Classifier, lambda: self.train(context))
-        classifier = Classifier.load(context.folder.path, output_stride=self.inference_stride)
-        make_missing_maps(classifier, context, self)
+        context.make_files("maps", partial(prepare_cams, self))
 
     def train(self, context: StageContext) -> None:
         """Train both classifiers, and write one whose CAM weights combine them to the stage folder."""

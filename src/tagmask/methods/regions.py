@@ -6,9 +6,10 @@ Segmentation", arXiv 2305.05803 (SEPL), with regions of classical methods, of SA
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
 from joblib import delayed
@@ -24,7 +25,10 @@ from tagmask.refine.dense_crf import compile_crf_kernels
 from tagmask.refine.map_cutting import cut_maps, refine_labels
 from tagmask.refine.regions import RegionLayers, felzenszwalb_regions, slic_regions, vote
 from tagmask.refine.settings import CrfSettings
-from tagmask.stage import ArtifactKind, Method, StageContext
+from tagmask.stage import ArtifactKind, MakeFiles, Method, StageContext
+
+if TYPE_CHECKING:
+    from tagmask.models.region_generator import RegionGenerator
 
 
 class Regions(Method):
@@ -83,8 +87,17 @@ class Regions(Method):
         return region_files_fingerprint(self.folder, images) if self.folder else None
 
     def run(self, context: StageContext) -> None:
-        method = self._with_regions_of_sam(context) if self.source == "sam" else self
         threshold = record_threshold(context, self.threshold, context.inputs["maps"])
+        context.make_files("masks", partial(self.prepare_masks, threshold))
+
+    def prepare_masks(self, threshold: float, context: StageContext) -> MakeFiles:
+        """Return the function that makes the masks; SAM is loaded when the first regions are needed."""
+        return partial(self._write_missing_masks, threshold, cache(partial(self._load_sam, context)))
+
+    def _write_missing_masks(
+        self, threshold: float, load_sam: Callable[[], RegionGenerator], context: StageContext
+    ) -> None:
+        method = self._with_regions_of_sam(context, load_sam) if self.source == "sam" else self
         groups = context.pending_shard([[sample] for sample in context.images.samples], context.folder.mask_path)
         if groups and self.refine != "none":
             compile_crf_kernels(context.reporter.info)
@@ -95,7 +108,17 @@ class Regions(Method):
         )
         context.run_in_workers("masks of regions", jobs, len(groups))
 
-    def _with_regions_of_sam(self, context: StageContext) -> Regions:
+    def _load_sam(self, context: StageContext) -> RegionGenerator:
+        from tagmask.models.region_generator import RegionGenerator  # here: workers that vote need no PyTorch
+        from tagmask.models.weights_license import report_restriction, restriction_of_hub_model
+
+        context.reporter.info(f"  loading {self.sam}; the first time it is downloaded, unless it is a local folder")
+        generate = RegionGenerator(self.sam, self.points_per_side, self.inference_batch_size, context.compute.device)
+        restriction = restriction_of_hub_model(self.sam, generate.model_type)
+        report_restriction(restriction, context.folder.path, context.compute, context.reporter)
+        return generate
+
+    def _with_regions_of_sam(self, context: StageContext, load_sam: Callable[[], RegionGenerator]) -> Regions:
         """Write the regions of each image that has none yet to `regions/<id>.png`, and return a method that reads them.
 
         An image without tags needs none, nor does one with a reviewed mask. A large image is reduced.
@@ -105,16 +128,10 @@ class Regions(Method):
         groups = context.pending_shard(needed, lambda image_id: folder / f"{image_id}.png")
         if groups:
             from tagmask.data.loading import load_image_batches  # here: workers that vote need no PyTorch
-            from tagmask.models.region_generator import RegionGenerator
-            from tagmask.models.weights_license import report_restriction, restriction_of_hub_model
 
-            context.reporter.info(f"  loading {self.sam}; the first time it is downloaded, unless it is a local folder")
-            compute = context.compute
-            generate = RegionGenerator(self.sam, self.points_per_side, self.inference_batch_size, compute.device)
-            restriction = restriction_of_hub_model(self.sam, generate.model_type)
-            report_restriction(restriction, context.folder.path, compute, context.reporter)
+            generate = load_sam()
             with context.reporter.progress("regions of SAM", len(groups)) as advance:
-                for (sample,), pixels in load_image_batches(groups, compute):
+                for (sample,), pixels in load_image_batches(groups, context.compute):
                     write_regions(folder / f"{sample.id}.png", generate(pixels[0].permute(1, 2, 0).numpy()))
                     advance(1)
         context.compute.barrier()

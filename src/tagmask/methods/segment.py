@@ -33,7 +33,7 @@ from tagmask.data.transforms import (
     training_transform,
 )
 from tagmask.errors import RecipeError
-from tagmask.label_map import IGNORE_INDEX, read_label_map, write_label_map
+from tagmask.label_map import IGNORE_INDEX, write_label_map
 from tagmask.large_images import is_large, segment_tiles, tiles
 from tagmask.methods._class_balance import balanced_label_weights, label_shares, undo_label_weights
 from tagmask.methods._settings import BackboneSettings, InferenceSettings, ScaleRange, Scales, Stride
@@ -43,7 +43,7 @@ from tagmask.progress import stop_workers
 from tagmask.refine.crf_labels import most_probable_crf_labels
 from tagmask.refine.label_selection import SelectedLabels, select_labels
 from tagmask.refine.settings import NETWORK_CRF, CrfSettings
-from tagmask.stage import ArtifactKind, InferenceContext, StageContext
+from tagmask.stage import ArtifactKind, InferenceContext, MakeFiles, StageContext
 from tagmask.stage_folder import StageFolder
 from tagmask.training import ParameterGroup, ParameterGroups, Training, TrainingSettings, fit, train_once
 
@@ -131,8 +131,12 @@ class Segment(BackboneSettings, TrainingSettings, InferenceSettings):
         if not self.write_masks:
             context.reporter.info("write_masks is false: the network is trained, and segments no training images")
             return
+        context.make_files("masks", self.prepare_masks)
+
+    def prepare_masks(self, context: StageContext) -> MakeFiles:
+        """Load the network, and return the function that segments the training images."""
         network = prepare_for_inference_inplace(Segmenter.load(context.folder.path), context.compute)
-        write_missing_masks(network, context, self.inference, self.inference_batch_size)
+        return lambda part: write_missing_masks(network, part, self.inference, self.inference_batch_size)
 
     @property
     def inference(self) -> InferenceConfig:
@@ -269,7 +273,7 @@ class PseudoMaskTargets:
     stage: StageFolder
 
     def __call__(self, sample: Sample) -> Mapping[str, np.ndarray]:
-        return {"labels": read_label_map(self.stage.mask_path(sample.id))}
+        return {"labels": self.stage.read_mask(sample.id)}
 
 
 @torch.inference_mode()

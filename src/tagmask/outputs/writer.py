@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from tagmask.artifacts import atomic_folder
 from tagmask.data.images import image_suffix
 from tagmask.data.samples import Sample
 from tagmask.errors import RunError
-from tagmask.label_map import read_label_map
 from tagmask.outputs.cleaning import fill_holes, remove_small_regions
 from tagmask.outputs.formats import check_format, find_format, load_writer
 from tagmask.outputs.mask_item import MaskItem
@@ -19,7 +20,7 @@ from tagmask.outputs.settings import ExportSettings
 
 def write_masks_as(
     samples: Sequence[Sample],
-    mask_path: Callable[[str], Path],
+    read_mask: Callable[[Sample], np.ndarray],
     classes: Sequence[str],
     out: Path,
     format: str,
@@ -30,7 +31,7 @@ def write_masks_as(
 
     Args:
         samples: the images.
-        mask_path: returns the path of the label map of an image from its id, as `StageFolder.mask_path` does.
+        read_mask: reads the label map of an image, [H, W] uint8; may raise RunError.
         classes: names of the classes; class id k is classes[k - 1].
         out: the output folder.
         format: one of `OUTPUT_FORMATS`.
@@ -52,7 +53,7 @@ def write_masks_as(
 
     def items() -> Iterator[MaskItem]:
         for sample in samples:
-            labels = read_label_map(mask_path(sample.id), size=sample.size)
+            labels = read_mask(sample)
             min_area = settings.min_area_of(labels.shape, has_polygons=has_polygons)
             if min_area > 1:
                 labels = remove_small_regions(labels, min_area)

@@ -12,7 +12,6 @@ import numpy as np
 from tagmask.data.images import is_file, read_image
 from tagmask.data.samples import PngMask, Sample, TaggedImages
 from tagmask.evaluate import held_out_folder
-from tagmask.label_map import read_label_map
 from tagmask.maps import ResponseMaps
 from tagmask.recipe import Recipe
 from tagmask.report.content import Example, Picture
@@ -79,17 +78,17 @@ class ExampleStages:
         """Return an image with the results of all stages."""
         image, maps = read_image(sample.image), []
         label_maps: dict[str, np.ndarray] = {}
-        files: dict[str, Path] = {}
+        files: dict[str, str] = {}
         if self.maps:
-            path = self.maps.maps_path(sample.id)
-            maps = draw_maps(image, ResponseMaps.load(path), self._relative(path))
+            maps = draw_maps(
+                image, self.maps.read_maps(sample.id), self._relative(self.maps.file_address("maps", sample.id))
+            )
         if self.cut_stage:
-            cut = ResponseMaps.load(self.cut_stage.maps_path(sample.id))
-            label_maps["cut map"] = cut.label_map(self.cut_threshold)
+            label_maps["cut map"] = self.cut_stage.read_maps(sample.id).label_map(self.cut_threshold)
         for column, stage in (("refined", self.refined), ("final", self.final)):
             if stage:
-                files[column] = stage.mask_path(sample.id)
-                label_maps[column] = read_label_map(files[column])
+                files[column] = stage.file_address("masks", sample.id)
+                label_maps[column] = stage.read_mask(sample.id)
         pictures = {"map": maps} if self.maps else {}
         return Example(sample.id, note, {**pictures, **self._masks(sample, image, label_maps, files)}, sample.tags)
 
@@ -97,13 +96,13 @@ class ExampleStages:
         """Return examples of the masks that the final network predicted without tags."""
         examples = []
         for sample in evenly_spaced(samples, NUM_HELD_OUT):
-            image, path = read_image(sample.image), masks.mask_path(sample.id)
-            pictures = self._masks(sample, image, {"final": read_label_map(path)}, {"final": path})
+            image, files = read_image(sample.image), {"final": masks.file_address("masks", sample.id)}
+            pictures = self._masks(sample, image, {"final": masks.read_mask(sample.id)}, files)
             examples.append(Example(sample.id, "held-out image, segmented without its tags", pictures, sample.tags))
         return examples
 
     def _masks(
-        self, sample: Sample, image: np.ndarray, label_maps: Mapping[str, np.ndarray], files: Mapping[str, Path]
+        self, sample: Sample, image: np.ndarray, label_maps: Mapping[str, np.ndarray], files: Mapping[str, str]
     ) -> dict[str, list[Picture]]:
         """Return the pictures of the image, of label maps and of the ground truth, if there is one."""
         pictures = {"image": [Picture(resize_picture(image), file=self._relative(sample.image))]}

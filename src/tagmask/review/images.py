@@ -72,6 +72,8 @@ def find_images(samples: Iterable[Sample], stage: StageFolder) -> dict[str, Revi
 def _find_image(sample: Sample, stage: StageFolder) -> ReviewImage | None:
     """Return an image; None if the stage has no mask of it."""
     size = _read_png_size(stage.mask_path(sample.id))
+    if size is None and stage.has_file("masks", sample.id):  # in a shard
+        size = (0, 0)
     if size == (0, 0):
         with suppress(DataError):
             size = image_size(sample.image)

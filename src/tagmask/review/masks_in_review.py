@@ -74,9 +74,11 @@ class MasksInReview:
         last = self._changes.last(image.id)
         return Saved(self._changes.version(image.id), last.state if last else "open", self._tag_ids(last))
 
-    def path(self, image: ReviewImage) -> Path:
-        """Return the path of the newest mask of an image, as of the last `update`."""
-        return (self._review if self._has_own_mask(image) else self._stage).mask_path(image.id)
+    def address(self, image: ReviewImage) -> str:
+        """Return the path of the newest mask of an image, or its place in a shard, as of the last `update`."""
+        if self._has_own_mask(image):
+            return str(self._review.mask_path(image.id))
+        return self._stage.file_address("masks", image.id)
 
     def _has_own_mask(self, image: ReviewImage) -> bool:
         last = self._changes.last(image.id)
@@ -109,8 +111,10 @@ class MasksInReview:
         """
         self._changes.update()
         version, is_reviewed = self._changes.version(image.id), of == "current" and self._has_own_mask(image)
-        path = (self._review if is_reviewed else self._stage).mask_path(image.id)
         try:
+            if not is_reviewed:
+                return version, self._stage.read_mask(image.id, size=image.size, num_classes=len(self._classes))
+            path = self._review.mask_path(image.id)
             return version, read_label_map(path, size=image.size, num_classes=len(self._classes))
         except RunError as error:
             if not is_reviewed:

@@ -50,16 +50,14 @@ def draw_thumbnail(image: str, labels: np.ndarray) -> bytes:
     return _encode(Image.fromarray(draw_regions(picture, np.asarray(regions))), "WEBP", "thumbnail")
 
 
-def read_or_draw_thumbnail(
-    folder: Path, key: str, image: str, mask: Path, read_mask: Callable[[], np.ndarray]
-) -> bytes:
+def read_or_draw_thumbnail(folder: Path, key: str, image: str, mask: str, read_mask: Callable[[], np.ndarray]) -> bytes:
     """Read the thumbnail of an image from a folder; draw it first if it is missing or out of date.
 
     Args:
         folder: the folder of all thumbnails.
         key: of the image.
         image: path or URL of the image.
-        mask: the file of the mask that is drawn.
+        mask: the path of the mask that is drawn, or its place in a shard.
         read_mask: reads it.
 
     Returns:

@@ -154,8 +154,7 @@ class ReviewSession:
         """Read the response maps that the mask of an image was cut from. Raises RunError if there are none."""
         if self._cutting.maps is None:
             raise RunError(f"the run {self._run.folder} has no response maps: add a stage that makes them.")
-        path = self._cutting.maps.maps_path(image.id)
-        return ResponseMaps.load(path, size=image.size, num_classes=len(self.classes))
+        return self._cutting.maps.read_maps(image.id, size=image.size, num_classes=len(self.classes))
 
     def read_photo(self, image: ReviewImage) -> tuple[bytes, str]:
         """Return the photograph as a file, and its media type. Raises DataError if it cannot be read."""
@@ -169,7 +168,7 @@ class ReviewSession:
         """Return the photograph with the newest mask, as a small WebP file. Raises DataError or RunError."""
         self.masks.update()
         return read_or_draw_thumbnail(
-            self._run.review.path / THUMBNAILS, image.key, image.sample.image, self.masks.path(image),
+            self._run.review.path / THUMBNAILS, image.key, image.sample.image, self.masks.address(image),
             lambda: self.masks.read(image)[1],
         )  # fmt: skip
 
