@@ -66,9 +66,7 @@ def main() -> None:
         images, stage = write_images(Path(folder), arguments.images, arguments.classes)
         measurements: dict[str, Callable[[Compute], SegmentationReport | MapScores]] = {
             "masks": lambda compute: score_masks(images, stage, compute, Reporter()),
-            "masks without boundary F": lambda compute: score_masks(
-                images, stage, compute, Reporter(), boundary=False
-            ),
+            "masks without boundary F": lambda compute: score_masks(images, stage, compute, Reporter(), boundary=False),
             "maps": lambda compute: score_maps(images, stage, compute, Reporter()),
         }
         for name, measure in measurements.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 from PIL import Image
 
 import tagmask
+from tagmask.data.samples import Sample
+from tagmask.label_map import read_label_map
 
 COLORS = {"red": (220, 40, 40), "green": (40, 220, 40), "blue": (40, 40, 220)}
 RECIPE = "scratch"
@@ -60,6 +63,11 @@ def toy_run(data: Path, out: Path, settings: list[str] | None = None, **argument
     source = arguments.pop("source", None) or tagmask.DataSource(root=str(data), masks="masks")
     changes = {"recipe": RECIPE, "device": "cpu", "workers": 0, "quiet": True, **arguments}
     return tagmask.run(source, out, settings=[*SETTINGS, *(settings or [])], **changes)
+
+
+def reading(path: Callable[[str], Path]) -> Callable[[Sample], np.ndarray]:
+    """Return a function that reads the label map of a sample from the path of its id."""
+    return lambda sample: read_label_map(path(sample.id), size=sample.size)
 
 
 def contents(folder: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def stage(tmp_path: Path) -> StageFolder:
     rng = np.random.default_rng(0)
     stage = StageFolder(tmp_path / "stage")
     for i in range(NUM_IMAGES):
-        write_label_map(stage(f"image{i}"), rng.integers(0, 4, (30, 20 + i)).astype(np.uint8))
+        write_label_map(stage.mask_path(f"image{i}"), rng.integers(0, 4, (30, 20 + i)).astype(np.uint8))
         maps = rng.random((2, *grid_size((30, 20 + i)))).astype(np.float32)
         ResponseMaps(np.array([1, 3]), maps, (30, 20 + i)).save(stage.maps_path(f"image{i}"))
     return stage
@@ -63,7 +63,7 @@ def test_workers_give_the_bits_of_one_process(
     assert score_masks(images, stage, workers, Reporter()).to_json(images.classes) == masks
     assert score_maps(images, stage, workers, Reporter()).to_json(images.classes) == maps
     assert chunks == [2, 2]
-    stage("image11").unlink()
+    stage.mask_path("image11").unlink()
     with pytest.raises(DataError, match=r"there is no mask .*image11"):
         score_masks(images, stage, workers, Reporter())
 

@@ -18,7 +18,7 @@ from tagmask.judge import Recommendation, compare_masks, evenly_spaced, recommen
 from tagmask.label_map import IGNORE_INDEX, read_label_map, write_label_map
 from tagmask.recipe import Recipe, load_recipe, recipe_with_stage
 from tagmask.run_folder import RunFolder
-from tagmask.stage_folder import StageRecord
+from tagmask.stage_folder import StageFolder, StageRecord
 from tests.runs import toy_run, write_toy
 
 CLASSES = ("cat", "dog", "cow")
@@ -233,17 +233,14 @@ def test_a_few_lost_classes_of_many_do_not_matter(tmp_path: Path) -> None:
         for number in range(num_classes * images_per_class):
             labels = np.full((4, 5), 1 + number % num_classes, np.uint8)
             labels[0] = 0
-            write_label_map(tmp_path / folder / "teacher" / f"{number}.png", labels)
-            write_label_map(tmp_path / folder / "network" / f"{number}.png", np.where(labels == lost, 0, labels))
+            for name, made in (("teacher", labels), ("network", np.where(labels == lost, 0, labels))):
+                write_label_map(StageFolder(tmp_path / folder / name).mask_path(f"{number}"), made)
             samples.append(Sample(f"{number}", f"{number}.jpg", ()))
         return samples
 
     for folder, num_classes, images_per_class, is_worse in (("a", 3, 3, True), ("b", 30, 3, False), ("c", 3, 2, False)):
         samples = masks(folder, num_classes, images_per_class, lost=2)
-        network, teacher = (
-            lambda image_id, name=name, folder=folder: tmp_path / folder / name / f"{image_id}.png"
-            for name in ("network", "teacher")
-        )
+        network, teacher = (StageFolder(tmp_path / folder / name) for name in ("network", "teacher"))
         names = [f"class {k}" for k in range(1, num_classes + 1)]
         comparison = compare_masks(samples, network, teacher, names)
         assert comparison.is_worse == is_worse

@@ -25,9 +25,10 @@ from tagmask.data.shard_writer import pack_shards
 from tagmask.data.source import DataSource
 from tagmask.data.storage import find_file
 from tagmask.errors import DataError, RunError, StorageError
+from tagmask.execution import parse_part
 from tagmask.label_map import read_label_map
 from tagmask.models.segmenter import Segmenter
-from tagmask.predict_shards import ShardPredictions, parse_part, predict_shards
+from tagmask.predict_shards import ShardPredictions, predict_shards
 from tagmask.progress import Reporter
 from tests.command_processes import start_command
 from tests.runs import write_toy
@@ -133,7 +134,7 @@ def test_the_same_bytes_from_workers_and_parts(
 
 
 def test_parts() -> None:
-    assert parse_part(None) == (1, 1)
+    assert parse_part(None) is None
     assert parse_part("2/3") == (2, 3)
     for text in ("0/3", "4/3", "1", "a/b", "1/0", "-1/2", "1/2/3"):
         with pytest.raises(RunError, match="is not a part: write it as i/n"):

@@ -45,8 +45,6 @@ class Execution:
             raise RunError(f"part {self.part[0]}/{self.part[1]} does not exist: give i/n with i from 1 to n.")
         if self.part and self.prepare:
             raise RunError("a part and the preparation for all parts are two commands: give --shard or --prepare.")
-        if self.storage == "files" and self.needs_shards:
-            raise RunError("--engine ray, --shard and --prepare work on shards: leave out --storage files.")
 
     @property
     def needs_shards(self) -> bool:
@@ -57,8 +55,10 @@ class Execution:
         """Return "files" or "shards" for a run of so many images.
 
         Raises:
-            RunError: shards are needed, but pyarrow is not installed.
+            RunError: shards are needed, but pyarrow is not installed, or `storage` says otherwise.
         """
+        if self.storage == "files" and self.needs_shards:
+            raise RunError("--engine ray, --shard and --prepare work on shards: leave out --storage files.")
         has_pyarrow = find_spec("pyarrow") is not None
         storage = self.storage
         if storage == "auto":

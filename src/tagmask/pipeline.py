@@ -21,7 +21,7 @@ from tagmask.reviews import corrected_tags_entry, describe_changed_reviews, revi
 from tagmask.run_folder import RunFolder, RunSources
 from tagmask.stage import ArtifactKind, Method, StageContext
 from tagmask.stage_files import discard_damaged_files, remember_files
-from tagmask.stage_folder import MASKS_ENTRY, TAGS_ENTRY, StageFolder, without_reviews
+from tagmask.stage_folder import MASKS_ENTRY, TAGS_ENTRY, StageFolder, Storage, without_reviews
 from tagmask.stage_shards import stage_shards
 from tagmask.text import pluralize
 
@@ -82,7 +82,7 @@ def run_stages(
                     f"{title}: makes {pluralize(len(files), 'missing or damaged file')} again (first: {files[0]})"
                 )
             compute.barrier()
-            is_open = stage.begin(key, compute, redo=redo, storage=execution.resolve_storage(len(images)))
+            is_open = stage.begin(key, compute, redo=redo, storage=_choose_storage(name, inputs, execution, images))
         else:
             is_open = _is_open(stage, key)
         if not is_open:
@@ -109,6 +109,20 @@ def run_stages(
         time_left.finish(name, time.time() - start)
     if compute.is_main_process:
         remember_files(folder, {name: method.made_artifacts() for name, method in recipe.stages.items()}, images)
+
+
+def _choose_storage(
+    name: str, inputs: Mapping[ArtifactKind, StageFolder], execution: Execution, images: TaggedImages
+) -> Storage:
+    """Return whether a stage that begins makes files or shards: shards, if what it reads is in shards.
+
+    Raises:
+        RunError: it is to make files, but reads shards.
+    """
+    reads_shards = any(kind in ("maps", "masks") and inputs[kind].read_storage() == "shards" for kind in inputs)
+    if reads_shards and execution.storage == "files":
+        raise RunError(f"stage {name!r} reads shards of an earlier stage: leave out --storage files.")
+    return "shards" if reads_shards else execution.resolve_storage(len(images))
 
 
 def _check_shards(context: StageContext, makes: Sequence[ArtifactKind]) -> None:

@@ -12,10 +12,11 @@ import pytest
 from tagmask.corrections.known_images import KnownImages
 from tagmask.data.samples import Sample
 from tagmask.import_masks import ImportedMasks, import_masks
-from tagmask.label_map import IGNORE_INDEX, write_label_map
+from tagmask.label_map import IGNORE_INDEX, read_label_map, write_label_map
 from tagmask.outputs.settings import ExportSettings
 from tagmask.outputs.writer import write_masks_as
 from tagmask.review_folder import ReviewFolder
+from tests.runs import reading
 
 CLASSES = ("cat", "dog & <b>")
 LabelMaps = dict[str, np.ndarray]
@@ -48,7 +49,9 @@ def mask_path(tmp_path: Path, label_maps: LabelMaps) -> Callable[[str], Path]:
 @pytest.fixture
 def export(tmp_path: Path, samples: list[Sample], mask_path: Callable[[str], Path]) -> Callable[..., Path]:
     def write(format: str, **settings: Any) -> Path:
-        return write_masks_as(samples, mask_path, CLASSES, tmp_path / "out", format, ExportSettings(**settings))
+        return write_masks_as(
+            samples, reading(mask_path), CLASSES, tmp_path / "out", format, ExportSettings(**settings)
+        )
 
     return write
 
@@ -61,6 +64,7 @@ def review(tmp_path: Path) -> ReviewFolder:
 @pytest.fixture
 def import_(review: ReviewFolder, samples: list[Sample], mask_path: Callable[[str], Path]) -> Import:
     def read(path: Path, format: str, **options: Any) -> ImportedMasks:
-        return import_masks(review, path, format, KnownImages(samples, CLASSES, mask_path), **options)
+        known = KnownImages(samples, CLASSES, lambda image_id: read_label_map(mask_path(image_id)))
+        return import_masks(review, path, format, known, **options)
 
     return read

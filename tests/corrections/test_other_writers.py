@@ -14,6 +14,7 @@ from tagmask.outputs.settings import ExportSettings
 from tagmask.outputs.writer import write_masks_as
 from tagmask.review_folder import ReviewFolder
 from tests.corrections.conftest import CLASSES, Import, LabelMaps
+from tests.runs import reading
 
 
 @pytest.mark.parametrize(("format", "name_in_datumaro"), [("cvat", "cvat"), ("coco", "coco_instances")])
@@ -28,7 +29,9 @@ def test_datumaro_reads_and_writes_the_masks(
         photo.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.zeros((*label_maps[sample.id].shape, 3), np.uint8)).save(photo)
         photos.append(Sample(sample.id, str(photo), sample.tags))
-    exported = write_masks_as(photos, mask_path, CLASSES, tmp_path / "out", "cvat", ExportSettings(images="copy"))
+    exported = write_masks_as(
+        photos, reading(mask_path), CLASSES, tmp_path / "out", "cvat", ExportSettings(images="copy")
+    )
     data = datumaro.Dataset.import_from(str(exported), "cvat")
     data.export(str(tmp_path / "written"), name_in_datumaro, save_media=False)
     imported = import_(tmp_path / "written", format)

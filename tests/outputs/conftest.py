@@ -16,6 +16,7 @@ from tagmask.data.scenes import CLASSES, make_scene
 from tagmask.label_map import IGNORE_INDEX, write_label_map
 from tagmask.outputs.settings import ExportSettings
 from tagmask.outputs.writer import write_masks_as
+from tests.runs import reading
 
 IDS = ("a", "sub/b", "sub/ünï & <c>", "empty")
 Export = Callable[..., Path]
@@ -44,8 +45,8 @@ def export(tmp_path: Path, label_maps: dict[str, np.ndarray]) -> Export:
 
     def write(format: str, **settings: Any) -> Path:
         return write_masks_as(
-            samples, lambda image_id: tmp_path / "label_maps" / f"{image_id}.png", CLASSES, tmp_path / "out", format,
-            ExportSettings(**settings),
+            samples, reading(lambda image_id: tmp_path / "label_maps" / f"{image_id}.png"), CLASSES, tmp_path / "out",
+            format, ExportSettings(**settings),
         )  # fmt: skip
 
     return write

@@ -16,6 +16,7 @@ from tagmask.label_map import IGNORE_INDEX, write_label_map
 from tagmask.outputs.settings import ExportSettings
 from tagmask.outputs.voc_server import check
 from tagmask.outputs.writer import write_masks_as
+from tests.runs import reading
 
 ORDER_OF_VOC = [  # http://host.robots.ox.ac.uk/pascal/VOC/voc2012/segexamples/index.html
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -47,7 +48,9 @@ def write_archive(folder: Path, labels: dict[str, np.ndarray], settings: ExportS
     def mask_path(image_id: str) -> Path:
         return folder / "masks" / f"{image_id}.png"
 
-    return write_masks_as(samples, mask_path, SHUFFLED, folder / "out", "voc-server", settings) / "results.tar.gz"
+    return (
+        write_masks_as(samples, reading(mask_path), SHUFFLED, folder / "out", "voc-server", settings) / "results.tar.gz"
+    )
 
 
 def test_masks_have_the_names_the_ids_and_the_colors_of_voc(tmp_path: Path) -> None:

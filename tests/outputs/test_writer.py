@@ -24,6 +24,7 @@ from tagmask.outputs import writer
 from tagmask.outputs.formats import OUTPUT_FORMATS
 from tagmask.outputs.settings import ExportSettings
 from tagmask.outputs.writer import image_file_name, output_path, write_masks_as
+from tests.runs import reading
 
 CLASSES = ("circle", "square")
 
@@ -68,12 +69,12 @@ def test_every_format_appears_when_it_is_complete(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_masks_as(samples, mask_path, classes, out, format, advance=stop_at_the_second)
+        write_masks_as(samples, reading(mask_path), classes, out, format, advance=stop_at_the_second)
     assert list(out.iterdir()) == []
     (out / f".{format}.tmp").mkdir()
     (out / f".{format}.tmp" / "of a killed process").touch()
     for _ in range(2):
-        path = write_masks_as(samples, mask_path, classes, out, format)
+        path = write_masks_as(samples, reading(mask_path), classes, out, format)
         assert path == output_path(out, format) == out / format
         assert [folder.name for folder in out.iterdir()] == [format]
         files = [file for file in path.rglob("*") if file.is_file()]
@@ -84,7 +85,7 @@ def test_every_format_appears_when_it_is_complete(
 def test_png_masks_are_label_maps_with_a_legend(
     tmp_path: Path, samples: list[Sample], mask_path: Callable[[str], Path]
 ) -> None:
-    path = write_masks_as(samples, mask_path, CLASSES, tmp_path / "out", "png")
+    path = write_masks_as(samples, reading(mask_path), CLASSES, tmp_path / "out", "png")
     assert sorted(str(file.relative_to(path)) for file in path.rglob("*.*")) == [
         "legend.txt", "masks/a.png", "masks/sub/b.png",
     ]  # fmt: skip
@@ -96,7 +97,7 @@ def test_png_masks_are_label_maps_with_a_legend(
 def test_overlays_are_written_for_every_image(
     tmp_path: Path, samples: list[Sample], mask_path: Callable[[str], Path]
 ) -> None:
-    path = write_masks_as(samples, mask_path, CLASSES, tmp_path / "out", "overlays")
+    path = write_masks_as(samples, reading(mask_path), CLASSES, tmp_path / "out", "overlays")
     assert sorted(str(file.relative_to(path)) for file in path.rglob("*.*")) == ["a.jpg", "sub/b.jpg"]
 
 
@@ -108,7 +109,7 @@ def test_crumbs_and_holes_are_removed_by_default_only_from_polygons(
     write_label_map(mask_path("a"), labels)
 
     def areas(format: str, **settings: Any) -> list[float]:
-        path = write_masks_as(samples[:1], mask_path, CLASSES, tmp_path, format, ExportSettings(**settings))
+        path = write_masks_as(samples[:1], reading(mask_path), CLASSES, tmp_path, format, ExportSettings(**settings))
         content = json.loads((path / "annotations" / "instances_train.json").read_text())
         return [annotation["area"] for annotation in content["annotations"]]
 
@@ -141,13 +142,13 @@ def test_settings_that_are_not_valid(settings: dict[str, Any], message: str) -> 
 )
 def test_unknown_formats_are_refused(tmp_path: Path, format: str, message: str) -> None:
     with pytest.raises(RunError, match=message):
-        write_masks_as([], lambda image_id: tmp_path, CLASSES, tmp_path / "out", format)
+        write_masks_as([], reading(lambda image_id: tmp_path), CLASSES, tmp_path / "out", format)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_missing_label_map_is_an_error(tmp_path: Path, samples: list[Sample]) -> None:
     with pytest.raises(RunError, match=r"none\.png does not exist"):
-        write_masks_as(samples, lambda image_id: tmp_path / "none.png", CLASSES, tmp_path / "out", "coco")
+        write_masks_as(samples, reading(lambda image_id: tmp_path / "none.png"), CLASSES, tmp_path / "out", "coco")
 
 
 @pytest.mark.parametrize(

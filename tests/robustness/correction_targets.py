@@ -16,10 +16,11 @@ from tagmask.corrections.formats import load_reader
 from tagmask.corrections.known_images import KnownImages
 from tagmask.data.samples import Sample
 from tagmask.data.source import DataSource
-from tagmask.label_map import write_label_map
+from tagmask.label_map import read_label_map, write_label_map
 from tagmask.outputs.writer import write_masks_as
 from tagmask.review_folder import ReviewFolder
 from tests.robustness.targets import CLASSES, SIZE, Target
+from tests.runs import reading
 
 FORMATS = {"cvat": "xml", "label-studio": "json", "coco": "json"}
 
@@ -38,9 +39,9 @@ def make_correction_targets(folder: Path) -> Iterator[Target]:
     def mask_path(image_id: str) -> Path:
         return folder / "masks" / f"{image_id}.png"
 
-    known = KnownImages(samples, CLASSES, mask_path)
+    known = KnownImages(samples, CLASSES, lambda image_id: read_label_map(mask_path(image_id)))
     for name, kind in FORMATS.items():
-        exported = write_masks_as(samples, mask_path, CLASSES, folder / "exports", name)
+        exported = write_masks_as(samples, reading(mask_path), CLASSES, folder / "exports", name)
         seeds = [file.read_bytes() for file in exported.rglob(f"*.{kind}")]
         yield Target(f"corrections {name}", kind, seeds, _reader(folder / f"{name}.{kind}", name, known), 2)
         if name != "coco":

@@ -88,6 +88,10 @@ class Concept(Method):
         return {names.index(name) + 1: self.prompts.get(name, name) for name in self.classes}
 
     def run(self, context: StageContext) -> None:
+        prompts = self.prompts_by_id(context.images.classes)
+        if any(prompts.keys() & set(sample.tags or ()) for sample in context.images.samples):
+            restriction = restriction_of_hub_model(self.sam, "sam3")
+            report_restriction(restriction, context.folder.path, context.compute, context.reporter)
         context.make_files("masks", self.prepare_masks)
 
     def prepare_masks(self, context: StageContext) -> MakeFiles:
@@ -107,9 +111,6 @@ class Concept(Method):
         for (sample,) in context.pending_shard(others, path):
             with atomic_write(path(sample.id)) as temporary:
                 temporary.write_bytes(read_bytes(context.inputs["masks"].mask_path(sample.id), MAX_BYTES))
-        if asked:
-            restriction = restriction_of_hub_model(self.sam, "sam3")
-            report_restriction(restriction, context.folder.path, context.compute, context.reporter)
         if not (groups := context.pending_shard(asked, path)):
             return
         find = load_sam()

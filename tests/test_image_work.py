@@ -1,0 +1,275 @@
+"""Stages with shards: the files that single files would have, from one process or many, whatever is killed or damaged."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+
+from tagmask import stage_shards
+from tagmask.compute import Compute
+from tagmask.data.samples import TaggedImages
+from tagmask.errors import RunError, RunPaused
+from tagmask.execution import Execution
+from tagmask.label_map import write_label_map
+from tagmask.pipeline import run_stages
+from tagmask.progress import Reporter
+from tagmask.recipe import Recipe, methods_making
+from tagmask.run_folder import RunFolder
+from tagmask.stage_folder import StageFolder
+from tagmask.stage_shards import StageShard, unpack_files
+from tests.command_processes import CONTEXT
+from tests.methods.test_combinations import TOY, images, make_recipe
+from tests.methods.tiny_sam import write_sam3
+from tests.runs import contents, toy_run, write_toy
+from tests.two_processes import run_in_two
+
+__all__ = ["images"]  # a fixture
+
+pytest.importorskip("pyarrow", reason="install tagmask[shards]")
+SHARDS = Execution(storage="shards")
+IMAGES_PER_SHARD = 3
+CHAINS = [
+    (name, "pseudo_masks") for name in methods_making("maps") if name not in ("infercam", "amn", "irn", "affinity")
+]
+CHAINS += [("cam", name, "pseudo_masks") for name in ("infercam", "amn", "irn", "affinity")]
+CHAINS += [("cam", "regions"), ("cam", "pseudo_masks", "concept")]
+CHAINS += [("cam", "pseudo_masks", name) for name in methods_making("segmenter")]
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_shards, "IMAGES_PER_SHARD", IMAGES_PER_SHARD)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Weights for the toy settings of the methods that start from some."""
+    folder = tmp_path_factory.mktemp("weights")
+    safetensors.torch.save_file(timm.create_model("test_resnet").state_dict(), folder / "weights.safetensors")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TOY["concept"], "sam", str(write_sam3(folder / "sam3")))
+        patch.setitem(TOY["pretrained"], "weights", str(folder / "weights.safetensors"))
+        yield
+
+
+def unpacked(run: Path) -> dict[str, Any]:
+    """Return the contents of a run without its records, with the files in shards as single files."""
+    folder = run.with_name(f"{run.name}-unpacked")
+    for path in sorted(run.rglob("*")):
+        target = folder / path.relative_to(run)
+        if path.suffix == ".parquet":
+            stage, kind = path.parents[1], path.parent.name
+            number, total = (int(part) for part in path.stem.removeprefix(f"{kind}-").split("-of-"))
+            unpack_files(StageShard(kind, number, total), stage, target.parent)  # type: ignore[arg-type]
+        elif path.is_file() and not path.name.startswith("."):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    return {name: value for name, value in contents(folder).items() if not name.endswith(("stage.json", "log.jsonl"))}
+
+
+def run_recipe(recipe: Recipe, images: TaggedImages, folder: Path, execution: Execution, **options: Any) -> RunFolder:
+    run = RunFolder(folder)
+    run_stages(recipe, images, run, compute=Compute(**options), reporter=Reporter(), execution=execution)
+    return run
+
+
+@pytest.mark.usefixtures("weights")
+@pytest.mark.parametrize("chain", CHAINS, ids="-".join)
+def test_shards_hold_the_files_that_single_files_are(
+    chain: tuple[str, ...], images: TaggedImages, tmp_path: Path
+) -> None:
+    changes = {"instances": True} if chain[-1] == "irn" else {}
+    recipe = make_recipe(chain, **changes)
+    files = run_recipe(recipe, images, tmp_path / "files", Execution(storage="files"))
+    shards = run_recipe(recipe, images, tmp_path / "shards", SHARDS)
+    assert unpacked(shards.path) == unpacked(files.path)
+    for name, method in recipe.stages.items():
+        for kind in {"maps", "masks"} & set(method.made_artifacts()):
+            folder = shards.stage(name).path / kind
+            assert [path.name for path in sorted(folder.iterdir())] == [
+                f"{kind}-00000-of-00002.parquet", f"{kind}-00001-of-00002.parquet",
+            ]  # fmt: skip
+
+
+def test_a_run_reads_its_shards(tmp_path: Path) -> None:
+    data = write_toy(tmp_path / "data")
+    files = toy_run(data, tmp_path / "files", execution=Execution(storage="files"))
+    shards = toy_run(data, tmp_path / "shards", execution=SHARDS)
+    assert unpacked(tmp_path / "shards") == unpacked(tmp_path / "files")  # evaluation and scores, too
+    for sample in files.images.read().samples:
+        np.testing.assert_array_equal(shards.load_mask(sample.id), files.load_mask(sample.id))
+        np.testing.assert_array_equal(shards.load_maps(sample.id).maps, files.load_maps(sample.id).maps)
+    for run in (files, shards):
+        run.export(tmp_path / f"{run.folder.name}-png", "png", quiet=True)
+    assert contents(tmp_path / "shards-png") == contents(tmp_path / "files-png")
+    with pytest.raises(RunError, match="has no image 'none'"):
+        shards.load_mask("none")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "shards").rglob("*.parquet")}
+    toy_run(data, tmp_path / "shards")  # is finished
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "shards").rglob("*.parquet")} == before
+
+
+def test_a_masks_shard_is_a_data_set_of_hugging_face(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    run = toy_run(write_toy(tmp_path / "data"), tmp_path / "run", execution=SHARDS)
+    table = pq.read_table(run.folder / "segment" / "masks" / "masks-00000-of-00003.parquet")
+    assert table.column_names == ["id", "mask", "classes"]
+    assert table["id"].to_pylist() == ["0", "1", "2"]
+    assert b'"_type": "Image"' in table.schema.metadata[b"huggingface"]
+
+
+def test_parts_make_what_one_process_makes(tmp_path: Path) -> None:
+    data = write_toy(tmp_path / "data")
+    toy_run(data, tmp_path / "whole", execution=SHARDS)
+    paused = []
+
+    def step(**how: Any) -> None:
+        try:
+            toy_run(data, tmp_path / "parts", execution=Execution(**how))
+        except RunPaused as error:
+            paused.append(str(error))
+
+    for _ in range(3):  # cam, pseudo_masks, segment
+        step(prepare=True)
+        for number in (1, 2):
+            step(part=(number, 2))
+    assert len(paused) == 9
+    step(prepare=True)  # marks the last stage as done, and writes the report
+    assert len(paused) == 9
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+    assert "stage 'cam' is ready to make its response maps: 3 of 3 shards are missing." in paused[0]
+    assert paused[1].startswith("part 1/2 of the response maps of stage 'cam' is made.")
+
+
+def test_a_part_does_not_begin_a_stage_or_train(tmp_path: Path) -> None:
+    data = write_toy(tmp_path / "data")
+    with pytest.raises(RunError, match=r"stage 'cam' has not begun with these settings and images: .* --prepare"):
+        toy_run(data, tmp_path / "run", execution=Execution(part=(1, 2)))
+    with pytest.raises(RunPaused):
+        toy_run(data, tmp_path / "run", execution=Execution(prepare=True))
+    (tmp_path / "run" / "cam" / "classifier.safetensors").unlink()
+    with pytest.raises(RunError, match=r"stage 'cam' trains a network now, which cannot be divided"):
+        toy_run(data, tmp_path / "run", execution=Execution(part=(1, 2)))
+
+
+def test_a_stage_with_single_files_is_not_divided(tmp_path: Path) -> None:
+    data = write_toy(tmp_path / "data")
+    run = toy_run(data, tmp_path / "run")
+    StageFolder(run.folder / "segment").reopen()
+    with pytest.raises(RunError, match="stage 'segment' has begun with single files"):
+        toy_run(data, tmp_path / "run", execution=Execution(prepare=True))
+
+
+def test_values_that_do_not_fit() -> None:
+    for how, message in (
+        ({"part": (3, 2)}, "part 3/2 does not exist"),
+        ({"part": (1, 2), "prepare": True}, "two commands"),
+    ):
+        with pytest.raises(RunError, match=message):
+            Execution(**how)  # type: ignore[arg-type]
+    with pytest.raises(RunError, match="leave out --storage files"):
+        Execution(storage="files", engine="ray").resolve_storage(10)
+    assert Execution().resolve_storage(100_000) == "files"
+    assert Execution().resolve_storage(100_001) == "shards"
+    assert Execution(prepare=True).resolve_storage(10) == "shards"
+
+
+def test_a_method_that_writes_single_files_itself_is_refused(images: TaggedImages, tmp_path: Path) -> None:
+    from tests.test_pipeline import Maker
+
+    recipe = Recipe.model_construct(stages={"maker": Maker()})
+    with pytest.raises(RunError, match=r"writes its maps without context\.make_files"):
+        run_recipe(recipe, images, tmp_path / "run", SHARDS)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "other images", "changed byte"])
+def test_a_damaged_shard_is_made_again(damage: str, tmp_path: Path) -> None:
+    data = write_toy(tmp_path / "data")
+    run = toy_run(data, tmp_path / "run", execution=SHARDS)
+    before = contents(run.folder)
+    shard = run.folder / "pseudo_masks" / "masks" / "masks-00001-of-00003.parquet"
+    content = shard.read_bytes()
+    if damage == "missing":
+        shard.unlink()
+    elif damage == "cut":
+        shard.write_bytes(content[: len(content) // 2])
+    elif damage == "changed byte":
+        shard.write_bytes(content[:200] + bytes([content[200] ^ 1]) + content[201:])
+    else:
+        shard.write_bytes(shard.with_name("masks-00000-of-00003.parquet").read_bytes())
+    toy_run(data, run.folder, execution=SHARDS)
+    assert contents(run.folder) == before
+
+
+def test_reviewed_masks_are_in_the_shards(tmp_path: Path) -> None:
+    data = write_toy(tmp_path / "data")
+    for name in ("files", "shards"):
+        run = toy_run(data, tmp_path / name, execution=Execution(storage=name))  # type: ignore[arg-type]
+        labels = np.zeros((40, 48), np.uint8)
+        labels[5:30, 5:30] = 2
+        write_label_map(tmp_path / "reviewed" / "1.png", labels)
+        run.import_masks(tmp_path / "reviewed", "png", quiet=True)
+        toy_run(data, tmp_path / name)
+        np.testing.assert_array_equal(run.load_mask("1"), labels)
+    assert unpacked(tmp_path / "shards") == unpacked(tmp_path / "files")
+
+
+def _run_in_process(compute: Compute, recipe: Recipe, images: TaggedImages, folder: Path) -> None:
+    stage_shards.IMAGES_PER_SHARD = IMAGES_PER_SHARD
+    run_stages(recipe, images, RunFolder(folder), compute=compute, reporter=Reporter(), execution=SHARDS)
+
+
+def test_two_processes_give_the_bytes_of_one(images: TaggedImages, tmp_path: Path) -> None:
+    recipe = make_recipe(("layercam", "pseudo_masks"))
+    run_recipe(recipe, images, tmp_path / "one", SHARDS, precision="float32")
+    assert run_in_two(_run_in_process, recipe, images, tmp_path / "two") == [0, 0]
+    one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
+    assert {name for name in one if name.endswith(".parquet")} == {name for name in two if name.endswith(".parquet")}
+    assert len([name for name in one if name.endswith(".parquet")]) == 6
+
+
+def _run_part(data: Path, out: Path, number: int, count: int) -> None:
+    stage_shards.IMAGES_PER_SHARD = 1
+    try:
+        toy_run(data, out, execution=Execution(part=(number, count)))
+    except RunPaused:
+        os._exit(0)
+    os._exit(1)
+
+
+@pytest.mark.slow
+def test_killed_and_doubled_parts_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_shards, "IMAGES_PER_SHARD", 1)
+    data = write_toy(tmp_path / "data")
+    toy_run(data, tmp_path / "whole", execution=SHARDS)
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        with pytest.raises(RunPaused):
+            toy_run(data, tmp_path / "parts", execution=Execution(prepare=True))
+        killed = [CONTEXT.Process(target=_run_part, args=(data, tmp_path / "parts", 1, 1)) for _ in range(2)]
+        for process in killed:
+            process.start()
+        time.sleep(2 + 3 * rng.random())
+        for process in killed:
+            if process.pid and process.is_alive():
+                os.kill(process.pid, signal.SIGKILL)
+            process.join()
+        doubled = [CONTEXT.Process(target=_run_part, args=(data, tmp_path / "parts", n, 2)) for n in (1, 2, 2)]
+        for process in doubled:
+            process.start()
+        for process in doubled:
+            process.join(120)
+        assert [process.exitcode for process in doubled] == [0, 0, 0]
+    toy_run(data, tmp_path / "parts", execution=Execution(prepare=True))
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+    assert not list((tmp_path / "parts").rglob("*.tmp"))
