@@ -1,4 +1,4 @@
-"""Stages with shards: the files that single files would have, from one process or many, whatever is killed or damaged."""
+"""Stages with shards hold what single files would, from one process or many, whatever is killed or damaged."""
 
 from __future__ import annotations
 

@@ -13,12 +13,16 @@ from typing import Any
 import pytest
 import torch
 
+import tagmask.predict_shards
+from tagmask import stage_shards
 from tagmask.engines import ray as engine
-from tagmask.errors import RunError
+from tagmask.errors import RunError, WorkerKilledError
+from tagmask.execution import Execution
 from tagmask.predict import Predictor
-from tagmask.predict_shards import _load_network, predict_shards
-from tagmask.segment_shard import ShardSettings, ShardTask
-from tests.runs import write_toy
+from tagmask.predict_shards import _killed, _load_network, _segmenter, predict_shards
+from tagmask.segment_shard import ShardOutcome, ShardSettings, ShardTask
+from tests.runs import contents as contents_of_run
+from tests.runs import toy_run, write_toy
 from tests.storage import MakeStorage, contents
 from tests.test_predict_shards import ARGUMENTS, CLASSES, pack, save_network
 
@@ -62,6 +66,11 @@ def tasks(shards: Path, out: Path) -> list[ShardTask]:
     return [ShardTask(str(file), str(out / file.name)) for file in sorted(shards.iterdir())]
 
 
+def segment(load: Any, jobs: list[ShardTask], num_actors: int) -> list[ShardOutcome]:
+    start = partial(_segmenter, load, ShardSettings())
+    return list(engine.run_tasks(start, jobs, _killed, num_actors=num_actors))
+
+
 class KillingPredictor:
     """Kills its process at the image 2 once, and at the image 6 as often as `times` says."""
 
@@ -96,9 +105,10 @@ def test_killed_actors_lose_nothing_and_stop_no_other_shard(
     network: Path, shards: Path, expected: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "ATTEMPTS", 2)
+    monkeypatch.setattr(tagmask.predict_shards, "ATTEMPTS", 2)
     out = tmp_path / "out"
     load = partial(load_killing, network, tmp_path, 2)
-    outcomes = list(engine.segment_shards(load, tasks(shards, out), ShardSettings(), num_actors=2))
+    outcomes = segment(load, tasks(shards, out), num_actors=2)
     assert sorted(path.name for path in tmp_path.glob("killed-*")) == ["killed-2-0", "killed-6-0", "killed-6-1"]
     assert len(outcomes) == 4
     [failed] = [outcome for outcome in outcomes if outcome.error]
@@ -130,7 +140,7 @@ def test_s3(network: Path, make_storage: MakeStorage, tmp_path: Path) -> None:
     load = partial(load_with_environment, variables, network)
     files = sorted(contents(images))
     jobs = [ShardTask(f"{images}/{name}", f"{masks}/{name}") for name in files]
-    outcomes = list(engine.segment_shards(load, jobs, ShardSettings(), num_actors=1))
+    outcomes = segment(load, jobs, num_actors=1)
     assert [outcome.error for outcome in outcomes] == [None] * 4
     torch.set_num_threads(1)
     predict_shards(network, images, local, **ARGUMENTS).check()  # type: ignore[arg-type]
@@ -166,3 +176,25 @@ def test_no_free_resources_is_an_error_not_a_hang(
 class _Holder:
     def hold(self) -> tuple[str, ...]:
         return CLASSES
+
+
+def test_the_stages_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_shards, "IMAGES_PER_SHARD", 3)
+    data = write_toy(tmp_path / "data")
+    settings = ["cam.epochs=1", "segment.epochs=1"]
+    toy_run(data, tmp_path / "here", settings, execution=Execution(storage="shards"))
+    toy_run(data, tmp_path / "ray", settings, execution=Execution(engine="ray", actors=2))
+    assert contents_of_run(tmp_path / "ray") == contents_of_run(tmp_path / "here")
+
+
+def test_a_shard_whose_actors_are_always_killed_ends_the_stage(tmp_path: Path) -> None:
+    with pytest.raises(WorkerKilledError):
+        list(engine.run_tasks(_start_killing, ["task"], _raise_killed, num_actors=1))
+
+
+def _start_killing(workers: int) -> Any:
+    return lambda task: os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _raise_killed(task: str) -> None:
+    raise WorkerKilledError
