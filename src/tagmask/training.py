@@ -48,6 +48,7 @@ class ParameterGroup(NamedTuple):
 
 ParameterGroups = Iterable[ParameterGroup]
 
+MAX_FULL_SHUFFLE = 100_000  # images; so many are more than COCO has
 DRY_RUN_LR = 1e-9  # randomly initialized networks would diverge at rates that are meant for pretrained ones
 
 
@@ -83,6 +84,12 @@ class TrainingSettings(Method):
         description="exponent p of the decay: at step t of T the learning rates are multiplied by (1 − t/T)^p; "
         "0: no decay",
     )
+    shuffle: Literal["auto", "full", "windows"] = Field(
+        "auto",
+        description="the order of the images in an epoch: full (any order); windows (blocks of 50 neighbors in any "
+        "order, whose images are mixed within windows of 1,000, so that shards are read piece by piece); auto: windows "
+        "if there are more than 100,000 images",
+    )
     deterministic: bool = Field(
         True,
         description="use PyTorch's deterministic algorithms where they exist, so that a training can be repeated; "
@@ -94,6 +101,10 @@ class TrainingSettings(Method):
         description="minutes after which a checkpoint is saved within an epoch, from which an interrupted run resumes; "
         "one is saved after each epoch, too. It does not change the results, and can be changed at any time",
     )
+
+    def shuffles_windows(self, num_images: int) -> bool:
+        """Return whether an epoch of so many images is shuffled in windows."""
+        return num_images > MAX_FULL_SHUFFLE if self.shuffle == "auto" else self.shuffle == "windows"
 
     def check_processes(self, num_processes: int) -> None:
         if self.batch_size < num_processes:
@@ -266,6 +277,7 @@ def fit(
     Raises:
         RunError: the loss is NaN or infinite.
     """
+    context.require_all_images("trains a network")
     checkpoint = context.folder.path / "training" / "last.ckpt"
     position = read_position(checkpoint, lambda message: context.reporter.info(f"  {message}"))
     done = position.epochs
@@ -275,9 +287,9 @@ def fit(
         return
     stop_workers()  # of the stage before: the workers that load images need the memory
     loader = training_loader(
-        data, batch_size, context.compute, done, epoch_size=context.images_per_epoch, first_batch=position.batches
-    )
-    context.require_all_images("trains a network")
+        data, batch_size, context.compute, done, epoch_size=context.images_per_epoch, first_batch=position.batches,
+        windows=module.settings.shuffles_windows(context.images_per_epoch),
+    )  # fmt: skip
     module.network.to(memory_format=torch.channels_last)
     description = f"training epochs {done + 1} to {epochs}" if done else f"training {epochs} epochs"
     total = epochs * len(loader) if steps is None else min(steps, epochs * len(loader))

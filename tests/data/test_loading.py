@@ -23,6 +23,7 @@ from tagmask.data.images import read_image
 from tagmask.data.loading import ShuffledBatches, TrainingSet, load_image_batches, multi_hot, training_loader
 from tagmask.data.packed_samples import PackedSamples
 from tagmask.data.samples import PngMask, ReviewedMask, Sample, TaggedImages
+from tagmask.data.shuffling import shuffle_windows
 from tagmask.data.transforms import RandomLongSide, RandomResize, RandomScale, normalize_images, training_transform
 from tagmask.errors import DataError, RecipeError
 from tagmask.stage import group_by_size
@@ -301,3 +302,30 @@ def test_the_memory_of_a_worker_does_not_grow_with_the_number_of_images(toy_imag
         return sum(int(line.split()[1]) for line in rollup if line.startswith("Private_")) // 1024  # MiB
 
     assert private_memory(20_000) < private_memory(1000) + 10
+
+
+@pytest.mark.parametrize("num_images", [1, 50, 999, 12_345])
+def test_windows_have_all_images_once_and_few_row_groups(num_images: int) -> None:
+    order = shuffle_windows(num_images, np.random.default_rng(0))
+    assert sorted(order.tolist()) == list(range(num_images))
+    assert not np.array_equal(order, np.arange(num_images)) or num_images == 1
+    for start in range(0, num_images, 1000):
+        assert len(set((order[start : start + 1000] // 50).tolist())) <= 21  # the last block can be incomplete
+
+
+def test_a_process_with_twenty_row_groups_in_memory_reads_each_about_once() -> None:
+    reads: list[int] = []
+    kept: list[int] = []
+    for block in (shuffle_windows(20_000, np.random.default_rng(0)) // 50).tolist():
+        if block in kept:
+            kept.remove(block)
+        else:
+            reads.append(block)
+        kept = [*kept[-19:], block]
+    assert 400 <= len(reads) < 700  # any order would read nearly all 20,000 times
+
+
+def test_windows_do_not_depend_on_workers(toy_images: TaggedImages) -> None:
+    data = make_training_set(toy_images)
+    first, second = (list(training_loader(data, 2, Compute(workers=workers), windows=True)) for workers in (0, 2))
+    assert are_equal(first, second)

@@ -19,9 +19,12 @@ from torchvision.transforms import v2
 from tagmask.compute import Compute, exit_with_parent
 from tagmask.data.packed_samples import PackedSamples
 from tagmask.data.samples import Sample, TaggedImages
+from tagmask.data.shard_file import shard_cache
+from tagmask.data.shuffling import shuffle_images, shuffle_windows
 from tagmask.errors import RecipeError
 from tagmask.large_images import is_large, random_window
 
+WINDOW_CACHE_BYTES = 2**28  # for 1,000 images of 250 kB
 ExtraTargets = Callable[[Sample], Mapping[str, np.ndarray]]
 """Loads the label maps of a sample that are augmented together with its image: name → [H, W] uint8, at the size of the
 image (see `TrainingSet`). Pixels outside the image become `IGNORE_INDEX`. "labels" holds class ids: `TrainingSet`
@@ -109,6 +112,7 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
         compute: this process.
         epoch_size: the number of images of an epoch; images repeat if it is larger than `num_images` (dry runs).
             None: `num_images`.
+        shuffle: returns the order of an epoch.
 
     Attributes:
         epoch: the epoch whose batches are returned next.
@@ -119,7 +123,13 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(
-        self, num_images: int, batch_size: int, seed: int, compute: Compute, epoch_size: int | None = None
+        self,
+        num_images: int,
+        batch_size: int,
+        seed: int,
+        compute: Compute,
+        epoch_size: int | None = None,
+        shuffle: Callable[[int, np.random.Generator], np.ndarray] = shuffle_images,
     ) -> None:
         world_size = compute.world_size
         epoch_size = num_images if epoch_size is None else epoch_size
@@ -129,7 +139,7 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
                 "start fewer processes, or give a larger batch_size."
             )
         self.num_images, self.epoch_size, self.seed, self.compute = num_images, epoch_size, seed, compute
-        self.batch_size = min(batch_size, epoch_size)
+        self.batch_size, self.shuffle = min(batch_size, epoch_size), shuffle
         self.epoch = 0
         self.resume_at = (0, 0)
         self.sampler = self  # Lightning calls set_epoch on the sampler of a batch sampler
@@ -144,7 +154,7 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """Yield this process's shard of each batch."""
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.epoch_size) % self.num_images
+        order = self.shuffle(self.epoch_size, np.random.default_rng([self.seed, self.epoch])) % self.num_images
         resumed_epoch, first = self.resume_at
         for i in range(first if self.epoch == resumed_epoch else 0, len(self)):
             batch = order[i * self.batch_size : (i + 1) * self.batch_size].tolist()
@@ -159,6 +169,7 @@ def training_loader(
     *,
     epoch_size: int | None = None,
     first_batch: int = 0,
+    windows: bool = False,
 ) -> DataLoader[dict[str, Any]]:
     """Return a loader of training batches. The caller sets the epoch of its `batch_sampler` before each epoch.
 
@@ -169,8 +180,10 @@ def training_loader(
         epoch: the first epoch. The workers read its batches ahead as soon as they start.
         epoch_size: the number of images of an epoch; None: all images of the training set.
         first_batch: the batch of the first epoch that is read first.
+        windows: whether the images are shuffled in windows, see `shuffle_windows`.
     """
-    sampler = ShuffledBatches(len(data.images), batch_size, data.seed, compute, epoch_size)
+    shuffle = shuffle_windows if windows else shuffle_images
+    sampler = ShuffledBatches(len(data.images), batch_size, data.seed, compute, epoch_size, shuffle)
     sampler.set_epoch(epoch)
     sampler.resume_at = (epoch, first_batch)
     # A generator of its own: drawing the workers' seeds from the global one would shift the random numbers of dropout,
@@ -182,7 +195,7 @@ def training_loader(
         generator=generator,
         num_workers=compute.workers,
         pin_memory=compute.device.type == "cuda",
-        worker_init_fn=partial(_set_up_worker, os.getpid()),
+        worker_init_fn=partial(_set_up_training_worker, os.getpid()),
         persistent_workers=compute.workers > 0,  # torch ignores Ctrl-C while it stops and starts workers
     )
 
@@ -200,6 +213,12 @@ def _set_up_worker(parent: int, worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda signum, frame: os._exit(0))
     exit_with_parent(parent)
+
+
+def _set_up_training_worker(parent: int, worker: int) -> None:
+    """Let a worker keep the row groups of shards that belong to a window of images."""
+    _set_up_worker(parent, worker)
+    shard_cache().max_bytes = WINDOW_CACHE_BYTES
 
 
 class _ImageBatches(Dataset[tuple[int, Tensor]]):

@@ -27,7 +27,6 @@ K = TypeVar("K")
 T = TypeVar("T")
 
 _TAIL_BYTES = 2**18  # read at once from the end of a file; most footers are smaller
-_CACHE_BYTES = 2**26  # of row groups, per process; the newest is always kept
 _MAX_OPEN = 64  # footers that are kept, per process
 
 
@@ -150,7 +149,12 @@ class ShardCache:
     """The footers and row groups that this process has read last, so that neighboring rows are read together.
 
     Threads can share it: what two of them need at the same time is read once.
+
+    Attributes:
+        max_bytes: the size of the row groups that are kept; the newest one is always kept.
     """
+
+    max_bytes = 2**26
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -209,7 +213,7 @@ class ShardCache:
             sizes = {key: group.result().nbytes for key, group in done.items()}
             total = sum(sizes.values())
             for key in list(sizes)[:-1]:
-                if total <= _CACHE_BYTES:
+                if total <= self.max_bytes:
                     break
                 total -= sizes[key]
                 del self._groups[key]
