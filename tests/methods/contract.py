@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tagmask import stage_shards
 from tagmask.compute import Compute
 from tagmask.data.samples import TaggedImages
+from tagmask.execution import Execution
 from tagmask.label_map import read_label_map
 from tagmask.maps import ResponseMaps, grid_size
 from tagmask.methods.cam import Cam
@@ -25,6 +27,7 @@ from tagmask.models.classifier import Classifier
 from tagmask.progress import Reporter
 from tagmask.stage import Method, StageContext
 from tagmask.stage_folder import StageFolder
+from tagmask.stage_shards import FILE_SUFFIXES
 from tagmask.training_curves import read_history
 
 TOY_CAM: dict[str, Any] = {
@@ -107,6 +110,24 @@ class MethodContract:
             assert maps.maps.shape == (len(sample.tags or ()), *grid_size(maps.size))
             assert np.isfinite(maps.maps).all()
             assert maps.maps.size == 0 or (maps.maps.min() >= 0 and maps.maps.max() <= 1)
+
+    def test_shards_hold_the_same_files(
+        self, make_context: MakeContext, earlier_stages: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pytest.importorskip("pyarrow", reason="install tagmask[shards]")
+        monkeypatch.setattr(stage_shards, "IMAGES_PER_SHARD", 3)
+        kinds = {"maps", "masks"} & set(self.method(**self.settings).made_artifacts())
+        files = self.finished(make_context, earlier_stages)
+        changed = {"execution": Execution(storage="shards")}
+        context = replace(self.context(make_context, earlier_stages, "shards"), **changed)
+        shutil.copytree(files.folder.path, context.folder.path)  # so that networks are not trained again
+        for kind in FILE_SUFFIXES:
+            shutil.rmtree(context.folder.path / kind, ignore_errors=True)
+        self.method(**self.settings).run(context)
+        for kind in kinds:
+            for sample in context.images.samples:
+                assert not context.folder.file_path(kind, sample.id).exists()
+                assert context.folder.read_file(kind, sample.id)[0] == files.folder.read_file(kind, sample.id)[0]
 
     def test_masks_contain_only_tagged_classes(
         self, make_context: MakeContext, earlier_stages: dict[str, Path]
