@@ -13,8 +13,12 @@ from typing import Any
 import pytest
 import torch
 
+import tagmask
+import tagmask.data.verify
+import tagmask.image_metrics
 import tagmask.predict_shards
 from tagmask import stage_shards
+from tagmask.api import evaluate_predictions
 from tagmask.engines import ray as engine
 from tagmask.errors import RunError, WorkerKilledError
 from tagmask.execution import Execution
@@ -185,6 +189,18 @@ def test_the_stages_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     toy_run(data, tmp_path / "here", settings, execution=Execution(storage="shards"))
     toy_run(data, tmp_path / "ray", settings, execution=Execution(engine="ray", actors=2))
     assert contents_of_run(tmp_path / "ray") == contents_of_run(tmp_path / "here")
+
+
+def test_evaluation(network: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tagmask.image_metrics, "RAY_CHUNK", 3)
+    monkeypatch.setattr(tagmask.data.verify, "_RAY_CHUNK", 3)
+    predict_shards(network, shards, tmp_path / "masks", **ARGUMENTS).check()  # type: ignore[arg-type]
+    data = tagmask.DataSource(root=str(shards))
+    here, on_ray = (
+        evaluate_predictions(tmp_path / "masks", data, device="cpu", workers=1, engine=engine, quiet=True)
+        for engine in ("local", "ray")
+    )
+    assert on_ray[1].to_json(on_ray[0]) == here[1].to_json(here[0])
 
 
 def test_a_shard_whose_actors_are_always_killed_ends_the_stage(tmp_path: Path) -> None:

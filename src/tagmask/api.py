@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tagmask
 from tagmask.artifacts import digest
-from tagmask.compute import Compute, Precision
+from tagmask.compute import Compute, Engine, Precision
 from tagmask.data.images import is_file
 from tagmask.data.saliency import saliency_fingerprint
 from tagmask.data.samples import TaggedImages
@@ -91,10 +92,13 @@ def run(
     """
     source = images if isinstance(images, DataSource) else DataSource(root=str(images), tags=tags and str(tags))
     reporter = make_reporter(quiet)
-    result = Run(out, source, held_out, device=device, precision=precision, workers=workers)
+    execution = execution or Execution()
+    result = Run(
+        out, source, held_out, device=device, precision=precision, workers=workers, engine=execution.engine,
+        actors=execution.actors,
+    )  # fmt: skip
     folder = RunFolder(result.folder)
     folder.check_usable()
-    execution = execution or Execution()
     if execution.part is None:
         refuse_if_locked(folder.path)
     try:
@@ -224,6 +228,7 @@ def evaluate_predictions(
     *,
     device: str = "auto",
     workers: int | None = None,
+    engine: Engine = "local",
     quiet: bool = False,
     boundary: bool = True,
     skip_bad: bool = False,
@@ -249,6 +254,7 @@ def evaluate_predictions(
         opened = load_run(folder.path, device=device, workers=workers)
     sharded = None if opened else ShardedMasks.open_if_any(str(run_or_masks))
     compute = opened.compute if opened else Compute.detect(device, workers=workers)
+    compute = replace(compute, engine=engine, actors=workers)
     reporter = make_reporter(quiet)
     images = verify_images(
         data.read(), skip_bad=skip_bad, workers=compute.workers, progress=reporter.progress, processes=compute

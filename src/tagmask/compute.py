@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Precision = Literal["auto", "float32", "bfloat16"]
+Engine = Literal["local", "ray"]
 T = TypeVar("T")
 
 COLLECTIVE_TIMEOUT = timedelta(hours=12)  # the other processes wait while rank 0 does what only one process can do
@@ -45,11 +46,15 @@ class Processes:
         workers: processes that load images and run CRFs.
         rank: the distributed rank of this process (torchrun, SLURM).
         world_size: the number of processes.
+        engine: who does the work on single images that can be divided: these processes, or actors of a Ray cluster.
+        actors: with Ray, the number of actors; None: as many as there is room for.
     """
 
     workers: int = 0
     rank: int = 0
     world_size: int = 1
+    engine: Engine = "local"
+    actors: int | None = None
 
     @property
     def is_main_process(self) -> bool:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
 
+from tagmask.compute import Engine
 from tagmask.errors import RunError
 from tagmask.stage_folder import Storage
-
-Engine = Literal["local", "ray"]
 
 MAX_FILES = 100_000  # of images; file systems become slow with more files, and backups, too
 

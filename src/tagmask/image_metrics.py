@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,7 @@ Update = Callable[[Sequence[Any], Sample], None]
 TRIAL_SECONDS = 1.0  # the images that this process measures first, to know the time of one
 MIN_SECONDS = 10.0  # below this, starting workers takes longer than it saves
 CHUNK_SECONDS = 2.0  # the work that a worker gets at a time
+RAY_CHUNK = 1000  # images that a Ray actor gets at a time
 
 
 def measure_images(
@@ -48,6 +50,9 @@ def measure_images(
 
     samples = compute.shard(images.samples)
     metrics = make_metrics()
+    if compute.engine == "ray" and samples:
+        _measure_on_ray(metrics, make_metrics, update, samples, description, compute, reporter)
+        return metrics
     alone_seconds = TRIAL_SECONDS if compute.workers > 1 else float("inf")
     with reporter.progress(description, len(samples)) as advance:
         start, done = time.monotonic(), 0
@@ -66,10 +71,52 @@ def measure_images(
             for chunk, states in zip(
                 chunks, _states_from_workers(make_metrics, update, chunks, description, compute.workers), strict=True
             ):
-                for metric, state in zip(metrics, states, strict=True):
-                    metric.merge_state({name: torch.from_numpy(value) for name, value in state.items()})
+                _merge(metrics, states)
                 advance(len(chunk))
     return metrics
+
+
+def _measure_on_ray(
+    metrics: Sequence[Metric],
+    make_metrics: Callable[[], Sequence[Metric]],
+    update: Update,
+    samples: Sequence[Sample],
+    description: str,
+    compute: Compute,
+    reporter: Reporter,
+) -> None:
+    """Add the samples to the metrics, in chunks that Ray actors measure."""
+    from tagmask.engines import ray
+
+    import torch
+
+    chunks = [samples[first : first + RAY_CHUNK] for first in range(1, len(samples), RAY_CHUNK)]
+    with reporter.progress(description, len(samples)) as advance:
+        with torch.inference_mode():
+            update(metrics, samples[0])  # so that torchmetrics does not warn of metrics without an image
+        advance(1)
+        work = partial(_measure_in_actor, make_metrics, update)
+        results = ray.map_chunks(lambda workers: partial(work, workers), chunks, compute.actors)
+        for chunk, parts in zip(chunks, results, strict=True):
+            for states in parts:
+                _merge(metrics, states)
+            advance(len(chunk))
+
+
+def _measure_in_actor(
+    make_metrics: Callable[[], Sequence[Metric]], update: Update, workers: int, samples: Sequence[Sample]
+) -> list[list[dict[str, np.ndarray]]]:
+    """Return the states of the metrics of parts of the samples, one part for each of the actor's cores."""
+    count = max(1, workers)
+    parts = [part for number in range(count) if (part := samples[number::count])]
+    return list(_states_from_workers(make_metrics, update, parts, "", workers))
+
+
+def _merge(metrics: Sequence[Metric], states: Sequence[dict[str, np.ndarray]]) -> None:
+    import torch
+
+    for metric, state in zip(metrics, states, strict=True):
+        metric.merge_state({name: torch.tensor(value) for name, value in state.items()})
 
 
 def _states_from_workers(

@@ -60,7 +60,7 @@ def make_files(context: StageContext, kind: FileKind, prepare: PrepareFiles, use
     if execution.part:
         number, count = execution.part
         tasks = [task for task in tasks if task.shard.number % count == number - 1]
-    if execution.engine == "ray":
+    if context.compute.engine == "ray":
         _make_on_ray(context, kind, prepare, uses, tasks)
     elif own := context.compute.shard(tasks):
         work = prepare(context)
@@ -149,7 +149,7 @@ def _make_on_ray(
         _start_actor, replace(context, images=replace(context.images, samples=()), reporter=Reporter()), prepare, uses
     )
     with context.reporter.progress(FILE_NAMES[kind], len(tasks), "shards") as advance:
-        for _ in ray.run_tasks(start, tasks, _killed, num_actors=context.execution.actors):
+        for _ in ray.run_tasks(start, tasks, _killed, num_actors=context.compute.actors):
             advance(1)
 
 

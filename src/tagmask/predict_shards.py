@@ -11,11 +11,10 @@ from typing import Any
 
 from tagmask.artifacts import remove_unfinished
 from tagmask.base_predictor import BasePredictor
-from tagmask.compute import Precision
+from tagmask.compute import Engine, Precision
 from tagmask.data.shard_reader import list_shards, missing_shards
 from tagmask.data.storage import check_writable, join_url, local_path
 from tagmask.errors import DataError, RunError
-from tagmask.execution import Engine
 from tagmask.progress import make_reporter
 from tagmask.segment_shard import ATTEMPTS, ShardOutcome, ShardSettings, ShardTask, segment_with_retries
 

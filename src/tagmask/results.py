@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tagmask.artifacts import digest, write_text
-from tagmask.compute import Compute, Precision, Processes, default_workers, may_have_several_processes
+from tagmask.compute import Compute, Engine, Precision, Processes, default_workers, may_have_several_processes
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.data.source import DataSource, align_classes
 from tagmask.data.verify import verify_images
@@ -48,6 +49,7 @@ class Run:
         images: where the training images come from.
         held_out: where the held-out images come from, or None.
         device, precision, workers: see `run`.
+        engine, actors: see `Processes`.
 
     Example:
         >>> run = tagmask.load("run")
@@ -66,12 +68,15 @@ class Run:
         device: str = "auto",
         precision: Precision = "auto",
         workers: int | None = None,
+        engine: Engine = "local",
+        actors: int | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.images = images
         self.held_out = held_out
         self._files = RunFolder(self.folder)
         self._device, self._precision, self._workers = device, precision, workers
+        self._engine, self._actors = engine, actors
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -81,7 +86,8 @@ class Run:
     @cached_property
     def compute(self) -> Compute:
         """Device, precision, workers and distributed rank."""
-        return Compute.detect(self._device, self._precision, self._workers)
+        compute = Compute.detect(self._device, self._precision, self._workers)
+        return replace(compute, engine=self._engine, actors=self._actors)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -477,7 +483,8 @@ class Run:
         if may_have_several_processes():
             processes: Processes = self.compute
         else:  # a finished run ends without importing PyTorch
-            processes = Processes(workers=default_workers() if self._workers is None else self._workers)
+            workers = default_workers() if self._workers is None else self._workers
+            processes = Processes(workers=workers, engine=self._engine, actors=self._actors)
         reviews = processes.from_main_process(self.review.read_reviews)  # others can change them
         return read_run_data(
             self.images, self.held_out, skip_bad=skip_bad, workers=processes.workers, reporter=reporter,

@@ -266,6 +266,14 @@ def evaluate(
     *,
     device: Device = "auto",
     workers: Workers = None,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(
+            help="Who measures: local (this machine), or ray (actors on the cluster of RAY_ADDRESS, or else on this "
+            "machine; --workers is their number).",
+            rich_help_panel=COMPUTE_PANEL,
+        ),
+    ] = "local",
     skip_bad: SkipBad = False,
     as_json: AsJson = False,
     boundary: Annotated[
@@ -285,8 +293,9 @@ def evaluate(
 
     source = options.source(data)
     classes, scores = evaluate_predictions(
-        run_or_masks, source, device=device, workers=workers, quiet=as_json, boundary=boundary, skip_bad=skip_bad
-    )
+        run_or_masks, source, device=device, workers=workers, engine=engine, quiet=as_json, boundary=boundary,
+        skip_bad=skip_bad,
+    )  # fmt: skip
     if is_main_process():
         print_json(scores.to_json(classes)) if as_json else print_scores(scores, classes)
 

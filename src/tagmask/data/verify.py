@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,10 @@ from tagmask.data.shard_row import ShardRow
 from tagmask.data.verified_files import VerifiedSample, read_verified, verification_key, write_verified
 from tagmask.errors import DataError, StorageError
 from tagmask.label_map import present_classes
-from tagmask.progress import Progress
+from tagmask.progress import Progress, Reporter
 
 _CHUNK_SIZE = 512  # samples submitted to the threads at once, so that the queue of a million images stays short
+_RAY_CHUNK = 1000  # images that a Ray actor gets at a time
 
 
 def verify_images(
@@ -108,8 +110,11 @@ def _inspect_unless_remembered(
 
     known = processes.from_main_process(look_up)
     pending = [sample for sample, result in zip(images.samples, known, strict=True) if result is None]
-    own = list(inspect_samples(processes.shard(pending), num_classes, workers, progress))
-    new = iter(processes.gather(own))
+    if processes.engine == "ray":
+        new = iter(processes.from_main_process(lambda: _inspect_on_ray(pending, num_classes, processes, progress)))
+    else:
+        own = list(inspect_samples(processes.shard(pending), num_classes, workers, progress))
+        new = iter(processes.gather(own))
     inspections = [_from_remembered(*result) if result else next(new) for result in known]
     if remembered is None or not processes.is_main_process:
         return inspections
@@ -189,6 +194,27 @@ def inspect_samples(
             for inspection in pool.map(lambda sample: _inspect(sample, num_classes), chunk):
                 yield inspection
                 advance(1)
+
+
+def _inspect_on_ray(
+    samples: Sequence[Sample], num_classes: int, processes: Processes, progress: Progress
+) -> list[Inspection]:
+    from tagmask.engines import ray
+
+    chunks = [samples[start : start + _RAY_CHUNK] for start in range(0, len(samples), _RAY_CHUNK)]
+    inspections: list[Inspection] = []
+    with progress("check images", len(samples)) as advance:
+        results = ray.map_chunks(
+            lambda workers: partial(_inspect_chunk, num_classes, workers), chunks, processes.actors
+        )
+        for chunk in results:
+            inspections += chunk
+            advance(len(chunk))
+    return inspections
+
+
+def _inspect_chunk(num_classes: int, workers: int, samples: Sequence[Sample]) -> list[Inspection]:
+    return list(inspect_samples(samples, num_classes, workers, Reporter().progress))
 
 
 def _inspect(sample: Sample, num_classes: int) -> Inspection:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from tagmask.errors import RunError, TagmaskError
+from tagmask.errors import RunError, TagmaskError, WorkerKilledError
 from tagmask.text import shorten
 
 ATTEMPTS = 3  # at a task, if the actors that work on it are killed
@@ -69,6 +69,33 @@ def run_tasks(
     finally:
         if started:
             ray.shutdown()
+
+
+def map_chunks(
+    start: Callable[[int], Callable[[T], R]], chunks: Sequence[T], num_actors: int | None = None
+) -> Iterator[R]:
+    """Yield the result of each chunk of work, in order; otherwise as `run_tasks`. Without chunks, Ray is not used.
+
+    Raises:
+        RunError: as `run_tasks`, or the actors that worked on a chunk were killed.
+    """
+
+    def start_numbered(workers: int) -> Callable[[tuple[int, T]], tuple[int, R]]:
+        function = start(workers)
+        return lambda task: (task[0], function(task[1]))
+
+    def on_killed(task: tuple[int, T]) -> tuple[int, R]:
+        raise WorkerKilledError
+
+    if not chunks:
+        return
+    finished: dict[int, R] = {}
+    following = 0
+    for number, result in run_tasks(start_numbered, list(enumerate(chunks)), on_killed, num_actors=num_actors):
+        finished[number] = result
+        while following in finished:
+            yield finished.pop(following)
+            following += 1
 
 
 class _Actor:
