@@ -86,9 +86,9 @@ def _measure_on_ray(
     reporter: Reporter,
 ) -> None:
     """Add the samples to the metrics, in chunks that Ray actors measure."""
-    from tagmask.engines import ray
-
     import torch
+
+    from tagmask.engines import ray
 
     chunks = [samples[first : first + RAY_CHUNK] for first in range(1, len(samples), RAY_CHUNK)]
     with reporter.progress(description, len(samples)) as advance:
