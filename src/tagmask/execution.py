@@ -31,6 +31,14 @@ class Execution:
 
     Raises:
         RunError: the values do not fit each other.
+
+    Example:
+        >>> run = tagmask.run(
+        ...     "photos", "run-in-shards", tags="tags.csv", recipe="scratch", settings=TOY_SETTINGS,
+        ...     execution=tagmask.Execution(storage="shards"), quiet=True,
+        ... )
+        >>> sorted(path.name for path in run.masks_dir.iterdir())
+        ['masks-00000-of-00001.parquet']
     """
 
     storage: Storage | Literal["auto"] = "auto"

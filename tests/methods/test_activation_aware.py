@@ -34,7 +34,6 @@ from tagmask.methods.activation_aware import (
     ActivationAware,
     activation_aware_loss,
     make_saliency_target,
-    saliency_target_path,
 )
 from tagmask.methods.segment import Segment, pixel_loss
 from tagmask.pipeline import write_run_record
@@ -84,7 +83,7 @@ def test_the_stage_reports_missing_saliency_and_both_terms_of_the_loss(
     monkeypatch.setattr(reporter, "info", lines.append)
     ActivationAware(**TOY).run(replace(context, reporter=reporter))
     assert lines == ["  1 of 8 images have no saliency map: their masks alone are learned"]
-    first, *others = (read_label_map(saliency_target_path(context.folder, s.id)) for s in context.images.samples)
+    first, *others = (read_label_map(context.folder.file_path("saliency", s.id)) for s in context.images.samples)
     assert (first == U).all()
     assert {0, 1} <= set(np.unique(others)) <= {0, 1, U}
     [epoch] = read_history(context.folder)
@@ -103,7 +102,7 @@ def test_worker_processes_write_the_same_targets(context: StageContext, tmp_path
 def test_d_without_saliency_the_stage_equals_plain_segmentation(context: StageContext, tmp_path: Path) -> None:
     """The weights and masks are the same to the last bit."""
     for sample in context.images.samples:
-        write_label_map(saliency_target_path(context.folder, sample.id), np.full((40, 48), U, np.uint8))
+        write_label_map(context.folder.file_path("saliency", sample.id), np.full((40, 48), U, np.uint8))
     ActivationAware(**TOY).run(context)
     plain = replace(context, folder=StageFolder(tmp_path / "plain"))
     Segment(**TOY).run(plain)
@@ -114,7 +113,7 @@ def test_saliency_is_augmented_like_the_labels(context: StageContext) -> None:
     """Pixels outside of the image are left out."""
     for sample in context.images.samples:
         labels = read_label_map(context.inputs["masks"].mask_path(sample.id))
-        write_label_map(saliency_target_path(context.folder, sample.id), (labels > 0).astype(np.uint8))
+        write_label_map(context.folder.file_path("saliency", sample.id), (labels > 0).astype(np.uint8))
     extra_targets = ActivationAware(**TOY).extra_targets(context)
     transform = training_transform(RandomScale(0.5, 1.5), 64, (0.5,) * 3, (0.2,) * 3)
     data = TrainingSet(context.images, transform, 0, extra_targets)

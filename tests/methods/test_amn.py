@@ -17,7 +17,7 @@ from tagmask.data.transforms import downsample_labels
 from tagmask.errors import RecipeError
 from tagmask.label_map import IGNORE_INDEX, read_label_map
 from tagmask.maps import ResponseMaps
-from tagmask.methods._seeds import SeedFolder, write_missing_seeds
+from tagmask.methods._seeds import make_seeds
 from tagmask.methods.amn import Amn, mean_logits, renormalize_maps, smoothed_loss
 from tagmask.models.backbone import Backbone
 from tagmask.models.label_conditioned import LabelConditionedNetwork
@@ -63,7 +63,7 @@ class TestAmn(MethodContract):
         context = self.finished(make_context, earlier_stages)
         for sample in context.images.samples:
             cam = ResponseMaps.load(StageFolder(earlier_stages["maps"]).maps_path(sample.id))
-            seeds = read_label_map(SeedFolder(context.folder).path(sample.id))
+            seeds = read_label_map(context.folder.file_path("seeds", sample.id))
             high, low = cam.label_map(0.3), cam.label_map(0.05)
             assert np.array_equal(seeds, np.where(high > 0, high, np.where(low == 0, 0, 255)))
 
@@ -76,7 +76,7 @@ class TestAmn(MethodContract):
         Amn(**{**TOY, "renormalize": "nowhere"}).run(raw_context)
         num_changed = 0
         for sample in context.images.samples:
-            seeds = read_label_map(SeedFolder(context.folder).path(sample.id))
+            seeds = read_label_map(context.folder.file_path("seeds", sample.id))
             background = seeds[2::4, 2::4] == 0  # at the centers of the 10×12 cells of 40×48 pixels
             stretched, raw = (
                 ResponseMaps.load(folder.maps_path(sample.id)).maps for folder in (context.folder, raw_context.folder)
@@ -253,7 +253,7 @@ def test_the_first_layers_can_be_frozen(
     monkeypatch.setattr("tagmask.methods.amn.fit", lambda module, *_, **__: trained.append(module.network))
     context = make_context(maps=earlier_stages["maps"], classifier=earlier_stages["classifier"])
     settings = Amn(**TOY, frozen_stride=2)
-    settings.train(context, write_missing_seeds(settings.seeds, context))
+    settings.train(context, make_seeds(settings.seeds, context))
     stem, *_, last = trained[0].get_submodule("backbone.net").children()
     assert not any(parameter.requires_grad for parameter in stem.parameters())
     assert all(parameter.requires_grad for parameter in last.parameters())

@@ -20,7 +20,6 @@ from tagmask.dryrun.subset import ImageSubset
 from tagmask.dryrun.timing import LoopTimer
 from tagmask.label_map import read_label_map
 from tagmask.maps import ResponseMaps
-from tagmask.methods._seeds import SeedFolder
 from tagmask.methods.irn import INSTANCES_FILE, Irn, Prediction, mean_displacement, pair_losses, predict
 from tagmask.methods.pseudo_masks import PseudoMasks
 from tagmask.models.backbone import Backbone
@@ -46,7 +45,7 @@ class TestIrn(MethodContract):
 
     def test_seeds_and_instances_are_written(self, make_context: MakeContext, earlier_stages: dict[str, Path]) -> None:
         context = self.finished(make_context, earlier_stages)
-        seeds = [read_label_map(SeedFolder(context.folder).path(sample.id)) for sample in context.images.samples]
+        seeds = [read_label_map(context.folder.file_path("seeds", sample.id)) for sample in context.images.samples]
         assert set(np.unique(np.stack(seeds))) <= {0, 1, 2, 3, 255}
         coco = COCO(context.folder.path / INSTANCES_FILE)
         assert len(coco.imgs) == len(context.images)

@@ -13,11 +13,11 @@ from torchvision.transforms import v2
 from tagmask import large_images
 from tagmask.data.loading import TrainingSet
 from tagmask.data.samples import PngMask, ReviewedMask, TaggedImages
-from tagmask.label_map import read_label_map, write_label_map
+from tagmask.label_map import write_label_map
 from tagmask.large_images import reduced_size
 from tagmask.methods._class_balance import label_shares
-from tagmask.methods._seeds import write_missing_seeds
-from tagmask.methods.activation_aware import COMPLETION, saliency_target_path, write_missing_saliency_targets
+from tagmask.methods._seeds import make_seeds
+from tagmask.methods.activation_aware import COMPLETION, write_missing_saliency_targets
 from tagmask.methods.amn import Amn
 from tagmask.methods.irn import Irn
 from tagmask.methods.segment import PseudoMaskTargets, Segment
@@ -110,20 +110,20 @@ def test_seeds_are_the_reviewed_mask(
     images: TaggedImages, make_context: MakeContext, earlier_stages: dict[str, Path], toy_images: TaggedImages
 ) -> None:
     """A rejected image keeps automatic seeds, which nothing is learned from, to make its new maps."""
-    seeds = write_missing_seeds(SEEDS, make_context("seeds", images=images, maps=earlier_stages["maps"]))
-    automatic = write_missing_seeds(SEEDS, make_context("automatic", maps=earlier_stages["maps"]))
-    np.testing.assert_array_equal(read_label_map(seeds.path(REVIEWED)), drawn())
-    assert not np.array_equal(read_label_map(automatic.path(REVIEWED)), drawn())
+    seeds = make_seeds(SEEDS, make_context("seeds", images=images, maps=earlier_stages["maps"]))
+    automatic = make_seeds(SEEDS, make_context("automatic", maps=earlier_stages["maps"]))
+    np.testing.assert_array_equal(seeds.stage.read_label_map("seeds", REVIEWED), drawn())
+    assert not np.array_equal(automatic.stage.read_label_map("seeds", REVIEWED), drawn())
     for image_id in (PLAIN, REJECTED):
-        assert seeds.path(image_id).read_bytes() == automatic.path(image_id).read_bytes()
+        assert seeds.stage.read_file("seeds", image_id)[0] == automatic.stage.read_file("seeds", image_id)[0]
 
 
 def test_the_foreground_of_a_reviewed_mask_is_the_target_of_saliency(
     images: TaggedImages, make_context: MakeContext, earlier_stages: dict[str, Path]
 ) -> None:
     context = make_context(images=images, maps=earlier_stages["maps"])
-    write_missing_saliency_targets(context, COMPLETION)
-    targets = {i: read_label_map(saliency_target_path(context.folder, i)) for i in (REVIEWED, REJECTED, PLAIN)}
+    write_missing_saliency_targets(COMPLETION, context)
+    targets = {i: context.folder.read_label_map("saliency", i) for i in (REVIEWED, REJECTED, PLAIN)}
     expected = np.where(drawn() == 255, 255, drawn() > 0)
     np.testing.assert_array_equal(targets[REVIEWED], expected)
     assert (targets[REJECTED] == 255).all()
