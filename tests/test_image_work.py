@@ -148,12 +148,19 @@ def test_parts_make_what_one_process_makes(tmp_path: Path) -> None:
 
 def test_a_part_does_not_begin_a_stage_or_train(tmp_path: Path) -> None:
     data = write_toy(tmp_path / "data")
-    with pytest.raises(RunError, match=r"stage 'cam' has not begun with these settings and images: .* --prepare"):
+    with pytest.raises(RunPaused, match="stage 'cam' has not begun"):
         toy_run(data, tmp_path / "run", execution=Execution(part=(1, 2)))
-    with pytest.raises(RunPaused):
+    assert not (tmp_path / "run" / "cam").exists()
+    with pytest.raises(RunPaused, match="is ready to make its response maps"):
         toy_run(data, tmp_path / "run", execution=Execution(prepare=True))
+    with pytest.raises(RunError, match="stage 'cam' was made with other settings or images"):
+        toy_run(data, tmp_path / "run", ["cam.epochs=1"], execution=Execution(part=(1, 2)))
+    with pytest.raises(RunPaused, match="part 1/1"):
+        toy_run(data, tmp_path / "run", execution=Execution(part=(1, 1)))
+    with pytest.raises(RunPaused, match="stage 'cam' is complete now"):
+        toy_run(data, tmp_path / "run", execution=Execution(part=(1, 1)))
     (tmp_path / "run" / "cam" / "classifier.safetensors").unlink()
-    with pytest.raises(RunError, match=r"stage 'cam' trains a network now, which cannot be divided"):
+    with pytest.raises(RunPaused, match="stage 'cam' trains a network now"):
         toy_run(data, tmp_path / "run", execution=Execution(part=(1, 2)))
 
 

@@ -101,10 +101,7 @@ def run_stages(
             method.run(context)
             _check_shards(context, makes)
         if execution.part:
-            raise RunPaused(
-                f"stage {name!r} has nothing to do for a part of the images: run the same command with --prepare in "
-                "place of --shard."
-            )
+            context.require_all_images("is complete")
         stage.mark_done(compute, time.time() - start, len(images))
         time_left.finish(name, time.time() - start)
     if compute.is_main_process:
@@ -140,13 +137,19 @@ def _is_open(stage: StageFolder, key: Mapping[str, Any]) -> bool:
     """Return whether a stage is not done, in a process that works on a part of its images.
 
     Raises:
-        RunError: it has not begun, or was made from something else.
+        RunPaused: it has not begun.
+        RunError: it was made from something else.
     """
     record = stage.read_record_if_any()
-    if record is None or record.key != key:
+    if record is None:
+        raise RunPaused(
+            f"There is nothing to do for a part of the images: stage {stage.name!r} has not begun. Run the same "
+            "command with --prepare in place of --shard."
+        )
+    if record.key != key:
         raise RunError(
-            f"stage {stage.name!r} has not begun with these settings and images: run the same command with --prepare "
-            "in place of --shard first."
+            f"stage {stage.name!r} was made with other settings or images: run the same command with --prepare in "
+            "place of --shard first."
         )
     return record.status != "done"
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tagmask import stage_shards
 from tagmask.compute import Compute
 from tagmask.data.samples import Sample, TaggedImages
-from tagmask.errors import RunError
+from tagmask.errors import RunPaused
 from tagmask.execution import INTO_FILES, Execution
 from tagmask.progress import Reporter, run_in_workers
 from tagmask.stage_folder import StageFolder
@@ -126,15 +126,15 @@ class StageContext(InferenceContext):
         make_files(self, kind, prepare, uses)
 
     def require_all_images(self, what: str) -> None:
-        """Raise RunError if this process works on a part of the images only.
+        """Raise RunPaused if this process works on a part of the images only.
 
         Args:
             what: what comes now and needs all of them, e.g. "trains a network".
         """
         if self.execution.part:
-            raise RunError(
-                f"stage {self.folder.name!r} {what} now, which cannot be divided: run the same command with --prepare "
-                "in place of --shard first."
+            raise RunPaused(
+                f"There is nothing to do for a part of the images: stage {self.folder.name!r} {what} now. Run the same "
+                "command with --prepare in place of --shard."
             )
 
 
