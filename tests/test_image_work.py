@@ -142,7 +142,7 @@ def test_parts_make_what_one_process_makes(tmp_path: Path) -> None:
     step(prepare=True)  # marks the last stage as done, and writes the report
     assert len(paused) == 9
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
-    assert "stage 'cam' is ready to make its response maps: 3 of 3 shards are missing." in paused[0]
+    assert "stage 'cam' is ready to make 3 shards of response maps." in paused[0]
     assert paused[1].startswith("part 1/2 of the response maps of stage 'cam' is made.")
 
 
@@ -151,7 +151,7 @@ def test_a_part_does_not_begin_a_stage_or_train(tmp_path: Path) -> None:
     with pytest.raises(RunPaused, match="stage 'cam' has not begun"):
         toy_run(data, tmp_path / "run", execution=Execution(part=(1, 2)))
     assert not (tmp_path / "run" / "cam").exists()
-    with pytest.raises(RunPaused, match="is ready to make its response maps"):
+    with pytest.raises(RunPaused, match="is ready to make 3 shards of response maps"):
         toy_run(data, tmp_path / "run", execution=Execution(prepare=True))
     with pytest.raises(RunError, match="stage 'cam' was made with other settings or images"):
         toy_run(data, tmp_path / "run", ["cam.epochs=1"], execution=Execution(part=(1, 2)))

@@ -52,9 +52,8 @@ def make_files(context: StageContext, kind: FileKind, prepare: PrepareFiles, use
     execution, name = context.execution, context.folder.name
     if execution.prepare:
         raise RunPaused(
-            f"stage {name!r} is ready to make its {FILE_NAMES[kind]}: {len(missing):,} of "
-            f"{pluralize(len(shards), 'shard')} are missing. Run the same command with --shard i/n in place of "
-            "--prepare, for each i from 1 to n."
+            f"stage {name!r} is ready to make {pluralize(len(missing), 'shard')} of {FILE_NAMES[kind]}. Run the same "
+            "command with --shard i/n in place of --prepare, for each i from 1 to n."
         )
     tasks = [ShardOfImages(shard, shard.part_of(context.images.samples)) for shard in missing]
     if execution.part:

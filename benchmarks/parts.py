@@ -1,0 +1,107 @@
+"""Measure stages with shards: two processes against one, and one process with shards against one with single files.
+
+Run: python benchmarks/parts.py [--images 240] [--size 320] [--images-per-shard 20]
+
+Each process has one thread and no workers. It makes the parts 1/1, or 1/2 and 2/2 at the same time, of the response
+maps (CAM of a MobileNetV2), of the pseudo-masks (dense CRF) and of the network's masks, all with weights that have
+hardly learned. The loading of the libraries is not measured. Each time is the shorter one of two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import shutil
+import tempfile
+import time
+from contextlib import suppress
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+import torch
+
+import tagmask
+from tagmask import stage_shards
+from tagmask.data.scenes import write_scenes
+from tagmask.refine.dense_crf import compile_crf_kernels
+from tagmask.stage_folder import StageFolder
+
+SETTINGS = [
+    "cam.weights=none", "cam.backbone=mobilenetv2_100", "cam.epochs=1", "cam.crop_size=64", "cam.lr=0.0001",
+    "segment.steps=2", "segment.crop_size=64",
+]  # fmt: skip
+REPEATS = 2
+
+
+def run(scenes: Path, out: Path, execution: tagmask.Execution) -> None:
+    """Run the recipe `small` with one thread, as far as `execution` says."""
+    torch.set_num_threads(1)
+    source = tagmask.DataSource(root=str(scenes), split="train")
+    with suppress(tagmask.RunPaused):
+        tagmask.run(
+            source, out, recipe="small", settings=SETTINGS, device="cpu", precision="float32", workers=0,
+            execution=execution, quiet=True,
+        )  # fmt: skip
+
+
+def run_part(scenes: Path, out: Path, part: tuple[int, int], ready: Barrier) -> None:
+    ready.wait()
+    run(scenes, out, tagmask.Execution(part=part))
+
+
+def seconds_of_parts(scenes: Path, out: Path, num_processes: int) -> float:
+    """Return the time that so many processes take for a stage that is ready, in a copy of the run folder."""
+    context = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "run"
+        shutil.copytree(out, copy)
+        ready = context.Barrier(num_processes + 1)
+        processes = [
+            context.Process(target=run_part, args=(scenes, copy, (i + 1, num_processes), ready))
+            for i in range(num_processes)
+        ]
+        for process in processes:
+            process.start()
+        ready.wait()
+        start = time.perf_counter()
+        for process in processes:
+            process.join()
+        if any(process.exitcode for process in processes):
+            raise SystemExit("a process has failed")
+        return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=240)
+    parser.add_argument("--size", type=int, default=320, help="sides of the scenes in pixels")
+    parser.add_argument("--images-per-shard", type=int, default=20)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    compile_crf_kernels(print)
+    stage_shards.IMAGES_PER_SHARD = arguments.images_per_shard  # the processes are forked
+    with tempfile.TemporaryDirectory() as folder:
+        scenes, files, shards = (Path(folder) / name for name in ("scenes", "files", "shards"))
+        write_scenes(scenes, num_train=arguments.images, num_val=0, size=arguments.size)
+        run(scenes, files, tagmask.Execution(storage="files"))
+        run(scenes, shards, tagmask.Execution(storage="shards"))
+        for name in ("pseudo_masks",):  # the other stages train, too
+            one, other = (StageFolder(out / name).read_record_if_any() for out in (files, shards))
+            if one and other:
+                print(f"{name}: {one.seconds:.1f} s with single files, {other.seconds:.1f} s with shards")
+        shutil.rmtree(shards)
+        for name in ("cam", "pseudo_masks", "segment"):
+            run(scenes, shards, tagmask.Execution(prepare=True))
+            one_process, two = (
+                min(seconds_of_parts(scenes, shards, count) for _ in range(REPEATS)) for count in (1, 2)
+            )
+            rate = arguments.images / one_process
+            print(
+                f"{name}: one process {one_process:.1f} s ({rate:.1f} images/s), two {two:.1f} s "
+                f"({one_process / two:.2f} times as fast)"
+            )
+            run(scenes, shards, tagmask.Execution(part=(1, 1)))
+
+
+if __name__ == "__main__":
+    main()
