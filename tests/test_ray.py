@@ -187,7 +187,8 @@ def test_the_stages_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     data = write_toy(tmp_path / "data")
     settings = ["cam.epochs=1", "segment.epochs=1"]
     toy_run(data, tmp_path / "here", settings, execution=Execution(storage="shards"))
-    toy_run(data, tmp_path / "ray", settings, execution=Execution(engine="ray", actors=2))
+    monkeypatch.chdir(tmp_path)
+    toy_run(Path("data"), Path("ray"), settings, execution=Execution(engine="ray", actors=2))
     assert contents_of_run(tmp_path / "ray") == contents_of_run(tmp_path / "here")
 
 

@@ -19,7 +19,7 @@ from tagmask.data.samples import Sample
 from tagmask.errors import RunError, RunPaused, WorkerKilledError
 from tagmask.label_map import write_label_map
 from tagmask.progress import Reporter
-from tagmask.stage import ArtifactKind, PrepareFiles, StageContext
+from tagmask.stage import ArtifactKind, MakeFiles, PrepareFiles, StageContext
 from tagmask.stage_folder import StageFolder
 from tagmask.stage_shards import FILE_NAMES, FileKind, StageShard, pack_files, stage_shards, unpack_files
 from tagmask.text import pluralize
@@ -77,7 +77,7 @@ def make_files(context: StageContext, kind: FileKind, prepare: PrepareFiles, use
 
 def make_shard(
     context: StageContext,
-    work: Callable[[StageContext], None],
+    work: MakeFiles,
     uses: Sequence[FileKind],
     task: ShardOfImages,
     reporter: Reporter,
@@ -86,7 +86,7 @@ def make_shard(
 
     Args:
         context: of the stage.
-        work: what `PrepareFiles` has returned.
+        work: writes the files.
         uses: other kinds of files of the stage that it reads.
         task: the shard.
         reporter: reports the progress.

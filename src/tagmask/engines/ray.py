@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -65,7 +66,7 @@ def run_tasks(
         count = max(1, min(num_actors or possible, possible, len(tasks)))
         workers = cpus_per_actor if cpus_per_actor > 1 else 0
         actor_class = ray.remote(num_cpus=cpus_per_actor, num_gpus=gpus, max_restarts=0)(_Actor)
-        yield from _dispatch(ray, lambda: actor_class.remote(start, workers), count, tasks, on_killed)
+        yield from _dispatch(ray, lambda: actor_class.remote(start, workers, os.getcwd()), count, tasks, on_killed)
     finally:
         if started:
             ray.shutdown()
@@ -101,8 +102,10 @@ def map_chunks(
 class _Actor:
     """A process that holds the network."""
 
-    def __init__(self, start: Callable[[int], Callable[[Any], Any]], workers: int) -> None:
+    def __init__(self, start: Callable[[int], Callable[[Any], Any]], workers: int, folder: str) -> None:
         self.failure: _Failure | None = None
+        with suppress(OSError):  # another machine may not have it; then only absolute paths can be used
+            os.chdir(folder)
         try:
             self.function = start(workers)
         except TagmaskError as error:
