@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from tagmask.data.samples import Sample, TaggedImages
 from tagmask.data.verify import ground_truth_fingerprint
 from tagmask.errors import RunError
 from tagmask.evaluate import read_ground_truth
+from tagmask.image_metrics import RAY_CHUNK
 from tagmask.measure.image_score import ImageScore, score_image
 from tagmask.pipeline import fingerprint
 from tagmask.progress import Reporter, run_in_workers
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 SCORES_FILE = "scores.csv"
 _CACHE_FILE = ".scores.json"  # the scores, and a digest of their inputs
+_MAX_CACHE_BYTES = 2**30  # of millions of images
 
 _SMALLEST_FIRST = ("color_contrast", "foreground", "miou")  # columns in which a small value is suspicious
 _Fraction = float | None  # None: NaN, which JSON lacks
@@ -87,7 +90,7 @@ def update_image_scores(
     compute.barrier()  # every process has read the scores before the main process writes them
     if compute.is_main_process:
         if scores is None:
-            scores = _score_in_workers(sources, images, compute, reporter)
+            scores = _score_images(sources, images, compute, reporter)
             write_json(cache, {"key": key, "scores": [list(score.without_nan().values()) for score in scores]})
         content = format_csv(sort_scores(_without_doubt_about_reviewed_masks(scores, images)), images.classes)
         if not table.exists() or table.read_text(encoding="utf-8", errors="replace") != content:
@@ -190,11 +193,29 @@ def _thresholds(stage: StageFolder, images: TaggedImages) -> dict[int, float]:
     return {number: expected_threshold(record.threshold, number, typical) for number in numbers}
 
 
-def _score_in_workers(
+def _score_images(
     sources: _ScoreSources, images: TaggedImages, compute: Compute, reporter: Reporter
 ) -> list[ImageScore]:
-    jobs = (delayed(sources.score)(sample) for sample in images.samples)
-    return run_in_workers("scoring the masks", jobs, len(images), compute.workers, reporter.progress)
+    if compute.engine == "ray":
+        from tagmask.engines import ray
+
+        samples, scores = images.samples, list[ImageScore]()
+        chunks = [samples[first : first + RAY_CHUNK] for first in range(0, len(samples), RAY_CHUNK)]
+        with reporter.progress("scoring the masks", len(samples)) as advance:
+            for chunk in ray.map_chunks(
+                lambda workers: partial(_score_chunk, sources, workers), chunks, compute.actors
+            ):
+                scores += chunk
+                advance(len(chunk))
+        return scores
+    return _score_chunk(sources, compute.workers, images.samples, reporter)
+
+
+def _score_chunk(
+    sources: _ScoreSources, workers: int, samples: Sequence[Sample], reporter: Reporter | None = None
+) -> list[ImageScore]:
+    jobs = (delayed(sources.score)(sample) for sample in samples)
+    return run_in_workers("scoring the masks", jobs, len(samples), workers, (reporter or Reporter()).progress)
 
 
 def sort_scores(scores: Iterable[ImageScore], column: str = "doubt") -> list[ImageScore]:
@@ -235,7 +256,7 @@ def format_csv(scores: Iterable[ImageScore], classes: Sequence[str]) -> str:
 def _read_cached(path: Path, key: str) -> list[ImageScore] | None:
     """Read the scores of an earlier call; None if they were computed from something else, or cannot be read."""
     try:
-        cache = _Cache.model_validate(read_json(path))
+        cache = _Cache.model_validate(read_json(path, _MAX_CACHE_BYTES))
     except (RunError, ValidationError):
         return None
     if cache.key != key:
