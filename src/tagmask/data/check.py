@@ -166,10 +166,10 @@ def _min_median_max(values: np.ndarray) -> tuple[int, int, int]:
 
 def _find_largest(usable: Sequence[tuple[Sample, Inspection]]) -> tuple[str, float] | None:
     """Return the id and the megapixels of the image with the most pixels."""
-    pixels = [(size[0] * size[1], sample.id) for sample, inspection in usable if (size := inspection.size)]
-    if not pixels:
+    pixels = ((size[0] * size[1], sample.id) for sample, inspection in usable if (size := inspection.size))
+    count, image_id = max(pixels, default=(0, ""))
+    if not count:
         return None
-    count, image_id = max(pixels)
     return image_id, round(count / 1e6, 2)
 
 
@@ -189,11 +189,12 @@ def _compare_tags_and_masks(
 
 
 def _find_duplicates(usable: Sequence[tuple[Sample, Inspection]]) -> list[tuple[str, ...]]:
+    counts = Counter(inspection.image_digest for _, inspection in usable)
     ids_by_digest: dict[str, list[str]] = {}
     for sample, inspection in usable:
-        if inspection.image_digest:
+        if inspection.image_digest and counts[inspection.image_digest] > 1:
             ids_by_digest.setdefault(inspection.image_digest, []).append(sample.id)
-    return [tuple(ids) for ids in ids_by_digest.values() if len(ids) > 1]
+    return [tuple(ids) for ids in ids_by_digest.values()]
 
 
 def _warnings(report: CheckReport) -> Iterator[Problem]:

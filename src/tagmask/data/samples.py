@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol, Self, TypeVar, cast
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from tagmask.errors import DataError
 from tagmask.label_map import IGNORE_INDEX
 from tagmask.large_images import Window, reduced_size, resize_labels
 from tagmask.text import did_you_mean, shorten
+
+T = TypeVar("T", bound=Hashable)
 
 
 class Mask(Protocol):
@@ -43,7 +45,7 @@ class Mask(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PngMask:
     """A mask in an indexed or 8-bit grey PNG of class ids.
 
@@ -68,7 +70,7 @@ class PngMask:
         return _fingerprint(self.path, self.new_ids)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ShardMask:
     """A mask in a parquet shard, as an indexed PNG of class ids.
 
@@ -103,13 +105,23 @@ def _fingerprint(file: str | Path, new_ids: bytes | None) -> str | None:
     return stamp and f"{stamp}|{zlib.crc32(new_ids or b'')}"
 
 
+def share(value: T) -> T:
+    """Return an equal value, the same object for equal arguments: so a million samples hold few tags and sizes."""
+    return cast("T", _share(value))
+
+
+@lru_cache(maxsize=4096)
+def _share(value: Hashable) -> Hashable:
+    return value
+
+
 @lru_cache(maxsize=8)  # all masks of a set share one table, so that a million masks need little memory
 def _lookup_table(new_ids: tuple[tuple[int, int], ...], old_table: bytes) -> bytes:
     table = {IGNORE_INDEX: IGNORE_INDEX, **dict(new_ids)}
     return bytes(table.get(old, 0) for old in old_table)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ReviewedMask:
     """What a person has said about the pixels of a training image. It is ground truth for what is learned.
 
@@ -123,7 +135,7 @@ class ReviewedMask:
     digest: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One image, and what is known about it.
 

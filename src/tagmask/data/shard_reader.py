@@ -13,7 +13,7 @@ import numpy as np
 from tagmask.artifacts import digest
 from tagmask.data.image_files import attach_masks
 from tagmask.data.images import image_suffix
-from tagmask.data.samples import Problem, Sample, ShardMask, TaggedImages
+from tagmask.data.samples import Problem, Sample, ShardMask, TaggedImages, share
 from tagmask.data.shard_file import OpenShard, read_indexes, shard_cache
 from tagmask.data.shard_format import SHARD_SUFFIX, Kind, ShardIndex, ShardName, require_pyarrow
 from tagmask.data.shard_row import ShardRow
@@ -107,7 +107,7 @@ def shard_samples(url: str, index: ShardIndex) -> Iterator[Sample]:
     rows = zip(index.ids, index.suffixes, index.tags, index.has_mask, strict=True)
     for row, (image_id, suffix, tags, has_mask) in enumerate(rows):
         mask = ShardMask(str(ShardRow(url, row, "mask"))) if has_mask == "1" else None
-        yield Sample(image_id, str(ShardRow(url, row, suffix=suffix)), tags, mask)
+        yield Sample(image_id, str(ShardRow(url, row, suffix=suffix)), share(tags), mask)
 
 
 @dataclass(frozen=True)

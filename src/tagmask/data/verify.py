@@ -17,7 +17,7 @@ from tagmask.compute import Processes
 from tagmask.data.coco_file_mask import CocoFileMask
 from tagmask.data.coco_mask import CocoMask
 from tagmask.data.images import check_aspect_ratio, is_url, read_bytes, read_grey, read_image
-from tagmask.data.samples import Mask, PngMask, Problem, Sample, ShardMask, TaggedImages
+from tagmask.data.samples import Mask, PngMask, Problem, Sample, ShardMask, TaggedImages, share
 from tagmask.data.shard_row import ShardRow
 from tagmask.data.verified_files import VerifiedSample, read_verified, verification_key, write_verified
 from tagmask.errors import DataError, StorageError
@@ -152,7 +152,7 @@ def summarize_errors(errors: Sequence[Problem], count: str) -> str:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Inspection:
     """What the files of one sample hold.
 
@@ -183,15 +183,16 @@ def inspect_samples(
     Args:
         samples: the samples to inspect. If there is none, no progress is shown.
         num_classes: K; a mask with an id above it cannot be used.
-        workers: the number of threads.
+        workers: the number of threads; with 0 or 1, the caller's thread decodes them itself.
         progress: reports each inspected sample.
     """
     if not samples:
         return
+    inspect = partial(_inspect, num_classes=num_classes)
     with ThreadPoolExecutor(max(1, workers)) as pool, progress("check images", len(samples)) as advance:
         for start in range(0, len(samples), _CHUNK_SIZE):
             chunk = samples[start : start + _CHUNK_SIZE]
-            for inspection in pool.map(lambda sample: _inspect(sample, num_classes), chunk):
+            for inspection in pool.map(inspect, chunk) if workers > 1 else map(inspect, chunk):
                 yield inspection
                 advance(1)
 
@@ -223,7 +224,8 @@ def _inspect(sample: Sample, num_classes: int) -> Inspection:
     try:
         if ShardRow.parse(sample.image) or not is_url(sample.image):
             image_digest = file_digest(read_bytes(sample.image))
-        height, width = size = read_image(where).shape[:2]
+        height, width = read_image(where).shape[:2]
+        size = share((height, width))
         if sample.mask:
             where = _where(sample.mask, sample.image)
             if isinstance(sample.mask, CocoFileMask | CocoMask):
@@ -237,7 +239,7 @@ def _inspect(sample: Sample, num_classes: int) -> Inspection:
             where = str(sample.reviewed_mask.path)
             reviewed_digest = file_digest(read_bytes(where))
             reviewed_classes = _find_mask_classes(sample.reviewed_mask.read(), size, num_classes)
-        return Inspection((height, width), saliency_crc, mask_classes, image_digest, reviewed_digest, reviewed_classes)
+        return Inspection(size, saliency_crc, mask_classes, image_digest, reviewed_digest, reviewed_classes)
     except StorageError:  # the image may be good: it must not be left out
         raise
     except DataError as error:
@@ -266,7 +268,7 @@ def _check_mask_size(mask_size: tuple[int, int], image_size: tuple[int, int]) ->
 def _find_mask_classes(labels: np.ndarray, image_size: tuple[int, int], num_classes: int) -> tuple[int, ...]:
     """Return the class ids in a label map, ascending. Raises DataError if the label map does not fit its image."""
     _check_mask_size((labels.shape[0], labels.shape[1]), image_size)
-    classes = tuple(present_classes(labels))
+    classes = share(tuple(present_classes(labels)))
     if classes and classes[-1] > num_classes:
         raise DataError(f"has pixels of class {classes[-1]}, but the largest class id is {num_classes}; correct it")
     return classes

@@ -37,19 +37,28 @@ def confusion_matrix(preds: np.ndarray, target: np.ndarray, num_labels: int) -> 
     """
     preds, target = as_label_pair(preds, target)
     # Counting all 256 × 256 pairs takes no longer than counting the valid ones, and it finds the invalid ones.
-    counts = np.zeros((256, 256), np.int64)
     num_rows = max(1, _MAX_PIXELS // max(1, target.shape[1]))
-    for start in range(0, len(target), num_rows):
+    counts = _count_pairs(preds[:num_rows], target[:num_rows])
+    for start in range(num_rows, len(target), num_rows):
         rows = np.s_[start : start + num_rows]
-        pairs = target[rows].astype(np.uint16) << 8 | preds[rows]
-        counts += np.bincount(pairs.ravel(), minlength=1 << 16).reshape(256, 256)
+        counts += _count_pairs(preds[rows], target[rows])
+    labels = [*range(num_labels), IGNORE_INDEX]
+    valid = counts[np.ix_(labels, labels)]
+    if valid.sum() == target.size:
+        return valid[:num_labels]
     for name, present in (("target", counts.sum(axis=1) > 0), ("preds", counts.sum(axis=0) > 0)):
         invalid = np.flatnonzero(present[num_labels:IGNORE_INDEX]) + num_labels
         if len(invalid):
             raise ValueError(
                 f"{name} has the value {invalid[0]}; valid values are 0..{num_labels - 1} and {IGNORE_INDEX}"
             )
-    return counts[:num_labels][:, [*range(num_labels), IGNORE_INDEX]]
+    raise AssertionError("a pair that is not valid has a value that is not valid")
+
+
+def _count_pairs(preds: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Count the pixels of each pair of values, [256 targets, 256 preds] int64."""
+    pairs = target.astype(np.uint16) << 8 | preds
+    return np.bincount(pairs.ravel(), minlength=1 << 16).reshape(256, 256)
 
 
 def iou(confusion: np.ndarray) -> np.ndarray:
