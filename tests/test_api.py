@@ -301,7 +301,7 @@ def test_a_finished_run_returns_without_decoding_or_measuring(
     def fail(*arguments: object, **settings: object) -> None:
         raise AssertionError("a finished run did work again")
 
-    monkeypatch.setattr("tagmask.data.verify.read_image", fail)
+    monkeypatch.setattr("tagmask.data.verify.decode_image", fail)
     monkeypatch.setattr("tagmask.api.run_stages", fail)
     monkeypatch.setattr("tagmask.report.update.update_report", fail)
     before = {file: file.stat().st_mtime_ns for file in run.folder.rglob("*")}

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import random
 import time
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,8 @@ from tagmask.data.check import check_images
 from tagmask.data.file_stamp import file_stamp
 from tagmask.data.images import read_bytes, read_image
 from tagmask.data.samples import Sample, ShardMask, TaggedImages
-from tagmask.data.shard_format import INDEX_ENTRY, _digest, is_safe_id, shard_schema
+from tagmask.data.shard_format import INDEX_ENTRY, ShardIndex, _digest, is_safe_id, shard_schema
+from tagmask.data.shard_reader import shard_samples
 from tagmask.data.shard_row import ShardRow
 from tagmask.data.shard_writer import PackedShards, pack_shards
 from tagmask.data.source import DataSource
@@ -256,6 +258,22 @@ def test_one_image_is_read_without_its_shard(many: str, count_bytes: Callable[[]
     assert count_bytes() < size / 5
     read_bytes(images.samples[350].image)
     assert count_bytes() == 0
+
+
+def test_listed_images_need_little_memory() -> None:
+    ids = tuple(f"{i:07}" for i in range(2000))
+    index = ShardIndex(
+        kind="images", key="", classes=("a", "b"), ids=ids, suffixes=(".jpg",) * 2000, has_mask="1" * 2000,
+        tags=tuple((1, 2) if i % 2 else (1 + i % 4 // 2,) for i in range(2000)),
+    )  # fmt: skip
+    tracemalloc.start()
+    try:
+        samples = list(shard_samples("photos/data-00000-of-00500.parquet", index))
+        size, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert size / len(samples) < 400  # bytes; nearly all are those of the image's and the mask's address
+    assert len({id(sample.tags) for sample in samples}) == 3
 
 
 def test_verification_reads_each_shard_once(many: str, count_bytes: Callable[[], int]) -> None:

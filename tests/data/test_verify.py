@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from tests.two_processes import run_in_two
 from tagmask.compute import Compute
 from tagmask.data import verify as module
 from tagmask.data.coco_reader import read_coco
-from tagmask.data.images import read_image
+from tagmask.data.images import decode_image
 from tagmask.data.saliency import saliency_fingerprint
 from tagmask.data.samples import PngMask, Problem, Sample, TaggedImages
 from tagmask.data.verify import ground_truth_fingerprint, verify_images
@@ -67,6 +68,24 @@ def test_sizes_are_filled_in_and_the_order_is_kept(tmp_path: Path) -> None:
     images = verify(TaggedImages(("cat",), samples))
     assert [s.size for s in images.samples] == [(5, 10 + i) for i in range(20)]
     assert images.problems == ()
+
+
+def test_each_image_is_read_once_and_one_worker_needs_no_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = tuple(with_mask(make_sample(tmp_path, name, (1,)), np.ones((4, 6))) for name in ("a", "b", "c"))
+    images = TaggedImages(("cat",), samples)
+    expected, reads = verify(images), []
+
+    def read(path: str) -> bytes:
+        reads.append((Path(path).name, threading.current_thread()))
+        return Path(path).read_bytes()
+
+    monkeypatch.setattr(module, "read_bytes", read)
+    monkeypatch.setattr("tagmask.data.images.read_bytes", read)
+    assert verify_images(images, skip_bad=False, workers=1, progress=NO_PROGRESS) == expected
+    names = ["a.png", "a-mask.png", "b.png", "b-mask.png", "c.png", "c-mask.png"]
+    assert reads == [(name, threading.current_thread()) for name in names]
 
 
 def test_progress_is_reported(tmp_path: Path) -> None:
@@ -177,11 +196,11 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The images that are decoded from now on."""
     paths: list[str] = []
 
-    def record(path: str) -> np.ndarray:
+    def record(content: bytes, path: str) -> np.ndarray:
         paths.append(Path(path).name)
-        return read_image(path)
+        return decode_image(content, path)
 
-    monkeypatch.setattr(module, "read_image", record)
+    monkeypatch.setattr(module, "decode_image", record)
     return paths
 
 
@@ -203,7 +222,7 @@ def test_nothing_is_opened_the_second_time(
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("a file is opened, or progress is shown")
 
-    for name in ("read_image", "read_grey", "read_bytes"):
+    for name in ("decode_image", "read_grey", "read_bytes"):
         monkeypatch.setattr(module, name, fail)
     monkeypatch.setattr(PngMask, "read", fail)
     again = verify_images(images, skip_bad=False, workers=2, progress=fail, remembered=remembered)  # type: ignore[arg-type]

@@ -55,6 +55,21 @@ def test_scores_equal_torchmetrics(seed: int, num_labels: int) -> None:
         np.testing.assert_allclose(mean_iou(ours), theirs, rtol=1e-5)
 
 
+@pytest.mark.parametrize("max_pixels", [1, 31, 100, 23 * 31])
+def test_a_map_that_is_counted_in_parts(monkeypatch: pytest.MonkeyPatch, max_pixels: int) -> None:
+    preds, target = random_label_maps(0, 5)
+    expected = confusion_matrix(preds, target, 5)
+    monkeypatch.setattr("tagmask.measure.confusion._MAX_PIXELS", max_pixels)
+    np.testing.assert_array_equal(confusion_matrix(preds, target, 5), expected)
+    target[-1, -1] = 7
+    with pytest.raises(ValueError, match="target has the value 7"):
+        confusion_matrix(preds, target, 5)
+
+
+def test_an_empty_map_has_no_pixels() -> None:
+    assert not confusion_matrix(np.zeros((0, 3), np.uint8), np.zeros((0, 3), np.uint8), 2).any()
+
+
 @pytest.mark.parametrize(("value", "argument"), [(3, "target"), (254, "preds")])
 def test_error_names_the_invalid_value_and_the_argument(value: int, argument: str) -> None:
     invalid = TARGET.copy()

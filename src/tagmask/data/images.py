@@ -77,7 +77,12 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises:
         DataError: the file is missing, empty, truncated, too large or not an image.
     """
-    with _open_image(path) as image:
+    return decode_image(read_bytes(path), path)
+
+
+def decode_image(content: bytes, path: str | Path) -> np.ndarray:
+    """Decode the content of an image file, which messages call `path`; otherwise as `read_image`."""
+    with _open_image(path, content) as image:
         _apply_exif_rotation_inplace(image)
         return _as_array(_to_rgb(image))
 
@@ -183,9 +188,9 @@ def check_aspect_ratio(path: str | Path, size: tuple[int, int], image_size: tupl
 
 
 @contextmanager
-def _open_image(path: str | Path, load: bool = True) -> Iterator[Image.Image]:
-    """Open an image file; every exception in the `with` block becomes a DataError."""
-    content = read_bytes(path)
+def _open_image(path: str | Path, content: bytes | None = None, *, load: bool = True) -> Iterator[Image.Image]:
+    """Open an image file, or its content; every exception in the `with` block becomes a DataError."""
+    content = read_bytes(path) if content is None else content
     _register_heic(path)
     if content.startswith((b"II", b"MM")):
         _silence_libtiff()

@@ -23,8 +23,8 @@ def read_regular_file(path: str | Path, max_bytes: int = MAX_BYTES) -> bytes:
     return Path(path).read_bytes()
 
 
-def check_regular_file(path: str | Path, max_bytes: int = MAX_BYTES) -> None:
-    """Raise the errors of `read_regular_file` without opening the file."""
+def check_regular_file(path: str | Path, max_bytes: int = MAX_BYTES) -> os.stat_result:
+    """Return the status of a file, or raise the errors of `read_regular_file`, without opening it."""
     status = os.stat(path)
     if stat.S_ISDIR(status.st_mode):
         raise DataError(f"{path} is a folder, not a file; correct the path.")
@@ -32,3 +32,4 @@ def check_regular_file(path: str | Path, max_bytes: int = MAX_BYTES) -> None:
         raise DataError(f"{path} is a pipe, device or socket, not a file; remove it.")
     if status.st_size > max_bytes:
         raise DataError(f"{path} has more than {format_bytes(max_bytes)}; make it smaller or split it.")
+    return status

@@ -170,8 +170,7 @@ def _list_local_files(folder: str, suffix: str) -> list[StoredFile]:
 
 
 def _describe_local(path: str) -> StoredFile:
-    check_regular_file(path, MAX_FILE_BYTES)
-    status = os.stat(path)
+    status = check_regular_file(path, MAX_FILE_BYTES)
     return StoredFile(path, status.st_size, str(status.st_mtime_ns))
 
 

@@ -16,7 +16,7 @@ from tagmask.artifacts import digest
 from tagmask.compute import Processes
 from tagmask.data.coco_file_mask import CocoFileMask
 from tagmask.data.coco_mask import CocoMask
-from tagmask.data.images import check_aspect_ratio, is_url, read_bytes, read_grey, read_image
+from tagmask.data.images import check_aspect_ratio, decode_image, is_url, read_bytes, read_grey
 from tagmask.data.samples import Mask, PngMask, Problem, Sample, ShardMask, TaggedImages, share
 from tagmask.data.shard_row import ShardRow
 from tagmask.data.verified_files import VerifiedSample, read_verified, verification_key, write_verified
@@ -222,9 +222,10 @@ def _inspect(sample: Sample, num_classes: int) -> Inspection:
     where = sample.image
     mask_classes = saliency_crc = image_digest = reviewed_digest = reviewed_classes = None
     try:
-        if ShardRow.parse(sample.image) or not is_url(sample.image):
-            image_digest = file_digest(read_bytes(sample.image))
-        height, width = read_image(where).shape[:2]
+        content = read_bytes(where)
+        if ShardRow.parse(where) or not is_url(where):
+            image_digest = file_digest(content)
+        height, width = decode_image(content, where).shape[:2]
         size = share((height, width))
         if sample.mask:
             where = _where(sample.mask, sample.image)
