@@ -161,6 +161,8 @@ class ShardCache:
         self._known: dict[str, StoredFile] = {}
         self._open: OrderedDict[StoredFile, Future[OpenShard]] = OrderedDict()
         self._groups: OrderedDict[tuple[StoredFile, int, Column], Future[pa.Array]] = OrderedDict()
+        self._sizes: dict[tuple[StoredFile, int, Column], int] = {}  # in bytes, of the row groups that have been read
+        self._num_bytes = 0  # their sum
 
     def remember_files(self, files: Iterable[StoredFile]) -> None:
         """Remember the sizes and versions of shards in object storage, so that not every one is asked for again."""
@@ -182,10 +184,17 @@ class ShardCache:
         file = self.file(row.shard)
         shard = self._once(self._open, file, lambda: OpenShard.open(file))
         group, place = shard.locate(row.row)
-        content = self._once(self._groups, (file, group, row.column), lambda: shard.read_group(group, row.column))
+        content = self._once(self._groups, (file, group, row.column), lambda: self._read_group(shard, group, row.column))
         if place >= len(content):
             raise DataError(f"{row.shard} is damaged (a row group is too short); {MAKE_AGAIN}.")
         return cast("bytes | None", content[place].as_py())
+
+    def _read_group(self, shard: OpenShard, group: int, column: Column) -> pa.Array:
+        content = shard.read_group(group, column)
+        with self._lock:
+            self._sizes[shard.file, group, column] = content.nbytes
+            self._num_bytes += content.nbytes
+        return content
 
     def _once(self, results: OrderedDict[K, Future[T]], key: K, make: Callable[[], T]) -> T:
         """Return the result of a function that only one thread calls; the others wait. A failure is not kept."""
@@ -209,14 +218,10 @@ class ShardCache:
         with self._lock:
             while len(self._open) > _MAX_OPEN:
                 self._open.popitem(last=False)
-            done = {key: group for key, group in self._groups.items() if group.done() and not group.exception()}
-            sizes = {key: group.result().nbytes for key, group in done.items()}
-            total = sum(sizes.values())
-            for key in list(sizes)[:-1]:
-                if total <= self.max_bytes:
-                    break
-                total -= sizes[key]
-                del self._groups[key]
+            while self._num_bytes > self.max_bytes and len(self._sizes) > 1:
+                oldest = next(key for key in self._groups if key in self._sizes)
+                self._num_bytes -= self._sizes.pop(oldest)
+                del self._groups[oldest]
 
 
 _caches: dict[int, ShardCache] = {}  # by process id: a lock that another thread held during a fork would never be free
