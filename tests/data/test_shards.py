@@ -276,6 +276,26 @@ def test_listed_images_need_little_memory() -> None:
     assert len({id(sample.tags) for sample in samples}) == 3
 
 
+@pytest.mark.parametrize(("num_kept", "limit"), [(1, 0), (2, 2**19), (8, 2**26)])
+def test_the_row_groups_that_were_read_last_are_kept(
+    many: str, count_bytes: Callable[[], int], monkeypatch: pytest.MonkeyPatch, num_kept: int, limit: int
+) -> None:
+    monkeypatch.setattr(shard_file, "_CACHE_BYTES", limit)
+    cache = shard_file.ShardCache()
+    images = [ShardRow.parse(sample.image) for sample in DataSource(root=many).read().samples[::50]]
+    rows = [row for row in images if row]
+    group_bytes = [50 * len(cache.read(row) or b"") for row in rows]
+    assert 2**17 < min(group_bytes) <= max(group_bytes) < 2**18
+    cache.read(rows[-num_kept])  # now the newest
+    count_bytes()
+    for row in rows[-num_kept:]:
+        cache.read(row)
+    assert count_bytes() == 0
+    for row in rows[:-num_kept]:
+        cache.read(row)
+        assert count_bytes() >= 2**17
+
+
 def test_verification_reads_each_shard_once(many: str, count_bytes: Callable[[], int]) -> None:
     size = sum(map(len, contents(many).values()))
     images = DataSource(root=many).read()
