@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 K = TypeVar("K")
 T = TypeVar("T")
+GroupKey = tuple[StoredFile, int, Column]
+"""A row group of one column: the shard, the number of the group, and the column."""
 
 _TAIL_BYTES = 2**18  # read at once from the end of a file; most footers are smaller
 _MAX_OPEN = 64  # footers that are kept, per process
@@ -160,8 +162,8 @@ class ShardCache:
         self._lock = threading.Lock()
         self._known: dict[str, StoredFile] = {}
         self._open: OrderedDict[StoredFile, Future[OpenShard]] = OrderedDict()
-        self._groups: OrderedDict[tuple[StoredFile, int, Column], Future[pa.Array]] = OrderedDict()
-        self._sizes: dict[tuple[StoredFile, int, Column], int] = {}  # in bytes, of the row groups that have been read
+        self._groups: OrderedDict[GroupKey, Future[pa.Array]] = OrderedDict()
+        self._sizes: dict[GroupKey, int] = {}  # in bytes, of the row groups that have been read
         self._num_bytes = 0  # their sum
 
     def remember_files(self, files: Iterable[StoredFile]) -> None:
@@ -184,15 +186,17 @@ class ShardCache:
         file = self.file(row.shard)
         shard = self._once(self._open, file, lambda: OpenShard.open(file))
         group, place = shard.locate(row.row)
-        content = self._once(self._groups, (file, group, row.column), lambda: self._read_group(shard, group, row.column))
+        key = (file, group, row.column)
+        content = self._once(self._groups, key, lambda: self._read_group(shard, key))
         if place >= len(content):
             raise DataError(f"{row.shard} is damaged (a row group is too short); {MAKE_AGAIN}.")
         return cast("bytes | None", content[place].as_py())
 
-    def _read_group(self, shard: OpenShard, group: int, column: Column) -> pa.Array:
+    def _read_group(self, shard: OpenShard, key: GroupKey) -> pa.Array:
+        _, group, column = key
         content = shard.read_group(group, column)
         with self._lock:
-            self._sizes[shard.file, group, column] = content.nbytes
+            self._sizes[key] = content.nbytes
             self._num_bytes += content.nbytes
         return content
 
