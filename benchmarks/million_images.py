@@ -5,8 +5,8 @@
 The images have 32×32 pixels: noise, and a rectangle in the color of its class. They are written as shards of 1,000
 images, with tags and ground-truth masks; with --files, the same images as files, and the masks in another folder. The
 network is small and has random weights. Each command is a process of its own, with one worker. "CPU" is the time that
-the process and its workers had on a core, in seconds and in microseconds per image, with the 2 to 6 seconds that it
-takes to import the libraries. "memory" is the largest resident memory of one of the processes.
+the process and its workers had on a core, in seconds and in microseconds per image, with the seconds that it takes
+to import the libraries. "memory" is the largest resident memory of one of the processes.
 """
 
 from __future__ import annotations
@@ -82,14 +82,14 @@ def write_shards(folder: Path, num_images: int) -> None:
         write_shard(str(folder / str(ShardName("data", number, total))), "images", CLASSES, rows(), make_index)
 
 
-def write_files(folder: Path, num_images: int) -> None:
+def write_files(folder: Path, masks: Path, num_images: int) -> None:
     """Write the images as JPEG files in folders of 1,000, a table of the tags, and the masks as PNG files."""
     lines = ["image,tags"]
     for i in range(num_images):
         image, labels, tag = make_image(i)
         name = f"{i // 1000:04}/{i:07}"
         for path, content in ((folder / f"{name}.jpg", encode(image)),
-                              (folder / "masks" / f"{name}.png", encode_label_map(labels))):  # fmt: skip
+                              (masks / f"{name}.png", encode_label_map(labels))):  # fmt: skip
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         lines.append(f"{name}.jpg,{CLASSES[tag - 1]}")
@@ -131,14 +131,17 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         out = arguments.out or Path(temporary)
-        data, network, masks = out / "data", out / "network", out / "masks"
+        data, truth, network, masks = (out / name for name in ("data", "ground_truth", "network", "masks"))
         if not data.exists():
             start = time.process_time()
-            (write_files if arguments.files else write_shards)(data, arguments.images)
+            if arguments.files:
+                write_files(data, truth, arguments.images)
+            else:
+                write_shards(data, arguments.images)
             print(f"the images are written: CPU {time.process_time() - start:.1f} s", flush=True)
         torch.manual_seed(0)
         Segmenter("deeplabv2", "test_resnet", CLASSES).save(network, test={"scales": [1.0], "crf": None})
-        given = [str(data), *(["--masks", str(data / "masks")] if arguments.files else [])]
+        given = [str(data), *(["--masks", str(truth)] if arguments.files else [])]
         predicted = masks / "masks" if arguments.files else masks
         commands = {
             "check": ["check", *given],

@@ -278,10 +278,10 @@ def test_listed_images_need_little_memory() -> None:
 
 @pytest.mark.parametrize(("num_kept", "limit"), [(1, 0), (2, 2**19), (8, 2**26)])
 def test_the_row_groups_that_were_read_last_are_kept(
-    many: str, count_bytes: Callable[[], int], monkeypatch: pytest.MonkeyPatch, num_kept: int, limit: int
+    many: str, count_bytes: Callable[[], int], num_kept: int, limit: int
 ) -> None:
-    monkeypatch.setattr(shard_file, "_CACHE_BYTES", limit)
     cache = shard_file.ShardCache()
+    cache.max_bytes = limit
     images = [ShardRow.parse(sample.image) for sample in DataSource(root=many).read().samples[::50]]
     rows = [row for row in images if row]
     group_bytes = [50 * len(cache.read(row) or b"") for row in rows]
