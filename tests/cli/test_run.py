@@ -221,3 +221,22 @@ def test_a_stopped_training_can_be_resumed(data: Path, tmp_path: Path, number: s
     printed = (tmp_path / "log" / "stderr.log").read_text().splitlines()
     assert printed[-1] == "tagmask: stopped; run the same command again to resume."
     assert checkpoint.exists()
+
+
+def test_a_run_in_parts(command: RunCommand, fails: RunFailing, data: Path, tmp_path: Path) -> None:
+    run = ("run", data, "--out", tmp_path / "run", "--masks", "masks", *TOY)
+    prepared = command(*run, "--prepare")
+    assert (prepared.status, prepared.out.count("\n")) == (0, 1)
+    assert prepared.out.startswith("stage 'cam' is ready to make 1 shard of response maps. Run the same command with ")
+    part = command("resume", tmp_path / "run", "--device", "cpu", "--workers", "0", "--shard", "1/2", "--json")
+    assert part.json == {
+        "paused": "part 1/2 of the response maps of stage 'cam' is made. When all parts are made, run the same command "
+        "with --prepare in place of --shard."
+    }
+    assert (tmp_path / "run" / "cam" / "maps" / "maps-00000-of-00001.parquet").exists()
+    assert "write it as i/n" in fails(*run, "--shard", "3/2")
+    assert "give --shard or --prepare" in fails(*run, "--shard", "1/2", "--prepare")
+    assert "leave out --storage files" in fails(*run, "--prepare", "--storage", "files")
+    finished = command(*run)
+    assert finished.status == 0, finished.err
+    assert "recommended masks" in finished.out
