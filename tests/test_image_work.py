@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -12,18 +13,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tagmask import stage_shards
+import tagmask
+from tagmask import image_work, stage_files, stage_shards
 from tagmask.compute import Compute
 from tagmask.data.samples import TaggedImages
-from tagmask.errors import RunError, RunPaused
+from tagmask.data.shard_format import ShardIndex
+from tagmask.errors import DataError, RunError, RunPaused
 from tagmask.execution import Execution
 from tagmask.label_map import write_label_map
 from tagmask.pipeline import run_stages
 from tagmask.progress import Reporter
 from tagmask.recipe import Recipe
 from tagmask.run_folder import RunFolder
+from tagmask.stage import StageContext
 from tagmask.stage_folder import StageFolder
-from tagmask.stage_shards import StageShard, unpack_files
+from tagmask.stage_shards import StageShard, check_shard, unpack_files
 from tests.command_processes import CONTEXT
 from tests.methods.test_combinations import TOY, images, make_recipe
 from tests.methods.tiny_sam import write_sam3
@@ -275,3 +279,109 @@ def test_killed_and_doubled_parts_lose_nothing(tmp_path: Path, monkeypatch: pyte
     toy_run(data, tmp_path / "parts", execution=Execution(prepare=True))
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
     assert not list((tmp_path / "parts").rglob("*.tmp"))
+
+
+def test_a_part_beside_the_command_that_prepares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--prepare` does not take the file away that a part is writing."""
+    data, out = write_toy(tmp_path / "data"), tmp_path / "run"
+    toy_run(data, tmp_path / "whole", execution=SHARDS)
+    with pytest.raises(RunPaused):
+        toy_run(data, out, execution=Execution(prepare=True))
+    encode, encoded = ShardIndex.encode, []
+
+    def prepare_and_encode(index: ShardIndex) -> bytes:
+        encoded.append(index)
+        if len(encoded) == 1:
+            assert list(out.rglob("*.tmp"))
+            with pytest.raises(RunPaused):
+                toy_run(data, out, execution=Execution(prepare=True))
+        return encode(index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardIndex, "encode", prepare_and_encode)
+        with pytest.raises(RunPaused, match="part 1/1"):
+            toy_run(data, out, execution=Execution(part=(1, 1)))
+    assert len(encoded) == 3
+    (out / "cam" / "maps" / ".killed.tmp").touch()
+    toy_run(data, out, execution=SHARDS)
+    assert contents(out) == contents(tmp_path / "whole")
+    assert not list(out.rglob("*.tmp"))
+
+
+def test_a_part_does_not_mix_old_and_new_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a stage is begun again with --redo, the parts that made it before refuse to write into it."""
+    data, out = write_toy(tmp_path / "data"), tmp_path / "run"
+    with pytest.raises(RunPaused):
+        toy_run(data, out, execution=Execution(prepare=True))
+    begun_again = False
+    make = image_work.make_shard
+
+    def make_shard(context: StageContext, work: Any, *args: Any) -> None:
+        def work_after_redo(part: StageContext) -> None:
+            nonlocal begun_again
+            work(part)
+            if not begun_again:
+                begun_again = True
+                with pytest.raises(RunPaused):
+                    toy_run(data, out, ["cam.scales=[0.5]"], execution=Execution(prepare=True), redo=True)
+
+        make(context, work_after_redo, *args)
+
+    monkeypatch.setattr(image_work, "make_shard", make_shard)
+    with pytest.raises(RunError, match="stage 'cam' has begun again with other settings"):
+        toy_run(data, out, execution=Execution(part=(1, 1)))
+    assert begun_again
+    assert not list(out.rglob("*.parquet"))
+
+
+def test_a_shard_of_other_settings_is_made_again(tmp_path: Path) -> None:
+    data = write_toy(tmp_path / "data")
+    toy_run(data, tmp_path / "other", ["cam.scales=[0.5]"], execution=SHARDS)
+    with pytest.raises(RunPaused):
+        toy_run(data, tmp_path / "run", execution=Execution(prepare=True))
+    (tmp_path / "run" / "cam" / "maps").mkdir()
+    name = "cam/maps/maps-00001-of-00003.parquet"
+    (tmp_path / "run" / name).write_bytes((tmp_path / "other" / name).read_bytes())
+    toy_run(data, tmp_path / "run", execution=SHARDS)
+    toy_run(data, tmp_path / "whole", execution=SHARDS)
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+
+
+def test_single_files_are_not_made_from_shards(tmp_path: Path) -> None:
+    data = write_toy(tmp_path / "data")
+    run = toy_run(data, tmp_path / "run", execution=Execution(storage="files"))
+    shutil.rmtree(run.folder / "cam")
+    (run.folder / "pseudo_masks" / "masks" / "0.png").unlink()
+    with pytest.raises(RunError, match="stage 'pseudo_masks' has begun with single files, but stage 'cam'"):
+        toy_run(data, run.folder, execution=SHARDS)
+    shutil.rmtree(run.folder / "pseudo_masks")
+    toy_run(data, run.folder, execution=SHARDS)
+    assert (run.folder / "pseudo_masks" / "masks" / "masks-00000-of-00003.parquet").exists()
+
+
+@pytest.mark.parametrize("name", ["Screenshot at 3.04\u202fPM", "line\nbreak"])
+def test_names_that_shards_cannot_hold_are_refused_before_the_training(name: str, tmp_path: Path) -> None:
+    data = write_toy(tmp_path / "data", masks=False)
+    (data / "0.png").rename(data / f"{name}.png")
+    tags = (data / "tags.csv").read_text().replace("0.png", f'"{name}.png"')
+    (data / "tags.csv").write_text(tags, encoding="utf-8")
+    source = tagmask.DataSource(root=str(data))
+    with pytest.raises(DataError, match="has a name that shards cannot hold: rename it"):
+        toy_run(data, tmp_path / "run", source=source, execution=SHARDS)
+    assert not (tmp_path / "run" / "cam").exists()
+
+
+def test_the_next_command_does_not_read_finished_shards_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, read = write_toy(tmp_path / "data"), []
+    for how in ({"prepare": True}, {"part": (1, 1)}, {"prepare": True}):
+        with pytest.raises(RunPaused):
+            toy_run(data, tmp_path / "run", execution=Execution(**how))  # type: ignore[arg-type]
+
+    def check(shard: StageShard, *args: Any) -> None:
+        read.append(shard.path(Path(args[0].name)))
+        check_shard(shard, *args)
+
+    monkeypatch.setattr(stage_files, "check_shard", check)
+    with pytest.raises(RunPaused):
+        toy_run(data, tmp_path / "run", execution=Execution(prepare=True))
+    assert read == []  # cam is done, and pseudo_masks has no shard yet

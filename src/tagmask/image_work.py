@@ -13,7 +13,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from tagmask.artifacts import digest
 from tagmask.compute import Compute
 from tagmask.data.samples import Sample
 from tagmask.errors import RunError, RunPaused, WorkerKilledError
@@ -21,7 +20,7 @@ from tagmask.label_map import write_label_map
 from tagmask.progress import Reporter
 from tagmask.stage import ArtifactKind, MakeFiles, PrepareFiles, StageContext
 from tagmask.stage_folder import StageFolder
-from tagmask.stage_shards import FILE_NAMES, FileKind, StageShard, pack_files, stage_shards, unpack_files
+from tagmask.stage_shards import FILE_NAMES, FileKind, StageShard, pack_files, shard_key, stage_shards, unpack_files
 from tagmask.text import pluralize
 
 
@@ -90,6 +89,9 @@ def make_shard(
         uses: other kinds of files of the stage that it reads.
         task: the shard.
         reporter: reports the progress.
+
+    Raises:
+        RunError: another command has begun the stage again with other settings.
     """
     shard, stage = task.shard, context.folder
     if shard.path(stage.path).exists():
@@ -114,7 +116,17 @@ def make_shard(
             write_missing_reviewed_masks(part)
         work(part)
         paths = {sample.id: folder.file_path(shard.kind, sample.id) for sample in task.samples}
-        pack_files(paths, shard, stage.path, context.images.classes, digest([stage.read_key_if_any(), shard]))
+        key = stage.read_key_if_any()
+        if key != context.key:  # the files were made with the old settings
+            raise RunError(
+                f"stage {stage.name!r} has begun again with other settings or images while this command worked on it: "
+                "run this command again with these settings."
+            )
+        try:
+            pack_files(paths, shard, stage.path, context.images.classes, shard_key(key, shard))
+        except RunError:
+            if not shard.path(stage.path).exists():  # another process has not made it in the meantime
+                raise
 
 
 def _unpacked_input(kind: ArtifactKind, source: StageFolder, shard: StageShard, target: Path) -> StageFolder:

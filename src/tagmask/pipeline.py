@@ -22,7 +22,7 @@ from tagmask.run_folder import RunFolder, RunSources
 from tagmask.stage import ArtifactKind, Method, StageContext
 from tagmask.stage_files import discard_damaged_files, remember_files
 from tagmask.stage_folder import MASKS_ENTRY, TAGS_ENTRY, StageFolder, Storage, without_reviews
-from tagmask.stage_shards import stage_shards
+from tagmask.stage_shards import check_ids, stage_shards
 from tagmask.text import pluralize
 
 _MEMORY_ADVICE = (
@@ -94,7 +94,12 @@ def run_stages(
         start = time.time()
         visible = images if MASKS_ENTRY in key else images.without_reviewed_masks()
         own = replace(execution, storage=stage.read_storage())
-        context = StageContext(stage, visible, compute, reporter, inputs, recipe.seed, max_steps, epoch_size, own)
+        if own.storage == "files" and (source := _find_input_in_shards(inputs)):
+            raise RunError(
+                f"stage {name!r} has begun with single files, but stage {source.name!r}, which it reads, has shards: "
+                f"remove {stage.path}, then run the same command again."
+            )
+        context = StageContext(stage, visible, compute, reporter, inputs, recipe.seed, max_steps, epoch_size, own, key)
         if "masks" in makes and own.storage == "files":
             write_missing_reviewed_masks(context)
         with explain_out_of_memory(f"stage {name!r}", compute.device, _MEMORY_ADVICE.format(stage=name)):
@@ -103,6 +108,8 @@ def run_stages(
         if execution.part:
             context.require_all_images("is complete")
         stage.mark_done(compute, time.time() - start, len(images))
+        if compute.is_main_process:  # so that the next command does not read all files again
+            remember_files(folder, {name: makes}, images)
         time_left.finish(name, time.time() - start)
     if compute.is_main_process:
         remember_files(folder, {name: method.made_artifacts() for name, method in recipe.stages.items()}, images)
@@ -114,12 +121,22 @@ def _choose_storage(
     """Return whether a stage that begins makes files or shards: shards, if what it reads is in shards.
 
     Raises:
+        DataError: it is to make shards, but they cannot hold the id of an image.
         RunError: it is to make files, but reads shards.
     """
-    reads_shards = any(kind in ("maps", "masks") and inputs[kind].read_storage() == "shards" for kind in inputs)
+    reads_shards = _find_input_in_shards(inputs) is not None
     if reads_shards and execution.storage == "files":
         raise RunError(f"stage {name!r} reads shards of an earlier stage: leave out --storage files.")
-    return "shards" if reads_shards else execution.resolve_storage(len(images))
+    storage = "shards" if reads_shards else execution.resolve_storage(len(images))
+    if storage == "shards":
+        check_ids(images)
+    return storage
+
+
+def _find_input_in_shards(inputs: Mapping[ArtifactKind, StageFolder]) -> StageFolder | None:
+    """Return the folder of the first stage whose maps or masks are in shards; None if there is none."""
+    sources = (inputs[kind] for kind in inputs if kind in ("maps", "masks"))
+    return next((source for source in sources if source.read_storage() == "shards"), None)
 
 
 def _check_shards(context: StageContext, makes: Sequence[ArtifactKind]) -> None:

@@ -97,6 +97,7 @@ class StageContext(InferenceContext):
         epoch_size: the number of images of an epoch; None: that of `images`. In dry runs, `images` are only a few of
             them.
         execution: how and where the work on single images is done.
+        key: everything that the results depend on, as in the record of the stage; None: the stage has no record.
     """
 
     inputs: Mapping[ArtifactKind, StageFolder]
@@ -104,6 +105,7 @@ class StageContext(InferenceContext):
     max_steps: int | None = None
     epoch_size: int | None = None
     execution: Execution = INTO_FILES
+    key: Mapping[str, Any] | None = None
 
     @property
     def images_per_epoch(self) -> int:

@@ -19,7 +19,7 @@ from tagmask.maps import ResponseMaps
 from tagmask.progress import Progress
 from tagmask.run_folder import RunFolder
 from tagmask.stage_folder import HistoryEntry, StageFolder, ThresholdRecord
-from tagmask.stage_shards import FileKind, StageShard, check_shard, stage_shards
+from tagmask.stage_shards import FileKind, StageShard, check_shard, shard_key, stage_shards
 
 _OTHER_KINDS: tuple[FileKind, ...] = ("seeds", "saliency", "instances")  # which methods make on the way
 
@@ -70,14 +70,14 @@ def _title(stage: StageFolder) -> str:
 
 
 def remember_files(folder: RunFolder, makes: dict[str, Sequence[str]], images: TaggedImages) -> None:
-    """Remember the sizes and mtimes of the files of all stages, which have finished, in a cache in the run folder.
+    """Remember the sizes and mtimes of the files of stages that have finished, in a cache in the run folder.
 
     Args:
         folder: the run folder.
-        makes: the kinds of artifacts that each stage makes.
+        makes: the kinds of artifacts that each of these stages makes. What is remembered of others stays.
         images: the images of the run, verified.
     """
-    remembered = {
+    remembered = _read_remembered(folder) | {
         name: {"makes": list(kinds), "stamp": _stamp(_artifact_files(folder.stage(name), kinds, images))}
         for name, kinds in makes.items()
     }
@@ -123,16 +123,17 @@ def _artifact_files(
             files[path] = partial(read_model, model=model)
     for other in _OTHER_KINDS if storage == "shards" else ():
         shards += [shard for shard in stage_shards(other, len(images)) if shard.path(stage.path).exists()]
+    key = stage.read_key_if_any() if shards else None
     for shard in shards:
         ids = [sample.id for sample in shard.part_of(images.samples)]
-        files[shard.path(stage.path)] = partial(_check_shard, shard, stage.path, ids)
+        files[shard.path(stage.path)] = partial(_check_shard, shard, stage.path, ids, shard_key(key, shard))
     for folder in ("seeds", "saliency"):  # what methods make on the way
         files |= dict.fromkeys(sorted((stage.path / folder).rglob("*.png")), read_label_map)
     return files | dict.fromkeys(sorted((stage.path / "regions").rglob("*.png")), read_number_image)
 
 
-def _check_shard(shard: StageShard, stage: Path, ids: list[str], path: Path) -> None:
-    check_shard(shard, stage, ids)
+def _check_shard(shard: StageShard, stage: Path, ids: list[str], key: str, path: Path) -> None:
+    check_shard(shard, stage, ids, key)
 
 
 def _read_network(path: Path) -> None:

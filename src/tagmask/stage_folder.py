@@ -244,7 +244,7 @@ class StageFolder:
         """Prepare the folder to start or resume the stage; every process calls it.
 
         Results of another key are removed if `redo` is True, or if only reviews have changed. Unfinished temporary
-        files are always removed.
+        files are removed, unless the stage has shards: another command may be writing one.
 
         Args:
             key: everything that the results depend on.
@@ -265,7 +265,7 @@ class StageFolder:
             versions = {"tagmask": tagmask.__version__, **_installed_versions("torch", "timm", "lightning", "numpy")}
             self._write(StageRecord(status="running", key=key, versions=versions, storage=storage))
         is_done = record is not None and record.status == "done"
-        if processes.is_main_process and not is_done:
+        if processes.is_main_process and not is_done and self.read_storage() == "files":
             remove_unfinished(self.path)
         processes.barrier()
         return not is_done
@@ -280,6 +280,8 @@ class StageFolder:
         """
         processes.barrier()
         if processes.is_main_process and (record := self.read_record_if_any()):
+            if record.storage == "shards":
+                remove_unfinished(self.path)
             total = round(record.seconds + seconds, 1)
             self._write(record.model_copy(update={"status": "done", "seconds": total, "num_images": num_images}))
         processes.barrier()

@@ -6,15 +6,19 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
-from tagmask.artifacts import MAX_JSON_BYTES, RUN_AGAIN, read_bytes
+from tagmask.artifacts import MAX_JSON_BYTES, RUN_AGAIN, digest, read_bytes
 from tagmask.data.shard_file import OpenShard, read_indexes
-from tagmask.data.shard_format import IMAGES_PER_SHARD, Kind, ShardIndex, ShardName
+from tagmask.data.shard_format import IMAGES_PER_SHARD, Kind, ShardIndex, ShardName, is_safe_id
 from tagmask.data.shard_row import ShardRow
 from tagmask.data.storage import StoredFile, find_file, list_files
 from tagmask.errors import DataError, RunError, message_of
 from tagmask.label_map import MAX_BYTES, decode_label_map, present_classes
+from tagmask.text import shorten
+
+if TYPE_CHECKING:
+    from tagmask.data.samples import TaggedImages
 
 FileKind = Literal["maps", "masks", "seeds", "saliency", "instances"]
 """What a stage writes for each image. Response maps and masks are artifacts, the others are what methods make on the
@@ -68,6 +72,16 @@ def stage_shards(kind: FileKind, num_images: int) -> list[StageShard]:
     """
     total = -(-num_images // IMAGES_PER_SHARD)
     return [StageShard(kind, number, total) for number in range(total)]
+
+
+def check_ids(images: TaggedImages) -> None:
+    """Check the ids of images before shards are made. Raises DataError if a shard cannot hold one of them."""
+    for sample in images.samples:
+        if not is_safe_id(sample.id):
+            raise DataError(
+                f"{shorten(ascii(sample.image))} has a name that shards cannot hold: rename it (no line breaks or "
+                "unusual spaces), or keep single files with --storage files."
+            )
 
 
 def pack_files(paths: Mapping[str, Path], shard: StageShard, stage: Path, classes: tuple[str, ...], key: str) -> None:
@@ -125,20 +139,32 @@ def unpack_files(shard: StageShard, stage: Path, target: Path) -> None:
         raise RunError(f"cannot write {target}: {error.strerror}; set TMPDIR to a folder with more space.") from error
 
 
-def check_shard(shard: StageShard, stage: Path, ids: Iterable[str]) -> None:
-    """Read a whole shard. Raises RunError if it is missing or damaged, or does not hold the files of these images."""
-    if [image_id for image_id, _ in _read_files(shard, stage)] != list(ids):
+def shard_key(stage_key: Mapping[str, Any] | None, shard: StageShard) -> str:
+    """Return a digest of everything that a shard is made from; `stage_key` is the key in the record of the stage."""
+    return digest([stage_key, shard])
+
+
+def check_shard(shard: StageShard, stage: Path, ids: Iterable[str], key: str) -> None:
+    """Read a whole shard.
+
+    Raises:
+        RunError: it is missing or damaged, does not hold the files of these images, or has another key.
+    """
+    if [image_id for image_id, _ in _read_files(shard, stage, key)] != list(ids):
         raise RunError(f"{shard.path(stage)} holds the files of other images: {RUN_AGAIN}.")
 
 
-def _read_files(shard: StageShard, stage: Path) -> Iterator[tuple[str, bytes]]:
+def _read_files(shard: StageShard, stage: Path, key: str | None = None) -> Iterator[tuple[str, bytes]]:
     path = shard.path(stage)
     try:
         file = find_file(str(path))
         if file is None:
             raise RunError(f"{path} does not exist: {RUN_AGAIN}.")
         opened = OpenShard.open(file)
-        ids = iter(opened.read_index(_shard_kind(shard.kind)).ids)
+        index = opened.read_index(_shard_kind(shard.kind))
+        if key is not None and index.key != key:
+            raise RunError(f"{path} was made with other settings or from other images: {RUN_AGAIN}.")
+        ids = iter(index.ids)
         for group in range(len(opened.ends)):
             for content in opened.read_group(group, "mask" if shard.kind in _LABEL_MAPS else "file"):
                 if (value := content.as_py()) is None:
