@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from tagmask import image_work, stage_files, stage_shards
 from tagmask.compute import Compute
 from tagmask.data.samples import TaggedImages
 from tagmask.data.shard_format import ShardIndex
+from tagmask.data.shard_row import ShardRow
 from tagmask.errors import DataError, RunError, RunPaused
 from tagmask.execution import Execution
 from tagmask.label_map import write_label_map
@@ -27,7 +31,7 @@ from tagmask.recipe import Recipe
 from tagmask.run_folder import RunFolder
 from tagmask.stage import StageContext
 from tagmask.stage_folder import StageFolder
-from tagmask.stage_shards import StageShard, check_shard, unpack_files
+from tagmask.stage_shards import StageShard, check_shard, pack_files, unpack_files
 from tests.command_processes import CONTEXT
 from tests.methods.test_combinations import TOY, images, make_recipe
 from tests.methods.tiny_sam import write_sam3
@@ -385,3 +389,24 @@ def test_the_next_command_does_not_read_finished_shards_again(tmp_path: Path, mo
     with pytest.raises(RunPaused):
         toy_run(data, tmp_path / "run", execution=Execution(prepare=True))
     assert read == []  # cam is done, and pseudo_masks has no shard yet
+
+
+def test_threads_find_rows_in_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread reads the indexes for all, and 24 bytes per image stay in memory."""
+    monkeypatch.setattr(stage_shards, "IMAGES_PER_SHARD", 1000)
+    ids = [f"folder/{number:05d}" for number in np.random.default_rng(0).permutation(10_000)]
+    path = tmp_path / "file"
+    path.write_bytes(b"1")
+    for shard in stage_shards.stage_shards("maps", len(ids)):
+        pack_files(dict.fromkeys(shard.part_of(ids), path), shard, tmp_path, ("a",), "")
+    read, made = stage_shards.read_indexes, []
+    monkeypatch.setattr(stage_shards, "read_indexes", lambda *args: made.append(args) or read(*args))
+    with ThreadPoolExecutor(8) as pool:
+        rows = list(pool.map(partial(stage_shards.find_row, tmp_path, "maps"), [*ids, "folder/none", "folder/00000 "]))
+    assert len(made) == 1
+    for number, row in enumerate(rows[:-2]):
+        assert row == ShardRow(f"{tmp_path}/maps/maps-{number // 1000:05d}-of-00010.parquet", number % 1000, "file")
+    assert rows[-2:] == [None, None]
+    assert len(pickle.dumps(stage_shards._rows(tmp_path / "maps", "maps", (tmp_path / "maps").stat().st_mtime_ns))) < (
+        25 * len(ids)
+    )

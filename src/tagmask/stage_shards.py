@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
 
 from tagmask.artifacts import MAX_JSON_BYTES, RUN_AGAIN, digest, read_bytes
 from tagmask.data.shard_file import OpenShard, read_indexes
@@ -33,6 +37,8 @@ FILE_NAMES: Mapping[FileKind, str] = {
 
 MAX_FILE_BYTES = max(MAX_BYTES, MAX_JSON_BYTES)
 _LABEL_MAPS = ("masks", "seeds", "saliency")
+_ID_DIGEST = "S16"  # the dtype of the digests of ids
+_INDEXES_AT_ONCE = 64  # shards, so that not the ids of all images are in memory
 
 T = TypeVar("T")
 
@@ -185,28 +191,40 @@ def find_row(stage: Path, kind: FileKind, image_id: str) -> ShardRow | None:
         version = os.stat(folder).st_mtime_ns
     except OSError:
         return None
-    return _rows(folder, kind, version).find(image_id)
+    with _lock():
+        rows = _rows(folder, kind, version)
+    return rows.find(image_id)
 
 
 class _Rows:
-    """The shard and the row of each image. In one dictionary of numbers, because there can be millions."""
+    """The shard and the row of each image, in 24 bytes per image: each process that reads files has all of them."""
 
     def __init__(self, kind: FileKind, files: Sequence[StoredFile]) -> None:
         self._urls = [file.url for file in files]
         self._column: Literal["mask", "file"] = "mask" if kind in _LABEL_MAPS else "file"
-        self._places: dict[str, int] = {}
-        for number, index in enumerate(read_indexes(files, _shard_kind(kind)).values()):
-            if isinstance(index, DataError):
-                raise RunError(message_of(index)) from index
-            first = number * IMAGES_PER_SHARD
-            self._places.update((image_id, first + row) for row, image_id in enumerate(index.ids))
+        ids, places = [np.empty(0, _ID_DIGEST)], [np.empty(0, np.int64)]
+        for start in range(0, len(files), _INDEXES_AT_ONCE):
+            indexes = read_indexes(files[start : start + _INDEXES_AT_ONCE], _shard_kind(kind))
+            for number, index in enumerate(indexes.values(), start):
+                if isinstance(index, DataError):
+                    raise RunError(message_of(index)) from index
+                ids.append(np.array([_id_digest(image_id) for image_id in index.ids], _ID_DIGEST))
+                places.append(number * IMAGES_PER_SHARD + np.arange(len(index.ids)))
+        unsorted = np.concatenate(ids)
+        order = unsorted.argsort()
+        self._ids, self._places = unsorted[order], np.concatenate(places)[order]
 
     def find(self, image_id: str) -> ShardRow | None:
-        place = self._places.get(image_id)
-        if place is None:
+        digest = np.array(_id_digest(image_id), _ID_DIGEST)
+        index = int(self._ids.searchsorted(digest))
+        if index == len(self._ids) or self._ids[index] != digest:
             return None
-        number, row = divmod(place, IMAGES_PER_SHARD)
+        number, row = divmod(int(self._places[index]), IMAGES_PER_SHARD)
         return ShardRow(self._urls[number], row, self._column)
+
+
+def _id_digest(image_id: str) -> bytes:
+    return hashlib.blake2b(image_id.encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
 
 @lru_cache(maxsize=8)
@@ -214,6 +232,14 @@ def _rows(folder: Path, kind: FileKind, version: int) -> _Rows:
     """Return the rows of all shards in a folder; `version` changes when a shard is added or removed."""
     files = list_files(str(folder), ".parquet")
     return _Rows(kind, [file for file in files if (name := ShardName.parse(file.name)) and name.split == kind])
+
+
+_locks: dict[int, threading.Lock] = {}  # by process id, like the caches of `tagmask.data.shard_file`
+
+
+def _lock() -> threading.Lock:
+    """Return the lock of this process under which one thread reads the rows, and the others wait for them."""
+    return _locks.setdefault(os.getpid(), threading.Lock())
 
 
 def _shard_kind(kind: FileKind) -> Kind:
