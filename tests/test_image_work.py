@@ -6,6 +6,8 @@ import os
 import pickle
 import shutil
 import signal
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +20,7 @@ import pytest
 
 import tagmask
 from tagmask import image_work, stage_files, stage_shards
+from tagmask.artifacts import write_text
 from tagmask.compute import Compute
 from tagmask.data.samples import TaggedImages
 from tagmask.data.shard_format import ShardIndex
@@ -410,3 +413,31 @@ def test_threads_find_rows_in_little_memory(tmp_path: Path, monkeypatch: pytest.
     assert len(pickle.dumps(stage_shards._rows(tmp_path / "maps", "maps", (tmp_path / "maps").stat().st_mtime_ns))) < (
         25 * len(ids)
     )
+
+
+def test_shards_stay_where_pyarrow_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shard that cannot be read for this reason is not damaged: it must not be removed."""
+    data = write_toy(tmp_path / "data")
+    toy_run(data, tmp_path / "run", execution=SHARDS)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy", copy_function=shutil.copy)  # all files have other mtimes
+    before = contents(tmp_path / "copy")
+    with monkeypatch.context() as patch:
+        for name in [name for name in sys.modules if name.startswith("pyarrow")]:
+            patch.setitem(sys.modules, name, None)
+        with pytest.raises(DataError, match=r"shards need pyarrow; install it with pip install"):
+            toy_run(data, tmp_path / "copy")
+    assert contents(tmp_path / "copy").items() >= {name: before[name] for name in before if "parquet" in name}.items()
+
+
+def test_a_full_temporary_folder(images: TaggedImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_nothing(context: StageContext) -> None:
+        context.folder.file_path("maps", "0").parent.touch()  # a file where the folder would be
+        write_text(context.folder.file_path("maps", "0"), "")
+
+    stage = StageFolder(tmp_path / "cam")
+    context = StageContext(stage, images, Compute(), Reporter(), {}, seed=0, execution=SHARDS)
+    with pytest.raises(RunError, match=r"cannot write .*tagmask-.*; free space there, or set TMPDIR to another folder"):
+        context.make_files("maps", lambda _: write_nothing)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(RunError, match=r"cannot write .*missing: No such file.*; set TMPDIR to another folder"):
+        context.make_files("maps", lambda _: write_nothing)

@@ -6,16 +6,17 @@ that have the same images, and it exists when it is complete. So any process can
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import NamedTuple
 
 from tagmask.compute import Compute
 from tagmask.data.samples import Sample
-from tagmask.errors import RunError, RunPaused, WorkerKilledError
+from tagmask.errors import RunError, RunPaused, WorkerKilledError, message_of
 from tagmask.label_map import write_label_map
 from tagmask.progress import Reporter
 from tagmask.stage import ArtifactKind, MakeFiles, PrepareFiles, StageContext
@@ -96,7 +97,7 @@ def make_shard(
     shard, stage = task.shard, context.folder
     if shard.path(stage.path).exists():
         return
-    with TemporaryDirectory(prefix="tagmask-") as temporary:
+    with _temporary_folder() as temporary:
         folder = StageFolder(Path(temporary) / stage.name)
         folder.path.mkdir()
         for kind in uses:
@@ -127,6 +128,23 @@ def make_shard(
         except RunError:
             if not shard.path(stage.path).exists():  # another process has not made it in the meantime
                 raise
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[str]:
+    """Yield a temporary folder. Raises RunError, which names TMPDIR, if it or a file in it cannot be written."""
+    try:
+        temporary = TemporaryDirectory(prefix="tagmask-")
+    except OSError as error:
+        raise RunError(f"cannot write {gettempdir()}: {error.strerror}; set TMPDIR to another folder.") from error
+    with temporary as folder:
+        try:
+            yield folder
+        except RunError as error:
+            message, found, _ = message_of(error).partition("; free space or choose another folder")
+            if not (found and message.startswith(f"cannot write {folder}")):
+                raise
+            raise RunError(f"{message}; free space there, or set TMPDIR to another folder.") from error
 
 
 def _unpacked_input(kind: ArtifactKind, source: StageFolder, shard: StageShard, target: Path) -> StageFolder:

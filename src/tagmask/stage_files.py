@@ -13,6 +13,7 @@ from typing import Any, cast
 from tagmask.artifacts import read_arrays, read_json, read_model, write_json
 from tagmask.data.images import read_number_image
 from tagmask.data.samples import TaggedImages
+from tagmask.data.shard_format import require_pyarrow
 from tagmask.errors import DataError, RunError
 from tagmask.label_map import read_label_map
 from tagmask.maps import ResponseMaps
@@ -40,11 +41,16 @@ def discard_damaged_files(
 
     Returns:
         The files that were missing or damaged, if the stage had finished; else those that were damaged.
+
+    Raises:
+        DataError: the stage has shards, and pyarrow is not installed.
     """
     record = stage.read_record_if_any()
     if record is None:
         return []
     is_done = record.status == "done"
+    if record.storage == "shards":
+        require_pyarrow()  # or no shard could be read, and all would count as damaged
     files = _artifact_files(stage, makes, images)
     remembered = _read_remembered(RunFolder(stage.path.parent))
     if is_done and remembered.get(stage.name, {}).get("stamp") == _stamp(files):
