@@ -101,12 +101,12 @@ class Run:
 
     @property
     def masks_dir(self) -> Path:
-        """The folder with the final mask of each training image, as indexed PNGs: those of `recommended_stage`."""
+        """The folder with the final masks of the training images (`recommended_stage`): indexed PNGs or shards."""
         return self._recommended_folder.path / "masks"
 
     @property
     def maps_dir(self) -> Path:
-        """The folder with the last response maps of each training image, as safetensors."""
+        """The folder with the last response maps of the training images: safetensors or shards."""
         return self.latest_stage("maps").path / "maps"
 
     @property
@@ -155,7 +155,10 @@ class Run:
         return self.predictor.predict(image, tags)
 
     def mask_path(self, image_id: str) -> Path:
-        """Return the path of the final mask of a training image; its id is its path in the data set, without suffix."""
+        """Return the path of the final mask of a training image; its id is its path in the data set, without suffix.
+
+        If the masks are in shards, there is no such file: use `load_mask`.
+        """
         return self._recommended_folder.mask_path(image_id)
 
     def load_mask(self, image_id: str) -> np.ndarray:

@@ -302,16 +302,16 @@ class ExecutionOptions:
     storage: Annotated[
         Literal["auto", "files", "shards"],
         typer.Option(
-            help="Keep the maps and masks in single files or in parquet shards of 1,000 images; auto: shards from "
-            "100,000 images on.",
+            help="Keep the maps and masks in single files or in parquet shards of 1,000 images; auto: shards if there "
+            "are more than 100,000 images, and with --engine ray, --shard and --prepare.",
             rich_help_panel=SHARDS_PANEL,
         ),
     ] = "auto"
     engine: Annotated[
         Literal["local", "ray"],
         typer.Option(
-            help="Who works on shards: local (this process), or ray (actors on the cluster of RAY_ADDRESS, or else on "
-            "this machine; --workers is their number).",
+            help="Which processes make the shards: local (this one), or ray (actors on the cluster that RAY_ADDRESS "
+            "names, or else on this machine; --workers is their number).",
             rich_help_panel=SHARDS_PANEL,
         ),
     ] = "local"
@@ -319,14 +319,15 @@ class ExecutionOptions:
         str | None,
         typer.Option(
             metavar="I/N", rich_help_panel=SHARDS_PANEL,
-            help="Work only on every N-th shard of the stage whose turn it is, beginning with the I-th, e.g. 3/8: for "
-            "array jobs. Run it with --prepare before and afterwards.",
+            help="For array jobs: make only every N-th shard of the current stage, beginning with the I-th, e.g. 3/8. "
+            "Before all parts and after them, run the same command with --prepare instead.",
         ),
     ] = None  # fmt: skip
     prepare: Annotated[
         bool,
         typer.Option(
-            "--prepare", help="Train networks and choose thresholds, but stop before the work on shards begins.",
+            "--prepare",
+            help="Do what cannot be divided, such as training, and stop when --shard can make the shards of a stage.",
             rich_help_panel=SHARDS_PANEL,
         ),
     ] = False  # fmt: skip
