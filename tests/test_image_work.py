@@ -441,3 +441,14 @@ def test_a_full_temporary_folder(images: TaggedImages, tmp_path: Path, monkeypat
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     with pytest.raises(RunError, match=r"cannot write .*missing: No such file.*; set TMPDIR to another folder"):
         context.make_files("maps", lambda _: write_nothing)
+
+
+def test_an_added_stage_has_the_form_of_the_run(tmp_path: Path) -> None:
+    run = toy_run(write_toy(tmp_path / "data"), tmp_path / "run", execution=SHARDS)
+    opened = tagmask.load(run.folder, device="cpu", workers=0)
+    assert isinstance(opened, tagmask.Run)
+    opened.run_stage("layercam", ["scales=[1.0]"], quiet=True)  # reads no shards
+    assert (run.folder / "layercam" / "maps" / "maps-00002-of-00003.parquet").exists()
+    tagmask.resume(
+        run.folder, device="cpu", workers=0, quiet=True, execution=Execution(storage="files")
+    )  # all are done

@@ -20,8 +20,8 @@ class Execution:
 
     Attributes:
         storage: "files": one file for the maps and one for the mask of each image; "shards": parquet shards of 1,000
-            images; "auto": shards if the run has more than 100,000 images, if Ray or array jobs work on them, or if
-            `prepare` is True. A stage that has begun keeps its form.
+            images; "auto": shards if the run has more than 100,000 images, if another stage of it has shards, if Ray
+            or array jobs work on them, or if `prepare` is True. A stage that has begun keeps its form.
         engine: who works on shards. "local": this process, or those of torchrun and srun; "ray": actors on the cluster
             that RAY_ADDRESS names, or else on this machine.
         actors: with Ray, the number of actors; None: one for each GPU, or for each CPU but one.

@@ -69,7 +69,8 @@ def run_stages(
     keys = stage_keys(recipe, images, folder)
     if changes := _changed_reviews(keys, folder):
         reporter.info(f"{describe_changed_reviews(list(changes.values()))}: makes {', '.join(changes)} again")
-    compute.barrier()  # every process has read the keys of all stages
+    has_shards = any(folder.stage(name).read_storage() == "shards" for name in keys)
+    compute.barrier()  # every process has read the records of all stages
     time_left = TimeLeft(expected_seconds or {})
     for number, (name, key) in enumerate(keys.items(), 1):
         method, stage = recipe.stages[name], folder.stage(name)
@@ -82,7 +83,9 @@ def run_stages(
                     f"{title}: makes {pluralize(len(files), 'missing or damaged file')} again (first: {files[0]})"
                 )
             compute.barrier()
-            is_open = stage.begin(key, compute, redo=redo, storage=_choose_storage(name, inputs, execution, images))
+            record = stage.record_with_key(key, redo=redo)
+            storage = record.storage if record else _choose_storage(name, inputs, execution, images, has_shards)
+            is_open = stage.begin(key, compute, redo=redo, storage=storage)
         else:
             is_open = _is_open(stage, key)
         if not is_open:
@@ -116,9 +119,15 @@ def run_stages(
 
 
 def _choose_storage(
-    name: str, inputs: Mapping[ArtifactKind, StageFolder], execution: Execution, images: TaggedImages
+    name: str,
+    inputs: Mapping[ArtifactKind, StageFolder],
+    execution: Execution,
+    images: TaggedImages,
+    has_shards: bool,
 ) -> Storage:
     """Return whether a stage that begins makes files or shards: shards, if what it reads is in shards.
+
+    `has_shards` says whether any stage of the run has shards; then "auto" means shards.
 
     Raises:
         DataError: it is to make shards, but they cannot hold the id of an image.
@@ -127,7 +136,9 @@ def _choose_storage(
     reads_shards = _find_input_in_shards(inputs) is not None
     if reads_shards and execution.storage == "files":
         raise RunError(f"stage {name!r} reads shards of an earlier stage: leave out --storage files.")
-    storage = "shards" if reads_shards else execution.resolve_storage(len(images))
+    storage = execution.resolve_storage(len(images))
+    if reads_shards or (has_shards and execution.storage == "auto"):
+        storage = "shards"
     if storage == "shards":
         check_ids(images)
     return storage
