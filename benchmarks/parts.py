@@ -1,6 +1,6 @@
-"""Measure stages with shards: two processes against one, and one process with shards against one with single files.
+"""Measure stages with shards: two processes, which make a part each, against one.
 
-Run: python benchmarks/parts.py [--images 240] [--size 320] [--images-per-shard 20]
+Run: python benchmarks/parts.py [--images 120] [--size 320] [--images-per-shard 10]
 
 Each process has one thread and no workers. It makes the parts 1/1, or 1/2 and 2/2 at the same time, of the response
 maps (CAM of a MobileNetV2), of the pseudo-masks (dense CRF) and of the network's masks, all with weights that have
@@ -24,7 +24,6 @@ import tagmask
 from tagmask import stage_shards
 from tagmask.data.scenes import write_scenes
 from tagmask.refine.dense_crf import compile_crf_kernels
-from tagmask.stage_folder import StageFolder
 
 SETTINGS = [
     "cam.weights=none", "cam.backbone=mobilenetv2_100", "cam.epochs=1", "cam.crop_size=64", "cam.lr=0.0001",
@@ -73,23 +72,16 @@ def seconds_of_parts(scenes: Path, out: Path, num_processes: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=240)
+    parser.add_argument("--images", type=int, default=120)
     parser.add_argument("--size", type=int, default=320, help="sides of the scenes in pixels")
-    parser.add_argument("--images-per-shard", type=int, default=20)
+    parser.add_argument("--images-per-shard", type=int, default=10)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     compile_crf_kernels(print)
     stage_shards.IMAGES_PER_SHARD = arguments.images_per_shard  # the processes are forked
     with tempfile.TemporaryDirectory() as folder:
-        scenes, files, shards = (Path(folder) / name for name in ("scenes", "files", "shards"))
+        scenes, shards = Path(folder) / "scenes", Path(folder) / "shards"
         write_scenes(scenes, num_train=arguments.images, num_val=0, size=arguments.size)
-        run(scenes, files, tagmask.Execution(storage="files"))
-        run(scenes, shards, tagmask.Execution(storage="shards"))
-        for name in ("pseudo_masks",):  # the other stages train, too
-            one, other = (StageFolder(out / name).read_record_if_any() for out in (files, shards))
-            if one and other:
-                print(f"{name}: {one.seconds:.1f} s with single files, {other.seconds:.1f} s with shards")
-        shutil.rmtree(shards)
         for name in ("cam", "pseudo_masks", "segment"):
             run(scenes, shards, tagmask.Execution(prepare=True))
             one_process, two = (
