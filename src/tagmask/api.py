@@ -112,6 +112,10 @@ def run(
             run_stages(chosen, data[0], folder, compute=result.compute, reporter=reporter, execution=execution)
         with lock_folder(folder.path, result.compute):
             check_processes(chosen, result.compute.world_size)
+            if execution.engine == "ray" and result.compute.world_size > 1:
+                raise RunError(
+                    "torchrun or srun has started several processes, and Ray divides the work, too: start one."
+                )
             result.compute.barrier()  # every process has read the stages that were added before
             if result.compute.is_main_process:
                 folder.review.remove_unused_copies(reviewed_mask_paths(data[0]))
