@@ -204,7 +204,8 @@ def test_evaluation(network: Path, shards: Path, tmp_path: Path, monkeypatch: py
     assert on_ray[1].to_json(on_ray[0]) == here[1].to_json(here[0])
 
 
-def test_a_shard_whose_actors_are_always_killed_ends_the_stage(tmp_path: Path) -> None:
+def test_a_shard_whose_actors_are_always_killed_ends_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "ATTEMPTS", 1)
     with pytest.raises(WorkerKilledError):
         list(engine.run_tasks(_start_killing, ["task"], _raise_killed, num_actors=1))
 
