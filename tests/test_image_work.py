@@ -175,6 +175,15 @@ def test_a_part_does_not_begin_a_stage_or_train(tmp_path: Path) -> None:
         toy_run(data, tmp_path / "run", execution=Execution(part=(1, 2)))
 
 
+def test_a_part_does_not_write_the_report(tmp_path: Path) -> None:
+    data = write_toy(tmp_path / "data")
+    run = toy_run(data, tmp_path / "run", execution=SHARDS)
+    run.report.unlink()
+    with pytest.raises(RunPaused, match="all stages are done"):
+        toy_run(data, tmp_path / "run", execution=Execution(part=(1, 2)))
+    assert not run.report.exists()
+
+
 def test_a_stage_with_single_files_is_not_divided(tmp_path: Path) -> None:
     data = write_toy(tmp_path / "data")
     run = toy_run(data, tmp_path / "run")

@@ -18,7 +18,7 @@ from tagmask.data.shard_reader import ShardedMasks
 from tagmask.data.source import DataSource, align_classes
 from tagmask.data.tag_warnings import tag_warnings
 from tagmask.data.verify import ground_truth_fingerprint, verify_images
-from tagmask.errors import DataError, RecipeError, RunError, TagmaskError
+from tagmask.errors import DataError, RecipeError, RunError, RunPaused, TagmaskError
 from tagmask.evaluate import read_mask_in_folder, score_label_maps, score_masks, segment_held_out
 from tagmask.execution import Execution
 from tagmask.expected_times import load_expected_times
@@ -107,15 +107,19 @@ def run(
         if _is_finished(folder, finished, data[0]):
             reporter.info(f"{result.folder} is already finished")
             return result
-        chosen = with_added_stages(resolve_recipe(recipe, settings, seed, result.compute), data[0], folder)
-        if execution.part:  # beside others, so nothing but the files of the stage is written
+        recipe_of_run = partial(resolve_recipe, recipe, settings, seed, result.compute)
+        if execution.part:  # beside others, so it writes nothing but the files of the stage
+            chosen = with_added_stages(recipe_of_run(), data[0], folder)
             run_stages(chosen, data[0], folder, compute=result.compute, reporter=reporter, execution=execution)
+            raise RunPaused(
+                "There is nothing to do for a part of the images: all stages are done. Run the same command with "
+                "--prepare in place of --shard."
+            )
         with lock_folder(folder.path, result.compute):
+            chosen = with_added_stages(recipe_of_run(), data[0], folder)
             check_processes(chosen, result.compute.world_size)
             if execution.engine == "ray" and result.compute.world_size > 1:
-                raise RunError(
-                    "torchrun or srun has started several processes, and Ray divides the work, too: start one."
-                )
+                raise RunError("Ray divides the work itself: start one process, not several with torchrun or srun.")
             result.compute.barrier()  # every process has read the stages that were added before
             if result.compute.is_main_process:
                 folder.review.remove_unused_copies(reviewed_mask_paths(data[0]))
