@@ -193,8 +193,7 @@ def test_the_stages_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_evaluation(network: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tagmask.image_metrics, "RAY_CHUNK", 3)
-    monkeypatch.setattr(tagmask.data.verify, "_RAY_CHUNK", 3)
+    monkeypatch.setattr(engine, "CHUNK_SIZE", 3)
     predict_shards(network, shards, tmp_path / "masks", **ARGUMENTS).check()  # type: ignore[arg-type]
     data = tagmask.DataSource(root=str(shards))
     here, on_ray = (

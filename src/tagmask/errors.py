@@ -50,7 +50,7 @@ class RunError(TagmaskError):
 
 
 class RunPaused(TagmaskError):
-    """A run has stopped where it was asked to, and goes on with another command. Nothing is wrong."""
+    """A run has stopped where it was asked to; another command continues it. Nothing is wrong."""
 
 
 class WorkerKilledError(RunError):

@@ -303,8 +303,7 @@ def score_label_maps(
 def _read_mask(stage: StageFolder, image_id: str) -> np.ndarray:
     """Read the label map of an image, [H, W] uint8. Raises DataError if there is none, RunError if it is damaged."""
     if not stage.has_file("masks", image_id):
-        path = stage.mask_path(image_id)
-        raise DataError(f"there is no mask {path} for image {image_id}; make it, or evaluate other images.")
+        raise _no_mask(stage.mask_path(image_id), image_id)
     return stage.read_mask(image_id)
 
 
@@ -312,8 +311,12 @@ def read_mask_in_folder(folder: Path, image_id: str) -> np.ndarray:
     """Read the label map `<id>.png` in a folder; otherwise as `_read_mask`."""
     path = folder / f"{image_id}.png"
     if not path.exists():
-        raise DataError(f"there is no mask {path} for image {image_id}; make it, or evaluate other images.")
+        raise _no_mask(path, image_id)
     return read_label_map(path)
+
+
+def _no_mask(path: Path, image_id: str) -> DataError:
+    return DataError(f"there is no mask {path} for image {image_id}; make it, or evaluate other images.")
 
 
 def read_ground_truth(sample: Sample, size: tuple[int, int]) -> np.ndarray:

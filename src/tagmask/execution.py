@@ -14,6 +14,12 @@ from tagmask.stage_folder import Storage
 MAX_FILES = 100_000  # of images; file systems become slow with more files, and backups, too
 
 
+def check_part(part: tuple[int, int] | None) -> None:
+    """Raise RunError if there is no such part (i, n); None is all of the work."""
+    if part and not 1 <= part[0] <= part[1]:
+        raise RunError(f"part {part[0]}/{part[1]} does not exist: give i/n with i from 1 to n.")
+
+
 @dataclass(frozen=True)
 class Execution:
     """How and where the work on single images is done. It does not change the results.
@@ -48,8 +54,7 @@ class Execution:
     prepare: bool = False
 
     def __post_init__(self) -> None:
-        if self.part and not 1 <= self.part[0] <= self.part[1]:
-            raise RunError(f"part {self.part[0]}/{self.part[1]} does not exist: give i/n with i from 1 to n.")
+        check_part(self.part)
         if self.part and self.prepare:
             raise RunError("a part and the preparation for all parts are two commands: give --shard or --prepare.")
 

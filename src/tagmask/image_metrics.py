@@ -25,7 +25,6 @@ Update = Callable[[Sequence[Any], Sample], None]
 TRIAL_SECONDS = 1.0  # the images that this process measures first, to know the time of one
 MIN_SECONDS = 10.0  # below this, starting workers takes longer than it saves
 CHUNK_SECONDS = 2.0  # the work that a worker gets at a time
-RAY_CHUNK = 1000  # images that a Ray actor gets at a time
 
 
 def measure_images(
@@ -90,17 +89,14 @@ def _measure_on_ray(
 
     from tagmask.engines import ray
 
-    chunks = [samples[first : first + RAY_CHUNK] for first in range(1, len(samples), RAY_CHUNK)]
     with reporter.progress(description, len(samples)) as advance:
         with torch.inference_mode():
             update(metrics, samples[0])  # so that torchmetrics does not warn of metrics without an image
         advance(1)
         work = partial(_measure_in_actor, make_metrics, update)
-        results = ray.map_chunks(lambda workers: partial(work, workers), chunks, compute.actors)
-        for chunk, parts in zip(chunks, results, strict=True):
+        for parts in ray.map_chunks(lambda workers: partial(work, workers), samples[1:], advance, compute.actors):
             for states in parts:
                 _merge(metrics, states)
-            advance(len(chunk))
 
 
 def _measure_in_actor(

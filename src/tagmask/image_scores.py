@@ -21,7 +21,6 @@ from tagmask.data.samples import Sample, TaggedImages
 from tagmask.data.verify import ground_truth_fingerprint
 from tagmask.errors import RunError
 from tagmask.evaluate import read_ground_truth
-from tagmask.image_metrics import RAY_CHUNK
 from tagmask.measure.image_score import ImageScore, score_image
 from tagmask.pipeline import fingerprint
 from tagmask.progress import Reporter, run_in_workers
@@ -199,15 +198,10 @@ def _score_images(
     if compute.engine == "ray":
         from tagmask.engines import ray
 
-        samples, scores = images.samples, list[ImageScore]()
-        chunks = [samples[first : first + RAY_CHUNK] for first in range(0, len(samples), RAY_CHUNK)]
-        with reporter.progress("scoring the masks", len(samples)) as advance:
-            for chunk in ray.map_chunks(
-                lambda workers: partial(_score_chunk, sources, workers), chunks, compute.actors
-            ):
-                scores += chunk
-                advance(len(chunk))
-        return scores
+        work = partial(_score_chunk, sources)
+        with reporter.progress("scoring the masks", len(images)) as advance:
+            chunks = ray.map_chunks(lambda workers: partial(work, workers), images.samples, advance, compute.actors)
+            return [score for chunk in chunks for score in chunk]
     return _score_chunk(sources, compute.workers, images.samples, reporter)
 
 

@@ -89,6 +89,8 @@ def run_stages(
         else:
             is_open = _is_open(stage, key)
         if not is_open:
+            if compute.is_main_process and execution.part is None:
+                remember_files(folder, {name: makes}, images)
             reporter.info(f"{title}: already done")
             time_left.skip(name)
             continue
@@ -114,8 +116,6 @@ def run_stages(
         if compute.is_main_process:  # so that the next command does not read all files again
             remember_files(folder, {name: makes}, images)
         time_left.finish(name, time.time() - start)
-    if compute.is_main_process:
-        remember_files(folder, {name: method.made_artifacts() for name, method in recipe.stages.items()}, images)
 
 
 def _choose_storage(

@@ -15,6 +15,7 @@ from tagmask.compute import Engine, Precision
 from tagmask.data.shard_reader import list_shards, missing_shards
 from tagmask.data.storage import check_writable, join_url, local_path
 from tagmask.errors import DataError, RunError
+from tagmask.execution import check_part
 from tagmask.progress import make_reporter
 from tagmask.segment_shard import ATTEMPTS, ShardOutcome, ShardSettings, ShardTask, segment_with_retries
 
@@ -106,9 +107,8 @@ def predict_shards(
         DataError: there are no shards, or `out` cannot be written to.
         RunError: `out` holds masks of another network or of other images, or a resource is exhausted.
     """
+    check_part(part)
     number, count = part or (1, 1)
-    if not 1 <= number <= count:
-        raise RunError(f"part {number}/{count} does not exist: give i/n with i from 1 to n.")
     in_root, out_root = _absolute(str(shards)), _absolute(str(out))
     check_writable(out_root)
     files = list_shards(in_root, split)

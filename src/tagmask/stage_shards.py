@@ -98,7 +98,7 @@ def pack_files(paths: Mapping[str, Path], shard: StageShard, stage: Path, classe
         shard: the shard.
         stage: the folder of the stage.
         classes: the class names.
-        key: a digest of everything that the files were made from.
+        key: a digest of all inputs and settings of the files.
 
     Raises:
         RunError: a file cannot be read or is damaged, or the shard cannot be written.
@@ -146,7 +146,7 @@ def unpack_files(shard: StageShard, stage: Path, target: Path) -> None:
 
 
 def shard_key(stage_key: Mapping[str, Any] | None, shard: StageShard) -> str:
-    """Return a digest of everything that a shard is made from; `stage_key` is the key in the record of the stage."""
+    """Return a digest of all inputs and settings of a shard; `stage_key` is the key in the record of the stage."""
     return digest([stage_key, shard])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,7 @@ from tagmask.cli.options import (
     Competition,
     ComputeOptions,
     Device,
+    EngineOption,
     OutputOptions,
     Quiet,
     RunFolderArgument,
@@ -159,14 +160,7 @@ def predict(
         ),
     ] = False,
     skip_bad: SkipBad = False,
-    engine: Annotated[
-        Literal["local", "ray"],
-        typer.Option(
-            help="Who segments shards: local (this process), or ray (actors on the cluster of RAY_ADDRESS, or else on "
-            "this machine; --workers is their number).",
-            rich_help_panel=COMPUTE_PANEL,
-        ),
-    ] = "local",
+    engine: EngineOption = "local",
     shard: Annotated[
         str | None,
         typer.Option(
@@ -266,14 +260,7 @@ def evaluate(
     *,
     device: Device = "auto",
     workers: Workers = None,
-    engine: Annotated[
-        Literal["local", "ray"],
-        typer.Option(
-            help="Who measures: local (this machine), or ray (actors on the cluster of RAY_ADDRESS, or else on this "
-            "machine; --workers is their number).",
-            rich_help_panel=COMPUTE_PANEL,
-        ),
-    ] = "local",
+    engine: EngineOption = "local",
     skip_bad: SkipBad = False,
     as_json: AsJson = False,
     boundary: Annotated[

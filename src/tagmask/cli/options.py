@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tagmask.compute import Precision, set_threads
+from tagmask.compute import Engine, Precision, set_threads
 
 if TYPE_CHECKING:
     from tagmask.data.source import DataSource
@@ -53,6 +53,14 @@ Workers = Annotated[
     typer.Option(
         min=0, show_default="one per core", rich_help_panel=COMPUTE_PANEL,
         help="The number of processes that load images and run CRFs.",
+    ),
+]  # fmt: skip
+EngineOption = Annotated[
+    Engine,
+    typer.Option(
+        metavar="ENGINE", rich_help_panel=SHARDS_PANEL,
+        help="Which processes do the work on single images: local (this one and its workers), or ray (actors on the "
+        "cluster that RAY_ADDRESS names, or else on this machine; --workers is their number).",
     ),
 ]  # fmt: skip
 AsJson = Annotated[
@@ -307,14 +315,7 @@ class ExecutionOptions:
             rich_help_panel=SHARDS_PANEL,
         ),
     ] = "auto"
-    engine: Annotated[
-        Literal["local", "ray"],
-        typer.Option(
-            help="Which processes make the shards: local (this one), or ray (actors on the cluster that RAY_ADDRESS "
-            "names, or else on this machine; --workers is their number).",
-            rich_help_panel=SHARDS_PANEL,
-        ),
-    ] = "local"
+    engine: EngineOption = "local"
     shard: Annotated[
         str | None,
         typer.Option(

@@ -25,7 +25,6 @@ from tagmask.label_map import present_classes
 from tagmask.progress import Progress, Reporter
 
 _CHUNK_SIZE = 512  # samples submitted to the threads at once, so that the queue of a million images stays short
-_RAY_CHUNK = 1000  # images that a Ray actor gets at a time
 
 
 def verify_images(
@@ -202,16 +201,10 @@ def _inspect_on_ray(
 ) -> list[Inspection]:
     from tagmask.engines import ray
 
-    chunks = [samples[start : start + _RAY_CHUNK] for start in range(0, len(samples), _RAY_CHUNK)]
-    inspections: list[Inspection] = []
+    work = partial(_inspect_chunk, num_classes)
     with progress("check images", len(samples)) as advance:
-        results = ray.map_chunks(
-            lambda workers: partial(_inspect_chunk, num_classes, workers), chunks, processes.actors
-        )
-        for chunk in results:
-            inspections += chunk
-            advance(len(chunk))
-    return inspections
+        chunks = ray.map_chunks(lambda workers: partial(work, workers), samples, advance, processes.actors)
+        return [inspection for chunk in chunks for inspection in chunk]
 
 
 def _inspect_chunk(num_classes: int, workers: int, samples: Sequence[Sample]) -> list[Inspection]:

@@ -1,1 +1,1 @@
-"""Executors: what lets many shards be segmented, in this process or on a Ray cluster."""
+"""Engines: what does the work on single images in place of this process and its workers."""

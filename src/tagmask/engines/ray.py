@@ -17,6 +17,7 @@ from tagmask.errors import RunError, TagmaskError, WorkerKilledError
 from tagmask.text import shorten
 
 ATTEMPTS = 3  # at a task, if the actors that work on it are killed
+CHUNK_SIZE = 1000  # items that an actor gets at a time
 
 START_SECONDS = 600.0  # until the first actor has loaded the network: a cluster may have to start a machine
 
@@ -73,21 +74,31 @@ def run_tasks(
 
 
 def map_chunks(
-    start: Callable[[int], Callable[[T], R]], chunks: Sequence[T], num_actors: int | None = None
+    start: Callable[[int], Callable[[Sequence[T]], R]],
+    items: Sequence[T],
+    advance: Callable[[int], None],
+    num_actors: int | None = None,
 ) -> Iterator[R]:
-    """Yield the result of each chunk of work, in order; otherwise as `run_tasks`. Without chunks, Ray is not used.
+    """Divide items, e.g. samples, into chunks, and yield the result of each chunk, in order.
+
+    Args:
+        start: as in `run_tasks`; the function that it returns gets a chunk.
+        items: the items; if there is none, Ray is not used.
+        advance: called with the number of items in each chunk that is done, to show the progress.
+        num_actors: as in `run_tasks`.
 
     Raises:
         RunError: as `run_tasks`, or the actors that worked on a chunk were killed.
     """
 
-    def start_numbered(workers: int) -> Callable[[tuple[int, T]], tuple[int, R]]:
+    def start_numbered(workers: int) -> Callable[[tuple[int, Sequence[T]]], tuple[int, R]]:
         function = start(workers)
         return lambda task: (task[0], function(task[1]))
 
-    def on_killed(task: tuple[int, T]) -> tuple[int, R]:
+    def on_killed(task: tuple[int, Sequence[T]]) -> tuple[int, R]:
         raise WorkerKilledError
 
+    chunks = [items[first : first + CHUNK_SIZE] for first in range(0, len(items), CHUNK_SIZE)]
     if not chunks:
         return
     finished: dict[int, R] = {}
@@ -96,6 +107,7 @@ def map_chunks(
         finished[number] = result
         while following in finished:
             yield finished.pop(following)
+            advance(len(chunks[following]))
             following += 1
 
 
