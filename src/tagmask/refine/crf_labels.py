@@ -123,7 +123,7 @@ def _mean_field_of_selected(
     """Return the marginals of the selected labels, of the sum of the others and of the bound, if it is given.
 
     Returns:
-        [N, L], and the smallest logarithm [N] of the sum Z of a pixel over the steps.
+        [N, L], and a lower bound [N] of the logarithm of the sum Z of a pixel in all steps.
     """
     from tagmask.refine.permutohedral_kernels import softmax_of_selected_inplace
 
@@ -154,31 +154,34 @@ def _fixed_bound(
 
     The bound B of a label with the probabilities b is updated as B ← b exp(K B) / Z, where K is the filter. If messages
     κ ≥ K b are at least K B' for B' = b exp(κ) / min Z, no step leads beyond B' by induction: b exp(K B) / Z is then at
-    most b exp(κ) / min Z. Tried are somewhat larger κ than the messages after one step.
+    most b exp(κ) / min Z. Tried are κ = `SLACK` K b, and then larger ones where these are too small.
     """
-    first = _filter(bound, lattices, pool)
-
-    def after(messages: NDArray[np.float32]) -> NDArray[np.float32]:
+    messages = SLACK * _filter(bound, lattices, pool)
+    for _ in range(2):
         exponent = np.minimum(messages - least_log_sum, -math.log(MIN_PROBABILITY))  # more would be above 1
-        largest: NDArray[np.float32] = np.minimum(bound * np.exp(exponent), 1)
-        return largest
-
-    messages = np.maximum(first, SLACK * _filter(after(first), lattices, pool))
-    final = after(messages)
-    return final if (_filter(final, lattices, pool) <= messages).all() else None
+        final: NDArray[np.float32] = np.minimum(bound * np.exp(exponent), 1)
+        needed = _filter(final, lattices, pool)
+        if (needed <= messages).all():
+            return final
+        messages = np.maximum(messages, SLACK * needed)
+    return None
 
 
 def _filter(values: NDArray[np.float32], lattices: list[Lattice], pool: Threads) -> NDArray[np.float32]:
     """Return the messages [N] of a label with the marginals [N]."""
-    from tagmask.refine.permutohedral import splat_and_blur
-    from tagmask.refine.permutohedral_kernels import LANES, slice_onto
+    from tagmask.refine.permutohedral import slice_onto, splat_and_blur
+    from tagmask.refine.permutohedral_kernels import LANES
 
     rows = np.zeros((len(values), LANES), np.float32)
     rows[:, 0] = values
     messages = np.zeros_like(rows)
     for lattice in lattices:
         filtered = splat_and_blur(lattice, rows, lattice.buffers(LANES), pool)
-        slice_onto(lattice.vertex, lattice.weight, filtered, messages, messages)
+
+        def add(begin: int, end: int, lattice: Lattice = lattice, filtered: NDArray[np.float32] = filtered) -> None:
+            slice_onto(lattice, slice(begin, end), filtered, messages[begin:end], messages[begin:end])
+
+        pool.run(pool.even_bounds(len(values)), add)
     return messages[:, 0]
 
 

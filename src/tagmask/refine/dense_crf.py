@@ -164,8 +164,8 @@ def build_lattices(
     bilateral_weight: float,
     threads: Threads,
 ) -> "list[Lattice]":
-    """Return the lattices of the kernels of `dense_crf`, normalized and scaled with their weights."""
-    from tagmask.refine.permutohedral import build_lattice, normalize_inplace
+    """Return the lattices of the kernels of `dense_crf`."""
+    from tagmask.refine.permutohedral import build_lattice
 
     height, width = image.shape[:2]
     # The coordinates come in the order of the reference implementation, because the lattice is not quite isotropic.
@@ -173,16 +173,14 @@ def build_lattices(
     lattices = []
     if gaussian_weight:
         features = np.stack([x / np.float32(gaussian_sxy), y / np.float32(gaussian_sxy)], 1)
-        lattices.append(build_lattice(features, threads))
-        normalize_inplace(lattices[-1], gaussian_weight, threads)
+        lattices.append(build_lattice(features, gaussian_weight, threads))
         del features
     if bilateral_weight:
         rgb = image.reshape(height * width, 3).T.astype(np.float32)
         position = [x / np.float32(bilateral_sxy), y / np.float32(bilateral_sxy)]
         features = np.stack([*position, *(rgb / np.float32(bilateral_srgb))], 1)
         del x, y, rgb, position
-        lattices.append(build_lattice(features, threads))
-        normalize_inplace(lattices[-1], bilateral_weight, threads)
+        lattices.append(build_lattice(features, bilateral_weight, threads))
     return lattices
 
 
@@ -203,8 +201,7 @@ def mean_field(
         normalize_inplace: replaces rows of logits plus messages by the marginals, their softmax; it gets the rows and
             where they are.
     """
-    from tagmask.refine.permutohedral import splat_and_blur
-    from tagmask.refine.permutohedral_kernels import slice_onto
+    from tagmask.refine.permutohedral import slice_onto, splat_and_blur
 
     marginals = logits.copy()
     rows = threads.even_bounds(len(logits))
@@ -219,7 +216,7 @@ def mean_field(
             part = slice(begin, end)
             base = logits[part]
             for lattice, value in zip(lattices, values, strict=True):
-                slice_onto(lattice.vertex[part], lattice.weight[part], value, base, marginals[part])
+                slice_onto(lattice, part, value, base, marginals[part])
                 base = marginals[part]
             normalize_inplace(marginals[part], part)
 

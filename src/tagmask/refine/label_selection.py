@@ -96,18 +96,19 @@ def select_labels(probabilities: NDArray[np.float32], settings: CrfSettings) -> 
         raise ValueError(f"probabilities must be [L, H, W], not {list(probabilities.shape)}")
     num_labels, size = len(probabilities), probabilities.shape[1:]
     total, most = np.zeros(size, np.float32), np.zeros(size, np.float32)
-    largest = np.empty(num_labels, np.float32)
+    largest, mean = np.empty((2, num_labels), np.float32)
     for label, plane in enumerate(probabilities):  # one label at a time stays in the cache
         total += plane
         np.maximum(most, plane, out=most)
         largest[label] = max(plane.max(), MIN_PROBABILITY)
+        mean[label] = plane.mean()
     if not np.isfinite(total).all():
         raise ValueError(f"probabilities {list(probabilities.shape)} hold NaN or infinity")
     lowest = float(most.min())
     selected = [
         i
         for i, plane in enumerate(probabilities)
-        if (largest[i] >= lowest and (plane == most).any()) or plane.mean() > MAX_MEAN
+        if mean[i] > MAX_MEAN or (largest[i] >= lowest and (plane == most).any())
     ]
     weights = (settings.gaussian_weight, settings.bilateral_weight)
     saves_time = row_length(len(selected) + 2) < row_length(num_labels)

@@ -65,15 +65,16 @@ class Lattice:
 
     Attributes:
         vertex: [N, d + 1] the vertices around each point, by remainder.
-        weight: [N, d + 1] barycentric weights of these vertices, for slicing; `normalize_inplace` scales them.
-        splat_weight: [N, d + 1] the weights for splatting.
+        weight: [N, d + 1] barycentric weights of these vertices, divided by the square root of the row sum of each
+            point, for splatting and for slicing.
         neighbors: [d + 1, M, 2] the next vertex ahead and behind in each direction; M where there is none.
+        scale: factor of the sliced values.
     """
 
     vertex: Indices
     weight: Floats
-    splat_weight: Floats
     neighbors: Indices
+    scale: np.float32
 
     @property
     def num_vertices(self) -> int:
@@ -86,11 +87,14 @@ class Lattice:
         return np.zeros(shape, np.float32), np.zeros(shape, np.float32)
 
 
-def build_lattice(features: Floats, threads: Threads) -> Lattice:
-    """Build the lattice of N points in d dimensions.
+def build_lattice(features: Floats, strength: float, threads: Threads) -> Lattice:
+    """Build the lattice of N points in d dimensions that filters with the kernel `strength` · D^-1/2 K D^-1/2.
+
+    K is the Gaussian kernel and D the diagonal matrix of its row sums.
 
     Args:
         features: [N, d], in units of the standard deviation of the Gaussian.
+        strength: factor of the kernel.
         threads: the threads to use.
 
     Raises:
@@ -120,7 +124,11 @@ def build_lattice(features: Floats, threads: Threads) -> Lattice:
         vertex[begin:end] = numbers[:, begin:end].T
 
     threads.run(threads.even_bounds(n), interleave)
-    return Lattice(vertex, weight, weight.copy(), neighbors)
+    # Slicing divides by the gain of the blur, which is 1 + 2^-d (Adams et al.).
+    gain = np.float32(1 / (1 + 2.0**-d))
+    lattice = Lattice(vertex, weight, neighbors, np.float32(strength) * gain)
+    _normalize_inplace(lattice, gain, threads)
+    return lattice
 
 
 def _number_vertices(
@@ -170,7 +178,7 @@ def splat_and_blur(lattice: Lattice, source: Floats, buffers: tuple[Floats, Floa
         old[begin:end] = 0
 
     def splat(begin: int, end: int) -> None:
-        kernels.splat(lattice.vertex, lattice.splat_weight, source, begin, end, old)
+        kernels.splat(lattice.vertex, lattice.weight, source, begin, end, old)
 
     threads.run(threads.even_bounds(lattice.num_vertices), clear)
     threads.run(threads.even_bounds(lattice.vertex.shape[1]), splat)
@@ -184,28 +192,20 @@ def splat_and_blur(lattice: Lattice, source: Floats, buffers: tuple[Floats, Floa
     return old
 
 
-def normalize_inplace(lattice: Lattice, strength: float, threads: Threads) -> None:
-    """Scale the weights of the lattice in place, so that it filters with the kernel `strength` · D^-1/2 K D^-1/2.
+def slice_onto(lattice: Lattice, part: slice, values: Floats, base: Floats, out: Floats) -> None:
+    """Write `base` [P, L] plus the values at the points of `part` to `out` [P, L]; `base` and `out` may be one."""
+    kernels.slice_onto(lattice.vertex[part], lattice.weight[part], lattice.scale, values, base, out)
 
-    K is the Gaussian kernel and D the diagonal matrix of its row sums.
-    """
-    n, corners = lattice.vertex.shape
+
+def _normalize_inplace(lattice: Lattice, gain: np.float32, threads: Threads) -> None:
+    """Divide the weights of each point by the square root of its row sum, in place."""
+    n = len(lattice.vertex)
     values = splat_and_blur(lattice, np.ones((n, LANES), np.float32), lattice.buffers(LANES), threads)
-    # Slicing divides by the gain of the blur, which is 1 + 2^-d (Adams et al.).
-    gain = np.float32(1 / (1 + 2.0 ** (1 - corners)))
 
-    def scale(begin: int, end: int) -> None:
-        part = slice(begin, end)
-        kernels.normalize_inplace(
-            lattice.vertex[part],
-            lattice.weight[part],
-            values,
-            gain,
-            np.float32(strength),
-            lattice.splat_weight[part],
-        )
+    def normalize(begin: int, end: int) -> None:
+        kernels.normalize_inplace(lattice.vertex[begin:end], lattice.weight[begin:end], values, gain)
 
-    threads.run(threads.even_bounds(n), scale)
+    threads.run(threads.even_bounds(n), normalize)
 
 
 def _packing(features: Floats, scale: tuple[np.float32, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -210,15 +210,18 @@ def blur_along_direction(neighbors, all_values, old, new):
 
 
 @jit
-def slice_onto(vertex, weight, values, base, out):
-    """Write base[p] + the weighted sum of the rows of `values` at the vertices of p to out[p]; both may be one."""
+def slice_onto(vertex, weight, scale, values, base, out):
+    """Write base[p] + `scale` times the weighted sum of the rows of `values` at the vertices of p to out[p].
+
+    `base` and `out` may be one.
+    """
     for p in range(len(out)):
         target = out[p]
         start = base[p]
         if len(target) == LANES:  # in registers
             a, b, c, d = start[0], start[1], start[2], start[3]
             for k in range(vertex.shape[1]):
-                w = weight[p, k]
+                w = scale * weight[p, k]
                 row = values[vertex[p, k]]
                 a += w * row[0]
                 b += w * row[1]
@@ -229,23 +232,21 @@ def slice_onto(vertex, weight, values, base, out):
             for i in range(len(target)):
                 target[i] = start[i]
             for k in range(vertex.shape[1]):
-                w = weight[p, k]
+                w = scale * weight[p, k]
                 row = values[vertex[p, k]]
                 for i in range(len(target)):
                     target[i] += w * row[i]
 
 
 @jit
-def normalize_inplace(vertex, weight, values, gain, strength, splat_weight):
-    """Scale the weights of each point by (K 1)_p^(-1/2) in place, for slicing and for splatting.
+def normalize_inplace(vertex, weight, values, gain):
+    """Scale the weights of each point by (K 1)_p^(-1/2) in place.
 
     Args:
         vertex: [N, d + 1] the vertices around each point.
-        weight: [N, d + 1] their weights for slicing.
+        weight: [N, d + 1] their weights.
         values: [M + 1, LANES] the value 1 of every point, splatted and blurred.
         gain: 1 / the gain of the blur.
-        strength: factor of the kernel.
-        splat_weight: [N, d + 1] their weights for splatting.
     """
     for p in range(len(weight)):
         total = np.float32(0)
@@ -253,8 +254,7 @@ def normalize_inplace(vertex, weight, values, gain, strength, splat_weight):
             total += weight[p, k] * values[vertex[p, k], 0]
         norm = np.float32(1) / math.sqrt(total * gain + np.float32(1e-20))
         for k in range(vertex.shape[1]):
-            weight[p, k] *= gain * strength * norm
-            splat_weight[p, k] *= np.float32(norm)
+            weight[p, k] *= np.float32(norm)
 
 
 @jit
@@ -316,7 +316,7 @@ def softmax_of_selected_inplace(logits, unary, share, num_labels, least_log_sum)
         unary: [N, L] the logits alone.
         share: [N] factor of the message of the sum.
         num_labels: the number of selected labels; the labels after the bound only fill a SIMD register.
-        least_log_sum: [N] the smallest log Σ exp of all calls but the first; NaN before the first one. Output.
+        least_log_sum: [N] a lower bound of log Σ exp in all calls but the first; NaN before the first one. Output.
     """
     rest, bound = num_labels, num_labels + 1
     largest_of_tile = np.empty(_TILE, np.float32)
@@ -343,7 +343,8 @@ def softmax_of_selected_inplace(logits, unary, share, num_labels, least_log_sum)
             for i in range(bound):
                 total += row[i]
             scale = np.float32(1) / total
-            log_sum = largest_of_tile[p] + math.log(total)
+            # log t ≥ 2 (t − 1) / (t + 1) for t ≥ 1; the logarithm itself would take a third of the mean field's time
+            log_sum = largest_of_tile[p] + np.float32(2) * (total - np.float32(1)) / (total + np.float32(1))
             least = least_log_sum[begin + p]
             least_log_sum[begin + p] = np.float32(np.inf) if math.isnan(least) else min(least, log_sum)
             reached = bound < len(row) and row[bound] >= np.float32(
