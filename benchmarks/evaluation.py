@@ -57,7 +57,7 @@ def write_images(folder: Path, num_images: int, num_classes: int) -> tuple[Tagge
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=600)
+    parser.add_argument("--images", type=int, default=1500)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--classes", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)

@@ -246,7 +246,7 @@ def evaluate_predictions(
     Masks are a folder of label maps `<id>.png`, or a folder or URL of shards that `tagmask predict` wrote.
 
     The network does not get the tags of the images. Images without ground truth are left out. `boundary` says whether
-    to measure the boundary F-score, which takes nearly all of the time; otherwise it is NaN. `skip_bad` leaves out
+    to measure the boundary F-score, which takes most of the time; otherwise it is NaN. `skip_bad` leaves out
     images that cannot be read.
 
     Returns:

@@ -276,7 +276,7 @@ def score_label_maps(
         read_mask: reads the label map [H, W] uint8 of an image id; picklable by cloudpickle.
         compute: device and processes.
         reporter: prints messages and progress.
-        boundary: whether to measure the boundary F-score, which takes nearly all of the time; otherwise it is NaN.
+        boundary: whether to measure the boundary F-score, which takes most of the time; otherwise it is NaN.
 
     Raises:
         DataError: an image has no label map, or one of another size.

@@ -56,13 +56,27 @@ def brute_force_counts(preds: np.ndarray, target: np.ndarray, num_labels: int) -
     return counts
 
 
+@pytest.mark.parametrize("tree_share", [0, 2], ids=["distance transform", "tree"])
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**32), st.sampled_from([(12, 170), (200, 9), (5, 5), (1, 300), (1, 1)]))
-def test_counts_equal_brute_force(seed: int, shape: tuple[int, int]) -> None:
+def test_counts_equal_brute_force(tree_share: float, seed: int, shape: tuple[int, int]) -> None:
     rng = np.random.default_rng(seed)
     coarse = [rng.integers(0, 4, (-(-shape[0] // 4), -(-shape[1] // 4))).astype(np.uint8) for _ in range(2)]
     preds, target = (np.kron(c, np.ones((4, 4), np.uint8))[: shape[0], : shape[1]] for c in coarse)
-    np.testing.assert_array_equal(boundary_counts(preds, target, 4), brute_force_counts(preds, target, 4))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tagmask.measure.boundary.MAX_TREE_SHARE", tree_share)
+        counts = boundary_counts(preds, target, 4)
+    np.testing.assert_array_equal(counts, brute_force_counts(preds, target, 4))
+
+
+@pytest.mark.parametrize("tree_share", [0, 2], ids=["distance transform", "tree"])
+def test_a_distance_equal_to_the_tolerance_is_not_close(monkeypatch: pytest.MonkeyPatch, tree_share: float) -> None:
+    """The diagonal of 240×320 pixels is 400, so the tolerance is 3: outlines 2 pixels apart are close, 3 are not."""
+    monkeypatch.setattr("tagmask.measure.boundary.MAX_TREE_SHARE", tree_share)
+    upper = np.zeros((240, 320), np.uint8)
+    upper[:100] = 1
+    for shift, num_close in ((2, 320), (3, 0)):
+        assert boundary_counts(np.roll(upper, shift, 0) | upper, upper, 2)[1].tolist() == [num_close, 320] * 2
 
 
 def test_target_boundary_is_in_the_middle_of_its_ignored_band() -> None:

@@ -265,9 +265,7 @@ def evaluate(
     as_json: AsJson = False,
     boundary: Annotated[
         bool,
-        typer.Option(
-            "--boundary/--no-boundary", help="Measure the boundary F-score, which takes nearly all of the time."
-        ),
+        typer.Option("--boundary/--no-boundary", help="Measure the boundary F-score, which takes most of the time."),
     ] = True,
 ) -> None:
     """Measure the network of a run, or any folder of masks, against ground truth: IoU, mIoU and boundary F-score.

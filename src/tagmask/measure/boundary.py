@@ -14,6 +14,7 @@ from tagmask.label_map import IGNORE_INDEX, label_boundaries
 from tagmask.measure.validation import as_label_pair
 
 TOLERANCE = 0.0075  # fraction of the image's diagonal, as in the paper
+MAX_TREE_SHARE = 0.1  # of boundary pixels in an array; with more of them, a distance transform is faster than a tree
 TILE_SIDE = 2048  # pixels; larger label maps are measured in tiles, because distances take about 50 bytes per pixel
 
 
@@ -118,8 +119,17 @@ def _bounding_box(mask: np.ndarray) -> tuple[slice, slice]:
 
 def _count_close(mask: np.ndarray, other: np.ndarray, tolerance: float) -> int:
     """Count the True pixels of `mask` whose distance to the nearest True pixel of `other` is below `tolerance`."""
-    from scipy import ndimage
-
-    if not mask.any() or not other.any():
+    num_pixels, num_others = np.count_nonzero(mask), np.count_nonzero(other)
+    if not num_pixels or not num_others:
         return 0
-    return int(np.count_nonzero(ndimage.distance_transform_edt(~other)[mask] < tolerance))
+    if num_pixels + num_others < MAX_TREE_SHARE * mask.size:
+        from scipy.spatial import KDTree
+
+        tree = KDTree(np.argwhere(other))
+        # Whether the tree's bound includes itself is not documented, so it is larger than the tolerance.
+        distances = tree.query(np.argwhere(mask), distance_upper_bound=tolerance + 1)[0]
+    else:
+        from scipy import ndimage
+
+        distances = ndimage.distance_transform_edt(~other)[mask]
+    return int(np.count_nonzero(distances < tolerance))

@@ -39,7 +39,7 @@ class SegmentationMetric(Metric):
     """Confusion matrix and boundary F-score of predicted label maps, and the scores that follow from them.
 
     The state does not grow with the number of images. For an image of 375×500 pixels, the boundary F-score takes
-    35 ms and the confusion matrix 0.4 ms.
+    17 ms and the confusion matrix 0.4 ms.
 
     Args:
         num_labels: number of labels, background included; at most 255.
