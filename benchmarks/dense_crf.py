@@ -10,7 +10,8 @@ shortest time of each counts, so that other processes of the machine disturb all
 CPU times of one thread.
 
 "all labels" is `dense_crf`. "selected" is what tagmask does with the probabilities of a network: `select_labels`, which
-runs in the main process, and `most_probable_crf_labels`, which runs in the workers. `--big` adds an image of
+runs in the main process, and `most_probable_crf_labels`, which runs in the workers. After these, 11 label maps of one
+image of 320×240 pixels are refined together, as for one threshold per image, and one by one. `--big` adds an image of
 4,000×3,000 pixels with 3 labels.
 """
 
@@ -29,7 +30,7 @@ from PIL import Image
 from tagmask.refine.crf_labels import most_probable_crf_labels
 from tagmask.refine.dense_crf import apply_crf, needs_compiling, unary_from_labels, unary_from_probabilities
 from tagmask.refine.label_selection import select_labels
-from tagmask.refine.settings import NETWORK_CRF
+from tagmask.refine.settings import NETWORK_CRF, CrfSettings
 
 GOLDENS = Path(__file__).parents[1] / "tests" / "goldens" / "dense_crf.npz"
 
@@ -144,6 +145,25 @@ def compare(image: np.ndarray, labels: np.ndarray, num_labels: int, repeats: int
         )
 
 
+def compare_sets(image: np.ndarray, num_sets: int, repeats: int) -> None:
+    """Print the time of several sets of energies of one image, together and one by one, and of one set."""
+    rng = np.random.default_rng(0)
+    maps = [np.kron(rng.random((15, 20)) < 0.3 + 0.02 * s, np.ones((16, 16), bool)) for s in range(num_sets)]
+    sets = np.stack([unary_from_labels(one.astype(np.uint8), 2) for one in maps])
+    crf = CrfSettings()
+    functions: dict[str, Callable[[], np.ndarray]] = {
+        "one set": lambda: apply_crf(image, sets[0], crf, 1).argmax(0),
+        f"{num_sets} sets one by one": lambda: np.stack([apply_crf(image, s, crf, 1).argmax(0) for s in sets]),
+        f"{num_sets} sets together": lambda: apply_crf(image, sets, crf, 1).argmax(1),
+    }
+    times, cpu_times = shortest_times(functions, repeats)
+    print(f"{image.shape[1]}×{image.shape[0]} pixels, 2 labels, 1 thread")
+    for name, cpu in cpu_times.items():
+        print(f"  {name:24}{times[name]:8.3f} s{cpu:8.3f} CPU s{cpu / cpu_times['one set']:7.1f} × one set")
+    together, alone = (functions[name]() for name in list(functions)[:0:-1])
+    print(f"  {(together == alone).mean():.4%} of the labels are equal")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photograph", nargs="?")
@@ -165,6 +185,7 @@ def main() -> None:
     print(f"first call: {time.perf_counter() - begin:.1f} s, kernels {'compiled' if compiling else 'from the cache'}")
     for num_labels in map(int, arguments.labels.split(",")):
         compare(image, labels, num_labels, arguments.repeats, has_peer)
+    compare_sets(np.ascontiguousarray(image[::2, ::2]), 11, arguments.repeats)
     if arguments.big:
         image, labels = photograph(arguments.photograph, 4000, 3000)
         begin = time.perf_counter()

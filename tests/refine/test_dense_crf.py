@@ -5,6 +5,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tagmask.refine.dense_crf import (
     apply_crf,
     compile_crf_kernels,
     dense_crf,
+    mean_field,
     needs_compiling,
     unary_from_labels,
     unary_from_probabilities,
@@ -217,3 +219,29 @@ def test_needs_compiling_until_the_kernels_are_compiled(tmp_path: Path) -> None:
 
 def _src() -> str:
     return str(Path(tagmask.refine.__file__).parents[2])
+
+
+@pytest.mark.parametrize(("num_sets", "num_labels"), [(11, 2), (5, 3), (2, 21), (25, 2)])
+def test_sets_of_energies_are_independent(num_sets: int, num_labels: int) -> None:
+    image = noise_image(20, 30)
+    unary = np.stack([noise_unary(num_labels, 20, 30) * (1 + 0.1 * s) for s in range(num_sets)])
+    together = dense_crf(image, unary)
+    assert together.shape == unary.shape
+    for marginals, alone in zip(together, unary, strict=True):
+        np.testing.assert_allclose(marginals, dense_crf(image, alone), atol=1e-5)
+    np.testing.assert_array_equal(dense_crf(image, unary, threads=3), together)
+
+
+def test_sets_of_a_large_image_are_computed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, unary = noise_image(20, 30), np.stack([noise_unary(3, 20, 30)] * 4)
+    lengths = []
+
+    def watched(logits: np.ndarray, *arguments: Any) -> np.ndarray:
+        lengths.append(logits.shape[1])
+        return mean_field(logits, *arguments)
+
+    monkeypatch.setattr("tagmask.refine.dense_crf.mean_field", watched)
+    dense_crf(image, unary)
+    monkeypatch.setattr("tagmask.refine.dense_crf.MAX_VALUES", 4 * 20 * 30)
+    dense_crf(image, unary)
+    assert lengths == [16, 4, 4, 4, 4]

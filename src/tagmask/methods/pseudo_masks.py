@@ -44,7 +44,7 @@ class PseudoMasks(InferenceSettings):
     threshold: Threshold = Field(
         "auto",
         description="activation from 0 to 1 above which a pixel belongs to a class; auto: Otsu's threshold over all "
-        "maps of the run; per-image: one threshold per image near Otsu's (takes 11 times as long as the CRF)",
+        "maps of the run; per-image: one threshold per image near Otsu's (takes about four times as long as the CRF)",
     )
     alpha: float | None = Field(
         None,

@@ -15,7 +15,7 @@ from scipy import ndimage
 from tagmask.label_map import label_boundaries
 from tagmask.maps import ResponseMaps
 from tagmask.refine.colors import color_bins
-from tagmask.refine.map_cutting import cut_maps
+from tagmask.refine.map_cutting import refine_labels
 from tagmask.refine.settings import CrfSettings
 
 # The candidates around the expected threshold, and the weights of the terms of the score, were chosen on 800
@@ -78,19 +78,18 @@ def choose_threshold(
         raise ValueError(f"image {list(image.shape)} does not fit maps of an image of {list(maps.size)}")
     thresholds = np.unique(np.clip(expected + OFFSETS, MIN_THRESHOLD, MAX_THRESHOLD))
     colors, gradient = color_bins(image), log_gradient(image)
-    scores, label_maps = [], []
-    for threshold in thresholds.tolist():
-        labels = cut_maps(image, maps, threshold, crf, gt_prob)
+    cut = np.stack([maps.label_map(threshold) for threshold in thresholds.tolist()])
+    refined = cut if crf is None else refine_labels(image, cut, maps.classes, crf, gt_prob)
+    scores = []
+    for threshold, before, labels in zip(thresholds.tolist(), cut, refined, strict=True):
         score = -DISTANCE_WEIGHT / 2 * ((threshold - expected) / DISTANCE_WIDTH) ** 2
         score += COLOR_WEIGHT * color_information(colors, labels > 0)
         score += EDGE_WEIGHT * edge_strength(gradient, labels)
         if foreground is not None:
-            agreement = soft_iou(maps.label_map(threshold) > 0, foreground) + soft_iou(labels > 0, foreground)
-            score += AGREEMENT_WEIGHT * agreement
+            score += AGREEMENT_WEIGHT * (soft_iou(before > 0, foreground) + soft_iou(labels > 0, foreground))
         scores.append(score)
-        label_maps.append(labels)
     best = int(np.argmax(scores))
-    return ThresholdChoice(float(thresholds[best]), label_maps[best], thresholds, np.array(scores))
+    return ThresholdChoice(float(thresholds[best]), refined[best], thresholds, np.array(scores))
 
 
 def expected_threshold(threshold: float, num_tags: int, mean_root_tags: float) -> float:

@@ -280,28 +280,36 @@ def _exp(x):
 
 
 @jit
-def softmax_inplace(logits):
-    """Replace each row of `logits` [N, L] by its softmax."""
+def softmax_inplace(logits, num_sets, size):
+    """Replace the first `num_sets` times `size` values of each row by the softmax of each set of `size` values.
+
+    Args:
+        logits: [N, L]; the values after the sets are far below 0, and become 0.
+        num_sets: the number of sets.
+        size: the number of values of a set.
+    """
     for begin in range(0, len(logits), _TILE):
         tile = logits[begin : begin + _TILE]
         for p in range(len(tile)):
-            row = tile[p]
-            largest = row[0]
-            for i in range(1, len(row)):
-                largest = max(largest, row[i])
-            for i in range(len(row)):
-                row[i] -= largest
+            for s in range(num_sets):
+                row = tile[p, s * size : (s + 1) * size]
+                largest = row[0]
+                for i in range(1, len(row)):
+                    largest = max(largest, row[i])
+                for i in range(len(row)):
+                    row[i] -= largest
         flat = tile.reshape(-1)
         for i in range(len(flat)):
             flat[i] = _exp(flat[i])
         for p in range(len(tile)):
-            row = tile[p]
-            total = np.float32(0)
-            for i in range(len(row)):
-                total += row[i]
-            scale = np.float32(1) / total
-            for i in range(len(row)):
-                row[i] *= scale
+            for s in range(num_sets):
+                row = tile[p, s * size : (s + 1) * size]
+                total = np.float32(0)
+                for i in range(len(row)):
+                    total += row[i]
+                scale = np.float32(1) / total
+                for i in range(len(row)):
+                    row[i] *= scale
 
 
 @jit
