@@ -21,7 +21,7 @@ def save_expected_times(key: str, seconds: Mapping[str, float]) -> None:
     """Write the estimated time of each stage and of each other part of a run. Nothing happens if it cannot be written.
 
     Args:
-        key: a digest of everything that the run depends on.
+        key: a digest of all inputs and settings of the run.
         seconds: by stage, in order.
     """
     with suppress(RunError):
@@ -61,7 +61,7 @@ class TimeLeft:
         self._estimated, self._taken = 0.0, 0.0
 
     def describe(self, part: str) -> str:
-        """Return the time of a part and of everything from its begin on, in brackets; empty without an estimate."""
+        """Return the time of a part and of the rest of the run, in brackets; empty without an estimate."""
         if part not in self._left:
             return ""
         factor = self._taken / self._estimated if self._estimated else 1.0

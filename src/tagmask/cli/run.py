@@ -161,7 +161,7 @@ def add_stage(
 
 
 def _run_and_print(run: Callable[[], Run], output: OutputOptions) -> None:
-    """Print what a run has made; if it was to stop before, how it goes on."""
+    """Print what a run has made, or how to continue it if it was told to stop early."""
     from tagmask.compute import is_main_process
     from tagmask.errors import RunPaused
 

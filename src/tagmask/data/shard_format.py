@@ -63,7 +63,7 @@ class ShardIndex(BaseModel):
         version: of the format.
         kind: "images": images with their tags and ground-truth masks; "masks": label maps of images; "files": other
             files of a run, one for each image.
-        key: a digest of everything that the shard was made from.
+        key: a digest of all inputs and settings of the shard.
         classes: the class names; class id k is `classes[k - 1]`.
         split: what was given as the split; None: nothing.
         ids: the id of each row's image.

@@ -130,5 +130,5 @@ def _recipe_without_paths(recipe: Recipe) -> str:
 
 
 def _escape(text: str) -> str:
-    """Return a text as Markdown that shows it as it is, also in a table."""
+    """Escape a text, so that Markdown shows it unchanged, also in a table."""
     return "".join(f"\\{character}" if character in "\\`*_[]<>#|" else character for character in text)

@@ -49,7 +49,7 @@ def refine_labels(
     gt_prob: float = 0.7,
     color_weight: float = 0.0,
 ) -> np.ndarray:
-    """Return a label map, or several ones of an image, refined by the dense CRF.
+    """Return one or several label maps of an image, refined by the dense CRF.
 
     The CRFs of several label maps are computed together, which takes less time (`dense_crf`).
 

@@ -351,7 +351,7 @@ def softmax_of_selected_inplace(logits, unary, share, num_labels, least_log_sum)
             for i in range(bound):
                 total += row[i]
             scale = np.float32(1) / total
-            # log t ≥ 2 (t − 1) / (t + 1) for t ≥ 1; the logarithm itself would take a third of the mean field's time
+            # log t ≥ 2 (t − 1) / (t + 1) for t ≥ 1, which is much faster to compute than the logarithm
             log_sum = largest_of_tile[p] + np.float32(2) * (total - np.float32(1)) / (total + np.float32(1))
             least = least_log_sum[begin + p]
             least_log_sum[begin + p] = np.float32(np.inf) if math.isnan(least) else min(least, log_sum)
