@@ -10,17 +10,15 @@ hardly learned. The loading of the libraries is not measured. Each time is the s
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import shutil
 import tempfile
-import time
 from contextlib import suppress
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import torch
 
 import tagmask
+from parts_at_once import seconds_of_parts
 from tagmask import stage_shards
 from tagmask.data.scenes import write_scenes
 from tagmask.refine.dense_crf import compile_crf_kernels
@@ -43,31 +41,12 @@ def run(scenes: Path, out: Path, execution: tagmask.Execution) -> None:
         )  # fmt: skip
 
 
-def run_part(scenes: Path, out: Path, part: tuple[int, int], ready: Barrier) -> None:
-    ready.wait()
-    run(scenes, out, tagmask.Execution(part=part))
-
-
-def seconds_of_parts(scenes: Path, out: Path, num_processes: int) -> float:
+def seconds_of_stage(scenes: Path, out: Path, num_processes: int) -> float:
     """Return the time that so many processes take for a stage that is ready, in a copy of the run folder."""
-    context = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "run"
         shutil.copytree(out, copy)
-        ready = context.Barrier(num_processes + 1)
-        processes = [
-            context.Process(target=run_part, args=(scenes, copy, (i + 1, num_processes), ready))
-            for i in range(num_processes)
-        ]
-        for process in processes:
-            process.start()
-        ready.wait()
-        start = time.perf_counter()
-        for process in processes:
-            process.join()
-        if any(process.exitcode for process in processes):
-            raise SystemExit("a process has failed")
-        return time.perf_counter() - start
+        return seconds_of_parts(lambda part: run(scenes, copy, tagmask.Execution(part=part)), num_processes)
 
 
 def main() -> None:
@@ -85,7 +64,7 @@ def main() -> None:
         for name in ("cam", "pseudo_masks", "segment"):
             run(scenes, shards, tagmask.Execution(prepare=True))
             one_process, two = (
-                min(seconds_of_parts(scenes, shards, count) for _ in range(REPEATS)) for count in (1, 2)
+                min(seconds_of_stage(scenes, shards, count) for _ in range(REPEATS)) for count in (1, 2)
             )
             rate = arguments.images / one_process
             print(

@@ -9,17 +9,16 @@ loading of the libraries is not measured. Each time is the shortest of three; of
 """
 
 import argparse
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from parts_at_once import Part, seconds_of_parts
 from tagmask.data.shard_writer import pack_shards
 from tagmask.data.source import DataSource
 from tagmask.data.verify import verify_images
@@ -65,29 +64,17 @@ def check(root: Path) -> None:
     verify_images(DataSource(root=str(root)).read(), skip_bad=False, workers=2, progress=NO_PROGRESS)
 
 
-def predict_part(network: Path, shards: Path, out: Path, part: tuple[int, int], ready: Barrier) -> None:
-    """Segment a part of the shards when all processes have started."""
-    torch.set_num_threads(1)
-    ready.wait()
-    predict_shards(network, shards, out, part=part, device="cpu", precision="float32", workers=0, quiet=True).check()
-
-
 def predict(network: Path, shards: Path, num_processes: int) -> float:
-    """Return the time in seconds that so many processes take, without starting them."""
-    context = multiprocessing.get_context("fork")
+    """Return the time in seconds that so many processes take, with one thread each, without starting them."""
     with tempfile.TemporaryDirectory() as out:
-        ready = context.Barrier(num_processes + 1)
-        parts = [(i + 1, num_processes) for i in range(num_processes)]
-        processes = [context.Process(target=predict_part, args=(network, shards, Path(out), p, ready)) for p in parts]
-        for process in processes:
-            process.start()
-        ready.wait()
-        start = time.perf_counter()
-        for process in processes:
-            process.join()
-        if any(process.exitcode for process in processes):
-            raise SystemExit("a process has failed")
-        return time.perf_counter() - start
+
+        def predict_part(part: Part) -> None:
+            torch.set_num_threads(1)
+            predict_shards(
+                network, shards, Path(out), part=part, device="cpu", precision="float32", workers=0, quiet=True
+            ).check()
+
+        return seconds_of_parts(predict_part, num_processes)
 
 
 def main() -> None:
