@@ -27,7 +27,12 @@ from tagmask.models.synced_batch_norm import synced_batch_norms
 from tagmask.progress import stop_workers
 from tagmask.stage import Method, StageContext
 from tagmask.training_curves import TrainingCurves
-from tagmask.training_environment import deterministic_algorithms, silence_lightning, stop_on_signals
+from tagmask.training_environment import (
+    deterministic_algorithms,
+    keep_freed_memory,
+    silence_lightning,
+    stop_on_signals,
+)
 
 Optimizer = Literal["sgd", "adam", "adamw"]
 
@@ -302,6 +307,7 @@ def fit(
         silence_lightning(),
         stop_on_signals(),
         deterministic_algorithms(module.settings.deterministic),
+        keep_freed_memory(),
     ):
         curves = TrainingCurves(context, advance, position.curves_of(context.compute))
         is_dry_run = context.max_steps is not None
