@@ -48,7 +48,7 @@ class Regions(Method):
         "(superpixels), sam (Segment Anything), or folder (files of your own)",
     )
     region_sizes: tuple[PositiveFloat, ...] = Field(
-        (300.0,),
+        (100.0,),
         min_length=1,
         description="felzenszwalb: its scale; slic: the mean area of a superpixel in pixels. Several numbers give "
         "regions of several sizes, which overlap",
