@@ -86,7 +86,7 @@ def test_counts_equal_those_of_the_run(result: DryRun, run_folder: Path) -> None
     counts = {(t.stage, t.description): (t.count, t.unit) for t in result.timings if t.unit}
     steps = {stage: 2 * len(read_history(StageFolder(run_folder / stage))) for stage in ("cam", "segment")}
     assert steps == {"cam": 2, "segment": 6}
-    assert counts["cam", "training 1 epochs"] == (steps["cam"], "steps")
+    assert counts["cam", "training 1 epoch"] == (steps["cam"], "steps")
     assert counts["segment", "training 3 epochs"] == (5, "steps")  # the last epoch ends at the number of steps
     loops = (("cam", "response maps"), ("pseudo_masks", "pseudo-masks"), ("segment", "masks of the network"))
     for stage, description in loops:

@@ -26,6 +26,7 @@ from tagmask.models.saved_network import SavedNetwork
 from tagmask.models.synced_batch_norm import synced_batch_norms
 from tagmask.progress import stop_workers
 from tagmask.stage import Method, StageContext
+from tagmask.text import pluralize
 from tagmask.training_curves import TrainingCurves
 from tagmask.training_environment import (
     deterministic_algorithms,
@@ -296,7 +297,7 @@ def fit(
         windows=module.settings.shuffles_windows(context.images_per_epoch),
     )  # fmt: skip
     module.network.to(memory_format=torch.channels_last)
-    description = f"training epochs {done + 1} to {epochs}" if done else f"training {epochs} epochs"
+    description = f"training epochs {done + 1} to {epochs}" if done else f"training {pluralize(epochs, 'epoch')}"
     total = epochs * len(loader) if steps is None else min(steps, epochs * len(loader))
     module.total_steps = total
     num_images = min(batch_size, context.images_per_epoch) // context.compute.world_size  # of the smallest shard
