@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from joblib import Parallel, delayed
 
-from tagmask import DataSource
+from maps_with_ground_truth import add_arguments, read_maps
 from tagmask.data.images import read_image
 from tagmask.data.saliency import read_and_resize_saliency
 from tagmask.data.samples import Sample
@@ -28,13 +28,11 @@ from tagmask.data.transforms import normalize_images
 from tagmask.label_map import IGNORE_INDEX
 from tagmask.maps import ResponseMaps
 from tagmask.measure import iou, mean_iou
-from tagmask.measure.metrics import ActivationHistogram
 from tagmask.methods.segment import class_probabilities
 from tagmask.models.segmenter import Segmenter
 from tagmask.refine.image_threshold import choose_threshold, expected_threshold, mean_root_num_tags
 from tagmask.refine.map_cutting import cut_maps
 from tagmask.refine.settings import CrfSettings
-from tagmask.stage_folder import StageFolder
 
 GRID = tuple((np.arange(1, 20) / 20).tolist())
 CRF = CrfSettings()
@@ -96,26 +94,14 @@ def network_foreground(folder: Path | None, samples: Sequence[Sample]) -> Iterat
         yield 1 - probabilities[0]
 
 
-def otsu_threshold(stage: StageFolder, samples: Sequence[Sample]) -> float:
-    """Return Otsu's threshold of the strongest activation of every pixel of all samples."""
-    histogram = ActivationHistogram()
-    for sample in samples:
-        histogram.update(ResponseMaps.load(stage.maps_path(sample.id)).maps)
-    return float(histogram.otsu())
-
-
 def main() -> None:
     """Measure the maps that the command line names, and print a table."""
     arguments = parse_arguments()
-    classes = tuple(arguments.classes.split(",")) if arguments.classes else None
-    images = DataSource(root=arguments.data, split=arguments.split, classes=classes).read()
-    order = np.random.default_rng(0).permutation(len(images))[arguments.skip :][: arguments.images]
-    samples = [images.samples[i] for i in order]
-    tagged = [sample for sample in images.samples if sample.tags]
-    start, stage, num_labels = time.time(), StageFolder(arguments.stage), len(images.classes) + 1
-    otsu, typical = otsu_threshold(stage, tagged), mean_root_num_tags(sample.tags for sample in tagged)
+    measured = read_maps(arguments)
+    start, samples, num_labels = time.time(), measured.samples, len(measured.images.classes) + 1
+    otsu, typical = measured.otsu_threshold(), mean_root_num_tags(sample.tags for sample in measured.tagged)
     jobs = (
-        delayed(count_labels)(sample, stage.maps_path(sample.id), num_labels, otsu, typical, network)
+        delayed(count_labels)(sample, measured.stage.maps_path(sample.id), num_labels, otsu, typical, network)
         for sample, network in zip(samples, network_foreground(arguments.segmenter, samples), strict=True)
     )
     num_images: Counter[str] = Counter()
@@ -140,14 +126,8 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", type=Path, help="stage folder with maps/")
-    parser.add_argument("data", help="the data of the run, with ground-truth masks")
-    parser.add_argument("--split", help="split of the data")
-    parser.add_argument("--classes", help="class names, separated by commas")
+    add_arguments(parser)
     parser.add_argument("--segmenter", type=Path, help="folder of a segment stage, for the cue network")
-    parser.add_argument("--images", type=int, help="number of images, drawn at random (seed 0); default: all")
-    parser.add_argument("--skip", type=int, default=0, help="number of images to leave out at the start of that order")
-    parser.add_argument("--workers", type=int, default=2, help="worker processes")
     return parser.parse_args()
 
 

@@ -15,16 +15,15 @@ from pathlib import Path
 import numpy as np
 from joblib import Parallel, delayed
 
-from tagmask import DataSource
+from maps_with_ground_truth import add_arguments, read_maps
 from tagmask.data.images import read_image
 from tagmask.data.samples import Sample
 from tagmask.label_map import IGNORE_INDEX
 from tagmask.maps import ResponseMaps
-from tagmask.measure.metrics import ActivationHistogram, SegmentationMetric
+from tagmask.measure.metrics import SegmentationMetric
 from tagmask.refine.map_cutting import cut_maps
 from tagmask.refine.regions import felzenszwalb_regions, vote
 from tagmask.refine.settings import CrfSettings
-from tagmask.stage_folder import StageFolder
 
 USUAL_THRESHOLD = 0.30
 GRID = tuple((np.arange(4, 13) / 20).tolist())
@@ -47,31 +46,23 @@ def label_maps(
     return sample.mask.read() if sample.mask else np.full(maps.size, IGNORE_INDEX, np.uint8), masks
 
 
-def otsu_threshold(stage: StageFolder, samples: list[Sample]) -> float:
-    """Return Otsu's threshold of the maps of all samples."""
-    histogram = ActivationHistogram()
-    for sample in samples:
-        histogram.update(ResponseMaps.load(stage.maps_path(sample.id)).maps)
-    return float(histogram.otsu())
-
-
 def main() -> None:
     """Measure the maps that the command line names, and print a table."""
     arguments = parse_arguments()
-    classes = tuple(arguments.classes.split(",")) if arguments.classes else None
-    images = DataSource(root=arguments.data, split=arguments.split, classes=classes).read()
-    stage = StageFolder(arguments.stage)
-    otsu = otsu_threshold(stage, [sample for sample in images.samples if sample.tags])
-    samples = [images.samples[i] for i in np.random.default_rng(0).permutation(len(images))[: arguments.images]]
+    measured = read_maps(arguments)
+    otsu = measured.otsu_threshold()
     thresholds = (*GRID, otsu)
     metrics: dict[tuple[str, float], SegmentationMetric] = {}
-    jobs = (delayed(label_maps)(s, stage.maps_path(s.id), thresholds, tuple(arguments.sizes)) for s in samples)
+    jobs = (
+        delayed(label_maps)(sample, measured.stage.maps_path(sample.id), thresholds, tuple(arguments.sizes))
+        for sample in measured.samples
+    )
     for target, masks in Parallel(n_jobs=arguments.workers, return_as="generator_unordered")(jobs):
         for key, labels in masks.items():
-            metrics.setdefault(key, SegmentationMetric(len(images.classes) + 1)).update(labels, target)
+            metrics.setdefault(key, SegmentationMetric(len(measured.images.classes) + 1)).update(labels, target)
     results = {key: metric.compute() for key, metric in metrics.items()}
 
-    print(f"{len(samples)} images, automatic threshold {otsu:.2f}")
+    print(f"{len(measured.samples)} images, automatic threshold {otsu:.2f}")
     print(f"{'':24}{'best':>14}{'at 0.30':>10}{'automatic':>11}{'boundary F':>12}")
     for name in dict.fromkeys(name for name, _ in results):
         best, where = max((results[name, t].miou, t) for t in thresholds)
@@ -83,13 +74,8 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", type=Path, help="stage folder with maps/")
-    parser.add_argument("data", help="the data of the run, with ground-truth masks")
-    parser.add_argument("--split", help="split of the data")
-    parser.add_argument("--classes", help="class names, separated by commas")
-    parser.add_argument("--images", type=int, help="number of images, drawn at random (seed 0); default: all")
+    add_arguments(parser)
     parser.add_argument("--sizes", type=float, nargs="+", default=[100, 300], help="scales of Felzenszwalb's regions")
-    parser.add_argument("--workers", type=int, default=2, help="worker processes")
     return parser.parse_args()
 
 
