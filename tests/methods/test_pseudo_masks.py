@@ -293,6 +293,40 @@ def test_the_mask_ends_where_the_network_ends_unless_there_is_saliency(
     assert width == pytest.approx(saliency_end or network_end, abs=2)
 
 
+def test_the_network_is_not_loaded_if_every_image_has_saliency(
+    gray_context: MakeGrayContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(folder: Path) -> Segmenter:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(Segmenter, "load", load)
+    assert mask_width(gray_context(24), cue="network") == pytest.approx(24, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("cue", "with_saliency", "message"),
+    [
+        ("saliency", 3, "saliency maps help to choose the thresholds of all images"),
+        ("saliency", 1, "saliency maps help to choose the thresholds of 1 of 3 images; the others have none"),
+        ("saliency", 0, "no image has a saliency map, which would help to choose the thresholds"),
+        ("network", 3, "saliency maps help to choose the thresholds of all images, so the network is not used"),
+        ("network", 1, "the network helps to choose the thresholds of 2 images, and saliency maps those of 1"),
+        ("network", 0, "the network helps to choose the thresholds of all images"),
+        ("none", 3, None),
+    ],
+)
+def test_a_run_says_what_helps_to_choose_the_thresholds(
+    toy_images: TaggedImages, cue: Any, with_saliency: int, message: str | None
+) -> None:
+    tagged = [sample for sample in toy_images.samples if sample.tags][:3]
+    samples = [
+        replace(sample, saliency=Path("saliency.png") if i < with_saliency else None) for i, sample in enumerate(tagged)
+    ]
+    background = replace(tagged[0], tags=(), saliency=None)
+    images = replace(toy_images, samples=(*samples, background))
+    assert PseudoMasks(threshold="per-image", cue=cue).describe_cues(images) == message
+
+
 def test_without_cue_saliency_is_ignored(gray_context: MakeGrayContext, tmp_path: Path) -> None:
     without_saliency = gray_context(None)
     expected = mask_width(without_saliency, cue="none")

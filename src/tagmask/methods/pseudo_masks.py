@@ -6,8 +6,10 @@ are described in `tagmask.refine.image_threshold`). Dense CRF: Krähenbühl and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -106,6 +108,9 @@ class PseudoMasks(InferenceSettings):
     def _uses_network(self) -> bool:
         return self.threshold == "per-image" and self.cue == "network"
 
+    def _needs_network(self, sample: Sample) -> bool:
+        return self._uses_network and bool(sample.tags) and not sample.saliency
+
     @property
     def _crf(self) -> CrfSettings | None:
         return self.crf if self.refine == "crf" else None
@@ -113,31 +118,54 @@ class PseudoMasks(InferenceSettings):
     def run(self, context: StageContext) -> None:
         setting = self.threshold if self.alpha is None else threshold_of_power(self.alpha)
         threshold = record_threshold(context, setting, context.inputs["maps"])
+        if self.threshold == "per-image" and (cues := self.describe_cues(context.images)):
+            context.reporter.info(f"  {cues}")
         typical = mean_root_num_tags(sample.tags for sample in context.images.samples)
         context.make_files("masks", partial(self.prepare_masks, threshold, typical))
 
+    def describe_cues(self, images: TaggedImages) -> str | None:
+        """Return one line about what helps to choose the thresholds of the tagged images; None if nothing does."""
+        tagged = [sample for sample in images.samples if sample.tags]
+        salient = sum(bool(sample.saliency) for sample in tagged)
+        if not self._uses_saliency:
+            return None
+        if salient == len(tagged):
+            unused = ", so the network is not used" if self._uses_network else ""
+            return f"saliency maps help to choose the thresholds of all images{unused}"
+        if self._uses_network:
+            others = f"{len(tagged) - salient:,} images, and saliency maps those of {salient:,}"
+            return f"the network helps to choose the thresholds of {others if salient else 'all images'}"
+        if salient:
+            some = f"{salient:,} of {len(tagged):,} images; the others have none"
+            return f"saliency maps help to choose the thresholds of {some}"
+        return "no image has a saliency map, which would help to choose the thresholds"
+
     def prepare_masks(self, threshold: float, typical: float, context: StageContext) -> MakeFiles:
-        """Load the network, if it is used, and return the function that makes the masks.
+        """Return the function that makes the masks; the network is loaded when the first image needs it.
 
         Args:
             threshold: of the whole run.
             typical: see `mean_root_num_tags`.
             context: of the stage.
         """
-        network = None
-        if self._uses_network:
-            network = prepare_for_inference_inplace(Segmenter.load(context.inputs["segmenter"].path), context.compute)
-        return partial(self._write_missing_masks, threshold, typical, network)
+        return partial(self._write_missing_masks, threshold, typical, cache(partial(self._load_network, context)))
+
+    def _load_network(self, context: StageContext) -> Segmenter:
+        return prepare_for_inference_inplace(Segmenter.load(context.inputs["segmenter"].path), context.compute)
 
     def _write_missing_masks(
-        self, threshold: float, typical: float, network: Segmenter | None, context: StageContext
+        self, threshold: float, typical: float, load_network: Callable[[], Segmenter], context: StageContext
     ) -> None:
-        if network is not None:
-            jobs, total = self._jobs_with_network(context, threshold, typical, network)
-        else:
-            groups = context.pending_shard([[sample] for sample in context.images.samples], context.folder.mask_path)
-            jobs = (self._job(context, sample, threshold, typical) for (sample,) in groups)
-            total = len(groups)
+        without_network = [[sample] for sample in context.images.samples if not self._needs_network(sample)]
+        groups = context.pending_shard(without_network, context.folder.mask_path)
+        jobs: Iterator[Any] = (self._job(context, sample, threshold, typical) for (sample,) in groups)
+        total = len(groups)
+        others = context.images.select(self._needs_network)
+        if len(others):
+            more_jobs, number = self._jobs_with_network(
+                replace(context, images=others), threshold, typical, load_network()
+            )
+            jobs, total = chain(jobs, more_jobs), total + number
         if total and self._crf:
             compile_crf_kernels(context.reporter.info)
         context.run_in_workers("pseudo-masks", jobs, total)
