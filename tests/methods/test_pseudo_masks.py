@@ -282,25 +282,11 @@ def test_the_mask_ends_where_the_saliency_ends(gray_context: MakeGrayContext, sa
 
 @pytest.mark.parametrize("network_end", [24, 40])
 @pytest.mark.parametrize("saliency_end", [None, 32])
-def test_the_mask_ends_where_the_network_ends_unless_there_is_saliency(
-    gray_context: MakeGrayContext,
-    monkeypatch: pytest.MonkeyPatch,
-    network_end: int,
-    saliency_end: int | None,
+def test_with_a_network_as_cue_the_mask_ends_where_the_network_ends(
+    gray_context: MakeGrayContext, monkeypatch: pytest.MonkeyPatch, network_end: int, saliency_end: int | None
 ) -> None:
     use_network_with_foreground(monkeypatch, network_end)
-    width = mask_width(gray_context(saliency_end), cue="network")
-    assert width == pytest.approx(saliency_end or network_end, abs=2)
-
-
-def test_the_network_is_not_loaded_if_every_image_has_saliency(
-    gray_context: MakeGrayContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def load(folder: Path) -> Segmenter:
-        raise AssertionError("loaded")
-
-    monkeypatch.setattr(Segmenter, "load", load)
-    assert mask_width(gray_context(24), cue="network") == pytest.approx(24, abs=2)
+    assert mask_width(gray_context(saliency_end), cue="network") == pytest.approx(network_end, abs=2)
 
 
 @pytest.mark.parametrize(
@@ -309,9 +295,8 @@ def test_the_network_is_not_loaded_if_every_image_has_saliency(
         ("saliency", 3, "saliency maps help to choose the thresholds of all images"),
         ("saliency", 1, "saliency maps help to choose the thresholds of 1 of 3 images; the others have none"),
         ("saliency", 0, "no image has a saliency map, which would help to choose the thresholds"),
-        ("network", 3, "saliency maps help to choose the thresholds of all images, so the network is not used"),
-        ("network", 1, "the network helps to choose the thresholds of 2 images, and saliency maps those of 1"),
-        ("network", 0, "the network helps to choose the thresholds of all images"),
+        ("network", 3, "the network helps to choose the thresholds; the saliency maps of the images are not used"),
+        ("network", 0, "the network helps to choose the thresholds"),
         ("none", 3, None),
     ],
 )
@@ -342,7 +327,7 @@ def test_a_change_of_saliency_is_noticed_only_where_it_is_used(gray_context: Mak
         ({"threshold": 0.3, "cue": "network"}, False),
         ({"threshold": "per-image"}, True),
         ({"threshold": "per-image", "cue": "none"}, False),
-        ({"threshold": "per-image", "cue": "network"}, True),
+        ({"threshold": "per-image", "cue": "network"}, False),
     ):
         method = PseudoMasks(**settings)
         assert (method.extra_fingerprint(without) != method.extra_fingerprint(with_saliency)) == uses_saliency

@@ -6,10 +6,8 @@ are described in `tagmask.refine.image_threshold`). Dense CRF: Krähenbühl and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import cache, partial
-from itertools import chain
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -77,7 +75,7 @@ class PseudoMasks(InferenceSettings):
     cue: Literal["none", "saliency", "network"] = Field(
         "saliency",
         description="what helps to choose a threshold per image: saliency (the saliency map of the image, if it has "
-        "one), network (the same, and an earlier segmentation network for images without a saliency map), or none",
+        "one), network (the segmentation network of an earlier stage), or none",
     )
     scales: Scales = Field(
         (1.0,), description="if cue is network: factors by which an image is resized for the network"
@@ -102,14 +100,11 @@ class PseudoMasks(InferenceSettings):
 
     @property
     def _uses_saliency(self) -> bool:
-        return self.threshold == "per-image" and self.cue != "none"
+        return self.threshold == "per-image" and self.cue == "saliency"
 
     @property
     def _uses_network(self) -> bool:
         return self.threshold == "per-image" and self.cue == "network"
-
-    def _needs_network(self, sample: Sample) -> bool:
-        return self._uses_network and bool(sample.tags) and not sample.saliency
 
     @property
     def _crf(self) -> CrfSettings | None:
@@ -127,45 +122,40 @@ class PseudoMasks(InferenceSettings):
         """Return one line about what helps to choose the thresholds of the tagged images; None if nothing does."""
         tagged = [sample for sample in images.samples if sample.tags]
         salient = sum(bool(sample.saliency) for sample in tagged)
+        if self._uses_network:
+            unused = "; the saliency maps of the images are not used" if salient else ""
+            return f"the network helps to choose the thresholds{unused}"
         if not self._uses_saliency:
             return None
+        if not salient:
+            return "no image has a saliency map, which would help to choose the thresholds"
         if salient == len(tagged):
-            unused = ", so the network is not used" if self._uses_network else ""
-            return f"saliency maps help to choose the thresholds of all images{unused}"
-        if self._uses_network:
-            others = f"{len(tagged) - salient:,} images, and saliency maps those of {salient:,}"
-            return f"the network helps to choose the thresholds of {others if salient else 'all images'}"
-        if salient:
-            some = f"{salient:,} of {len(tagged):,} images; the others have none"
-            return f"saliency maps help to choose the thresholds of {some}"
-        return "no image has a saliency map, which would help to choose the thresholds"
+            return "saliency maps help to choose the thresholds of all images"
+        some = f"{salient:,} of {len(tagged):,} images; the others have none"
+        return f"saliency maps help to choose the thresholds of {some}"
 
     def prepare_masks(self, threshold: float, typical: float, context: StageContext) -> MakeFiles:
-        """Return the function that makes the masks; the network is loaded when the first image needs it.
+        """Load the network, if it is used, and return the function that makes the masks.
 
         Args:
             threshold: of the whole run.
             typical: see `mean_root_num_tags`.
             context: of the stage.
         """
-        return partial(self._write_missing_masks, threshold, typical, cache(partial(self._load_network, context)))
-
-    def _load_network(self, context: StageContext) -> Segmenter:
-        return prepare_for_inference_inplace(Segmenter.load(context.inputs["segmenter"].path), context.compute)
+        network = None
+        if self._uses_network:
+            network = prepare_for_inference_inplace(Segmenter.load(context.inputs["segmenter"].path), context.compute)
+        return partial(self._write_missing_masks, threshold, typical, network)
 
     def _write_missing_masks(
-        self, threshold: float, typical: float, load_network: Callable[[], Segmenter], context: StageContext
+        self, threshold: float, typical: float, network: Segmenter | None, context: StageContext
     ) -> None:
-        without_network = [[sample] for sample in context.images.samples if not self._needs_network(sample)]
-        groups = context.pending_shard(without_network, context.folder.mask_path)
-        jobs: Iterator[Any] = (self._job(context, sample, threshold, typical) for (sample,) in groups)
-        total = len(groups)
-        others = context.images.select(self._needs_network)
-        if len(others):
-            more_jobs, number = self._jobs_with_network(
-                replace(context, images=others), threshold, typical, load_network()
-            )
-            jobs, total = chain(jobs, more_jobs), total + number
+        if network is not None:
+            jobs, total = self._jobs_with_network(context, threshold, typical, network)
+        else:
+            groups = context.pending_shard([[sample] for sample in context.images.samples], context.folder.mask_path)
+            jobs = (self._job(context, sample, threshold, typical) for (sample,) in groups)
+            total = len(groups)
         if total and self._crf:
             compile_crf_kernels(context.reporter.info)
         context.run_in_workers("pseudo-masks", jobs, total)
