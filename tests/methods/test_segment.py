@@ -22,13 +22,14 @@ from tagmask.methods._class_balance import balanced_label_weights, label_shares,
 from tagmask.methods.segment import (
     Segment,
     SegmentTraining,
+    add_foreground_bias,
     class_probabilities,
     most_probable_labels,
     pixel_loss,
 )
 from tagmask.models.classifier import Classifier
 from tagmask.models.segmenter import Segmenter
-from tagmask.refine.settings import NETWORK_CRF
+from tagmask.refine.settings import NETWORK_CRF, NetworkCrfSettings
 from tagmask.stage_folder import StageFolder
 from tagmask.training import ParameterGroup
 from tagmask.training_curves import read_history
@@ -148,6 +149,27 @@ def test_most_probable_labels(crf: Any, size: tuple[int, int]) -> None:
     assert labels.tolist() == np.full(size, 4).tolist()
     only_background = most_probable_labels(image, np.array([0], np.uint8), np.ones((1, *size), np.float32), crf)
     assert not only_background.any()
+
+
+def test_the_foreground_bias_multiplies_the_odds_of_the_foreground() -> None:
+    """0.45 / 0.55 · e^0.5 = 1.35 > 1, and 0.45 / 0.55 · e^0.1 = 0.90 < 1; all pixels agree, so the CRF changes none."""
+    image, ids = np.zeros((5, 9, 3), np.uint8), np.array([0, 4, 9], np.uint8)
+    probabilities = np.broadcast_to(np.float32([0.55, 0.3, 0.15])[:, None, None], (3, 5, 9))
+    odds = np.broadcast_to(np.float32([0.55, 0.45])[:, None, None], (2, 5, 9))
+    for bias, label in ((0.1, 0), (0.5, 4)):
+        crf = NetworkCrfSettings(foreground_bias=bias)
+        assert (most_probable_labels(image, ids[:2], odds, crf) == label).all()
+    biased = add_foreground_bias(probabilities, 0.5)
+    np.testing.assert_allclose(biased.sum(0), 1, rtol=1e-6)
+    np.testing.assert_allclose(biased[1:] / biased[0], np.exp(0.5) * probabilities[1:] / probabilities[0], rtol=1e-6)
+    np.testing.assert_allclose(biased[1] / biased[2], 2, rtol=1e-6)
+
+
+def test_one_setting_of_the_crf_leaves_the_others_as_they_are_for_networks() -> None:
+    crf = Segment.model_validate({"crf": {"steps": 5}}).crf
+    assert crf == NETWORK_CRF.model_copy(update={"steps": 5})
+    deeplab = {"gaussian_sxy": 1, "gaussian_weight": 3, "bilateral_sxy": 67, "bilateral_srgb": 3, "bilateral_weight": 4}
+    assert NETWORK_CRF.kernel_arguments() == deeplab
 
 
 def test_the_network_learns_the_masks(

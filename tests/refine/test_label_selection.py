@@ -155,7 +155,7 @@ def test_the_fixed_bound_is_above_the_bound_of_each_step(name: str, steps: int) 
         bound = crf_labels._initial_bound(selected)
         assert bound is not None
         with Threads(1) as pool:
-            lattices = build_lattices(image, **NETWORK_CRF.model_dump(exclude={"steps"}), threads=pool)
+            lattices = build_lattices(image, **NETWORK_CRF.kernel_arguments(), threads=pool)
             marginals, least = crf_labels._mean_field_of_selected(selected, bound, lattices, steps, pool)
             fixed = crf_labels._fixed_bound(bound, least, lattices, pool)
         is_found.append(fixed is not None)

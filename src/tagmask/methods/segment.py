@@ -42,7 +42,7 @@ from tagmask.models.segmenter import InferenceConfig, Segmenter, check_architect
 from tagmask.progress import stop_workers
 from tagmask.refine.crf_labels import most_probable_crf_labels
 from tagmask.refine.label_selection import SelectedLabels, select_labels
-from tagmask.refine.settings import NETWORK_CRF, CrfSettings
+from tagmask.refine.settings import NETWORK_CRF, NetworkCrfSettings
 from tagmask.stage import ArtifactKind, InferenceContext, MakeFiles, StageContext
 from tagmask.stage_folder import StageFolder
 from tagmask.training import ParameterGroup, ParameterGroups, Training, TrainingSettings, fit, train_once
@@ -116,7 +116,7 @@ class Segment(BackboneSettings, TrainingSettings, InferenceSettings):
         "horizontal flip",
     )
     inference_batch_size: int = Field(8, ge=1, description="largest number of images of equal size in a batch")
-    crf: CrfSettings | None = Field(
+    crf: NetworkCrfSettings | None = Field(
         NETWORK_CRF, description="the dense CRF on the network's probabilities at inference; null: no CRF"
     )
     write_masks: bool = Field(
@@ -312,7 +312,7 @@ def class_probabilities(
 
 
 def most_probable_labels(
-    image: np.ndarray, ids: np.ndarray, probabilities: np.ndarray, crf: CrfSettings | None
+    image: np.ndarray, ids: np.ndarray, probabilities: np.ndarray, crf: NetworkCrfSettings | None
 ) -> np.ndarray:
     """Return the label map [H, W] uint8 of the most probable labels, after the dense CRF if there is one.
 
@@ -326,15 +326,31 @@ def most_probable_labels(
 
 
 def prepare_most_probable_labels(
-    image: np.ndarray, ids: np.ndarray, probabilities: np.ndarray, crf: CrfSettings | None
+    image: np.ndarray, ids: np.ndarray, probabilities: np.ndarray, crf: NetworkCrfSettings | None
 ) -> Callable[[], np.ndarray]:
     """Return `most_probable_labels` of these arguments as a function that is small to send to another process."""
     if crf is None or len(ids) == 1:
         return partial(np.asarray, ids[probabilities.argmax(0)])
-    return partial(_crf_labels, image, ids, select_labels(probabilities, crf), crf)
+    biased = add_foreground_bias(probabilities, crf.foreground_bias) if crf.foreground_bias else probabilities
+    return partial(_crf_labels, image, ids, select_labels(biased, crf), crf)
 
 
-def _crf_labels(image: np.ndarray, ids: np.ndarray, selected: SelectedLabels, crf: CrfSettings) -> np.ndarray:
+def add_foreground_bias(probabilities: np.ndarray, bias: float) -> np.ndarray:
+    """Add a number to the logits of all labels but the first, background.
+
+    Args:
+        probabilities: [L, H, W] float32; they sum to 1 at each pixel.
+        bias: what is added.
+
+    Returns:
+        The new probabilities [L, H, W] float32.
+    """
+    biased = probabilities.copy()
+    biased[1:] *= math.exp(bias)
+    return biased / biased.sum(0)
+
+
+def _crf_labels(image: np.ndarray, ids: np.ndarray, selected: SelectedLabels, crf: NetworkCrfSettings) -> np.ndarray:
     return ids[most_probable_crf_labels(image, selected, crf)]
 
 

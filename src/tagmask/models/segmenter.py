@@ -25,7 +25,7 @@ from tagmask.models.backbone import (
 )
 from tagmask.models.classifier import Classifier, backbone_name_and_options
 from tagmask.models.saved_network import ClassesConfig, SavedNetwork
-from tagmask.refine.settings import CrfSettings
+from tagmask.refine.settings import NetworkCrfSettings
 from tagmask.text import did_you_mean, shorten
 
 SMP_ARCHITECTURES = ("DeepLabV3Plus", "DeepLabV3", "Unet", "UnetPlusPlus", "FPN", "PSPNet", "PAN", "UPerNet",
@@ -84,7 +84,7 @@ class InferenceConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     scales: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
-    crf: CrfSettings | None
+    crf: NetworkCrfSettings | None
     hflip: bool = True
 
 

@@ -78,7 +78,7 @@ def most_probable_crf_labels(
         settings.bilateral_srgb,
     )
     with Threads(thread_count(threads)) as pool:
-        lattices = build_lattices(image, **settings.model_dump(exclude={"steps"}), threads=pool)
+        lattices = build_lattices(image, **settings.kernel_arguments(), threads=pool)
         while True:
             labels, missing = _infer(selected, lattices, settings.steps, pool)
             if not len(missing):

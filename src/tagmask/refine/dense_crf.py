@@ -143,7 +143,7 @@ def apply_crf(
     image: NDArray[np.uint8], unary: NDArray[np.float32], settings: CrfSettings, threads: int | None = None
 ) -> NDArray[np.float32]:
     """Compute the marginals of the dense CRF with the settings of a recipe; see `dense_crf`."""
-    return dense_crf(image, unary, **settings.model_dump(), threads=threads)
+    return dense_crf(image, unary, steps=settings.steps, **settings.kernel_arguments(), threads=threads)
 
 
 def needs_compiling() -> bool:

@@ -2,9 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
+
+GaussianSxy = Annotated[
+    float,
+    Field(
+        gt=0, description="standard deviation of the smoothness kernel in pixels; a larger value removes larger specks"
+    ),
+]
+GaussianWeight = Annotated[float, Field(description="weight of the smoothness kernel; 0 leaves the kernel out")]
+BilateralSxy = Annotated[
+    float,
+    Field(
+        gt=0,
+        description="standard deviation of the appearance kernel in pixels: the distance over which colors are "
+        "compared",
+    ),
+]
+BilateralSrgb = Annotated[
+    float,
+    Field(
+        gt=0,
+        description="standard deviation of the appearance kernel in color levels (0 to 255); with a larger value, the "
+        "colors of one object may differ more",
+    ),
+]
+BilateralWeight = Annotated[float, Field(description="weight of the appearance kernel; 0 leaves the kernel out")]
 
 
 class CrfSettings(BaseModel):
@@ -20,29 +45,36 @@ class CrfSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
     steps: int = Field(10, ge=0, description="number of mean-field iterations")
-    gaussian_sxy: float = Field(
-        3,
-        gt=0,
-        description="standard deviation of the smoothness kernel in pixels; a larger value removes larger specks",
-    )
-    gaussian_weight: float = Field(3, description="weight of the smoothness kernel; 0 leaves the kernel out")
-    bilateral_sxy: float = Field(
-        50,
-        gt=0,
-        description="standard deviation of the appearance kernel in pixels: the distance over which colors are "
-        "compared",
-    )
-    bilateral_srgb: float = Field(
-        5,
-        gt=0,
-        description="standard deviation of the appearance kernel in color levels (0 to 255); with a larger value, the "
-        "colors of one object may differ more",
-    )
-    bilateral_weight: float = Field(10, description="weight of the appearance kernel; 0 leaves the kernel out")
+    gaussian_sxy: GaussianSxy = 3
+    gaussian_weight: GaussianWeight = 3
+    bilateral_sxy: BilateralSxy = 50
+    bilateral_srgb: BilateralSrgb = 5
+    bilateral_weight: BilateralWeight = 10
+
+    def kernel_arguments(self) -> dict[str, float]:
+        """Return the arguments of `dense_crf` and `build_lattices` that describe the kernels."""
+        return self.model_dump(include=set(CrfSettings.model_fields) - {"steps"})
 
 
-NETWORK_CRF = CrfSettings(gaussian_sxy=1, gaussian_weight=3, bilateral_sxy=67, bilateral_srgb=3, bilateral_weight=4)
-"""For the probabilities of a segmentation network at inference: the public settings of DeepLab."""
+class NetworkCrfSettings(CrfSettings):
+    """Settings of the dense CRF on the probabilities of a segmentation network.
+
+    The defaults are the public settings of DeepLab.
+    """
+
+    gaussian_sxy: GaussianSxy = 1
+    bilateral_sxy: BilateralSxy = 67
+    bilateral_srgb: BilateralSrgb = 3
+    bilateral_weight: BilateralWeight = 4
+    foreground_bias: float = Field(
+        0.0,
+        description="added to the log-probabilities of all labels but the background before the CRF; a value above 0 "
+        "makes up for the CRF, which makes uncertain objects smaller",
+    )
+
+
+NETWORK_CRF = NetworkCrfSettings()
+"""The public settings of DeepLab."""
 
 
 class SeedSettings(BaseModel):
