@@ -14,7 +14,7 @@ import tagmask.judge
 from tagmask.artifacts import write_json
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.errors import RunError
-from tagmask.judge import Recommendation, compare_masks, evenly_spaced, recommend_stage
+from tagmask.judge import Recommendation, compare_masks, recommend_stage
 from tagmask.label_map import IGNORE_INDEX, read_label_map, write_label_map
 from tagmask.recipe import Recipe, load_recipe, recipe_with_stage
 from tagmask.run_folder import RunFolder
@@ -184,11 +184,6 @@ def test_a_damaged_recommendation_is_an_error(tmp_path: Path) -> None:
         write_json(tmp_path / "recommendation.json", damaged)
         with pytest.raises(RunError, match="is damaged"):
             Recommendation.read_if_any(RunFolder(tmp_path))
-
-
-def test_samples_are_evenly_spaced() -> None:
-    assert [sample.id for sample in evenly_spaced(IMAGES.samples, 4)] == ["0", "3", "6", "9"]
-    assert evenly_spaced(IMAGES.samples, 50) == list(IMAGES.samples)
 
 
 @pytest.fixture(scope="module")

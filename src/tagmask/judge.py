@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 import tagmask
 from tagmask.artifacts import digest, read_model
-from tagmask.data.samples import Sample, TaggedImages
+from tagmask.data.samples import Sample, TaggedImages, evenly_spaced
 from tagmask.errors import RunError
 from tagmask.measure import confusion_matrix, iou, mean_iou
 from tagmask.run_folder import RunFolder
@@ -183,12 +183,6 @@ def mask_keys(recipe: Recipe, folder: RunFolder) -> dict[str, str]:
     """Return, for each stage that makes masks, a digest of its settings, images and inputs."""
     keys = {name: folder.stage(name).read_key_if_any() for name in recipe.stages_making("masks")}
     return {name: digest([key, tagmask.__version__]) for name, key in keys.items()}
-
-
-def evenly_spaced(samples: Sequence[Sample], limit: int) -> list[Sample]:
-    """Return at most `limit` samples, evenly spaced in their order."""
-    count = min(limit, len(samples))
-    return [samples[i * len(samples) // count] for i in range(count)]
 
 
 def _teacher(method: Method) -> str | None:

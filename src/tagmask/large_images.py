@@ -98,6 +98,17 @@ def whole_image(size: tuple[int, int]) -> Tile:
     return Tile(window, window)
 
 
+def middle_window(size: tuple[int, int]) -> Window:
+    """Return the window of a tile in the middle of an image of (H, W) pixels; the whole image unless it is large.
+
+    Example:
+        >>> middle_window((300, 400)), middle_window((700, 4000))
+        ((slice(0, 300, None), slice(0, 400, None)), (slice(0, 700, None), slice(1856, 2784, None)))
+    """
+    every = tiles(size) if is_large(size) else [whole_image(size)]
+    return every[len(every) // 2].window
+
+
 def segment_tiles(
     image: np.ndarray, segment: Callable[[np.ndarray], np.ndarray], on_tile: Callable[[], None] = lambda: None
 ) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tagmask.data.samples import PngMask, Problem, Sample, TaggedImages
+from tagmask.data.samples import PngMask, Problem, Sample, TaggedImages, evenly_spaced
 from tagmask.errors import DataError
 from tagmask.text import did_you_mean, pluralize
 
@@ -66,3 +66,9 @@ def test_did_you_mean() -> None:
 def test_pluralize() -> None:
     assert [pluralize(count, "class") for count in (0, 1, 2000)] == ["0 classes", "1 class", "2,000 classes"]
     assert pluralize(2, "image") == "2 images"
+
+
+def test_samples_are_evenly_spaced() -> None:
+    samples = [Sample(f"{i}", f"{i}.jpg", None) for i in range(12)]
+    assert [sample.id for sample in evenly_spaced(samples, 4)] == ["0", "3", "6", "9"]
+    assert evenly_spaced(samples, 50) == samples

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tagmask.compute import Compute
 from tagmask.data.samples import TaggedImages
+from tagmask.data.transforms import normalize_images
 from tagmask.errors import RecipeError
 from tagmask.label_map import read_label_map, write_label_map
 from tagmask.methods._class_balance import balanced_label_weights, label_shares, undo_label_weights
@@ -62,6 +63,11 @@ class TestDeepLabWithCrf(MethodContract):
 class TestClassBalance(MethodContract):
     method = Segment
     settings = {**TOY, "class_balance": 0.5}  # noqa: RUF012
+
+
+class TestCalibration(MethodContract):
+    method = Segment
+    settings = {**TOY, "class_balance": 0.5, "calibration_images": 5}  # noqa: RUF012
 
 
 def make_network(architecture: str = "Unet") -> Segmenter:
@@ -303,6 +309,30 @@ def test_class_balance_reaches_the_loss(make_context: MakeContext, earlier_stage
         Segment(**TOY, class_balance=balance).train(context)
         losses[balance] = read_history(context.folder)[0]["loss"]
     assert losses[0.0] != pytest.approx(losses[1.0], rel=0.01)
+
+
+def test_calibrated_networks_find_each_label_as_often_as_the_masks_have_it(
+    make_context: MakeContext, earlier_stages: dict[str, Path]
+) -> None:
+    inputs = {kind: earlier_stages[kind] for kind in ("masks", "classifier")}
+    means = {}
+    for count in (0, 100):
+        context = make_context(f"calibration-{count}", **inputs)
+        settings = Segment(**TOY, class_balance=0.5, calibration_images=count)
+        settings.train(context)
+        network = Segmenter.load(context.folder.path).eval()
+        shares, probabilities = [], []
+        for sample in context.images.samples:
+            pixels = torch.from_numpy(sample.read_image()).permute(2, 0, 1)[None]
+            image = normalize_images(pixels, network.mean, network.std)
+            labels = context.inputs["masks"].read_mask(sample.id)
+            _, p = class_probabilities(network, image, [[1, 3]])[0]  # no mask has class 2
+            assert set(np.unique(labels)) <= {0, 1, 3, 255}
+            probabilities.append(p[:, labels != 255].mean(1))
+            shares.append(np.bincount(labels[labels != 255], minlength=4)[[0, 1, 3]] / (labels != 255).sum())
+        means[count] = np.abs(np.mean(probabilities, 0) - np.mean(shares, 0)).max()
+    assert means[0] > 0.03
+    assert means[100] < 0.005  # not 0: flips are averaged after the softmax
 
 
 def test_the_loss_of_deeplab_pytorch() -> None:

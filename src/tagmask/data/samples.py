@@ -315,6 +315,12 @@ class TaggedImages:
         return replace(self, samples=tuple(sample for sample in self.samples if keep(sample)))
 
 
+def evenly_spaced(samples: Sequence[Sample], n: int) -> list[Sample]:
+    """Return at most n samples, evenly spaced in their order, the first one included."""
+    count = min(n, len(samples))
+    return [samples[i * len(samples) // count] for i in range(count)]
+
+
 def _remap_reviewed(reviewed: ReviewedMask | None, new_ids: dict[int, int]) -> ReviewedMask | None:
     if reviewed is None or reviewed.mask is None:
         return reviewed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from tagmask.data.samples import Sample
 from tagmask.label_map import IGNORE_INDEX
 from tagmask.stage import StageContext
 
@@ -15,12 +16,17 @@ def label_shares(context: StageContext, num_labels: int) -> np.ndarray:
     counts = np.zeros(num_labels)
     with context.reporter.progress("counting labels", len(context.images)) as advance:
         for sample in context.images.samples:
-            labels = context.inputs["masks"].read_mask(sample.id)
-            if (reviewed := sample.read_reviewed_labels((labels.shape[0], labels.shape[1]))) is not None:
-                labels = reviewed
+            labels = learned_labels(context, sample)
             counts += np.bincount(labels.ravel(), minlength=IGNORE_INDEX + 1)[:num_labels]
             advance(1)
     return counts / max(1, counts.sum())
+
+
+def learned_labels(context: StageContext, sample: Sample) -> np.ndarray:
+    """Return the labels of an image from which the network learns, [H, W] uint8: its reviewed mask or pseudo-mask."""
+    labels = context.inputs["masks"].read_mask(sample.id)
+    reviewed = sample.read_reviewed_labels((labels.shape[0], labels.shape[1]))
+    return labels if reviewed is None else reviewed
 
 
 def balanced_label_weights(shares: np.ndarray, exponent: float) -> np.ndarray:

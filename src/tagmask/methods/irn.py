@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tagmask.artifacts import decode_model, write_json
 from tagmask.data.loading import TrainingSet, load_image_batches
-from tagmask.data.samples import Sample
+from tagmask.data.samples import Sample, evenly_spaced
 from tagmask.data.transforms import RandomScale, downsample_labels, normalize_images, training_transform
 from tagmask.label_map import IGNORE_INDEX
 from tagmask.large_images import reduced_size, resize_labels
@@ -44,7 +44,6 @@ EPSILON = 1e-5  # added inside logarithms and to the counts of pairs, as in the 
 MAX_MEAN_IMAGES = 1464  # images over which the mean displacement is taken, the size of VOC train, as in the public code
 INSTANCES_FILE = "instances.json"
 
-T = TypeVar("T")
 Prediction = tuple[Sample, np.ndarray, np.ndarray]
 """A sample, its boundary map [h, w] in 0..1 and its displacement field [2, h, w] in cells."""
 
@@ -298,15 +297,10 @@ def predict(
         yield from zip(samples, boundary.cpu().numpy(), displacement.cpu().numpy(), strict=True)
 
 
-def evenly_spaced(items: Sequence[T]) -> Sequence[T]:
-    """Return at most `MAX_MEAN_IMAGES` items, evenly spaced."""
-    return items[:: -(-len(items) // MAX_MEAN_IMAGES)]
-
-
 def mean_displacement(network: BoundaryNetwork, context: StageContext, batch_size: int) -> Tensor:
     """Compute the mean displacement [2] over (a subset of) the training images, each with equal weight."""
-    samples = evenly_spaced(context.images.samples)
-    total = len(evenly_spaced(range(context.images_per_epoch)))  # of a whole run; a dry run has fewer samples
+    samples = evenly_spaced(context.images.samples, MAX_MEAN_IMAGES)
+    total = min(MAX_MEAN_IMAGES, context.images_per_epoch)  # of a whole run; a dry run has fewer samples
     network = network.to(memory_format=torch.channels_last).eval()
     network.mean_displacement.zero_()
     batches = group_by_size(samples, batch_size, context.compute.batch_pixels)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from tagmask.compute import Compute
 from tagmask.data.loading import ExtraTargets, TrainingSet, load_image_batches
-from tagmask.data.samples import Sample
+from tagmask.data.samples import Sample, evenly_spaced
 from tagmask.data.transforms import (
     RandomScale,
     RandomScaleChoice,
@@ -34,8 +34,14 @@ from tagmask.data.transforms import (
 )
 from tagmask.errors import RecipeError
 from tagmask.label_map import IGNORE_INDEX, write_label_map
-from tagmask.large_images import is_large, segment_tiles, tiles
-from tagmask.methods._class_balance import balanced_label_weights, label_shares, undo_label_weights
+from tagmask.large_images import is_large, middle_window, segment_tiles, tiles
+from tagmask.methods._calibration import fit_label_biases, sample_pixels
+from tagmask.methods._class_balance import (
+    balanced_label_weights,
+    label_shares,
+    learned_labels,
+    undo_label_weights,
+)
 from tagmask.methods._settings import BackboneSettings, InferenceSettings, ScaleRange, Scales, Stride
 from tagmask.models.inference import prepare_for_inference_inplace, scaled, scaled_with_hflip
 from tagmask.models.segmenter import InferenceConfig, Segmenter, check_architecture, initial_segmenter
@@ -108,6 +114,12 @@ class Segment(BackboneSettings, TrainingSettings, InferenceSettings):
         "so that rare classes are not lost; afterwards the network's probabilities are multiplied by s^b, so that it "
         "does not see rare classes everywhere; 0: all pixels have the same weight",
     )
+    calibration_images: int = Field(
+        0,
+        ge=0,
+        description="number of training images, evenly spaced, to which the biases of the last layer are fitted after "
+        "the training, so that the network finds each label as often as the masks have it; 0: they stay as they are",
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
     weight_decay: float = Field(5e-4, ge=0, description="weight decay")
     scales: Scales = Field(
@@ -178,7 +190,31 @@ class Segment(BackboneSettings, TrainingSettings, InferenceSettings):
         if context.compute.is_main_process:
             if module.label_weights is not None:
                 network.add_to_logits(undo_label_weights(module.label_weights))
+            if self.calibration_images:
+                network.add_to_logits(self.calibrated_biases(network, context))
             network.save(context.folder.path, test=self.inference.model_dump())
+
+    def calibrated_biases(self, network: Segmenter, context: StageContext) -> Tensor:
+        """Return what to add to the logits [K + 1] so that whole images get each label as often as the masks have it.
+
+        The images are seen as at inference, without tags; of a large image, one tile is seen.
+        """
+        network.eval()
+        samples = evenly_spaced(context.images.samples, self.calibration_images)
+        total = min(self.calibration_images, context.images_per_epoch)  # of a whole run; a dry run has fewer samples
+        pixels = []
+        with context.reporter.progress("calibrating", total) as advance:
+            for sample in samples:
+                image = sample.read_image()
+                window = middle_window((image.shape[0], image.shape[1]))
+                rgb = torch.from_numpy(image[window].copy()).permute(2, 0, 1)[None].to(context.compute.device)
+                with context.compute.autocast(network):
+                    normalized = normalize_images(rgb, network.mean, network.std)
+                    [(_, probabilities)] = class_probabilities(network, normalized, [None], self.scales)
+                pixels.append(sample_pixels(probabilities, learned_labels(context, sample)[window], IGNORE_INDEX))
+                advance(1)
+        log_probabilities, labels = (np.concatenate(parts) for parts in zip(*pixels, strict=True))
+        return torch.from_numpy(fit_label_biases(log_probabilities, labels)).float()
 
     def parameter_groups(self, network: Segmenter) -> list[ParameterGroup]:
         """Return the parameters of encoder and head with their learning rates; switches off the norms if they stay."""

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from tagmask.data.samples import TaggedImages
+from tagmask.data.samples import TaggedImages, evenly_spaced
 from tagmask.data.tag_warnings import tag_warnings
 from tagmask.evaluate import Evaluation, held_out_folder
 from tagmask.formatting import format_percent
@@ -19,7 +19,6 @@ from tagmask.report.examples import (
     NUM_EXAMPLES,
     NUM_WORST,
     ExampleStages,
-    evenly_spaced,
     held_out_examples,
 )
 from tagmask.report.next_steps import next_steps

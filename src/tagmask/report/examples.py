@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from tagmask.data.images import is_file, read_image
-from tagmask.data.samples import PngMask, Sample, TaggedImages
+from tagmask.data.samples import PngMask, Sample, TaggedImages, evenly_spaced
 from tagmask.evaluate import held_out_folder
 from tagmask.maps import ResponseMaps
 from tagmask.recipe import Recipe
@@ -132,12 +132,6 @@ def held_out_examples(stages: ExampleStages, folder: RunFolder, held_out: Tagged
     """Return examples of held-out images; none if no network has segmented them."""
     masks = held_out_folder(folder, held_out)
     return stages.held_out_examples(masks, held_out.samples) if masks.is_done else []
-
-
-def evenly_spaced(samples: Sequence[Sample], n: int) -> list[Sample]:
-    """Return at most n samples, evenly spaced over the whole sequence."""
-    indices: Iterable[int] = np.linspace(0, len(samples) - 1, min(n, len(samples))).round().astype(int)
-    return [samples[i] for i in indices]
 
 
 def draw_maps(image: np.ndarray, maps: ResponseMaps, file: str) -> list[Picture]:
