@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+import tagmask.methods.segment
+from tagmask import large_images
 from tagmask.compute import Compute
 from tagmask.data.samples import TaggedImages
 from tagmask.data.transforms import normalize_images
@@ -333,6 +335,28 @@ def test_calibrated_networks_find_each_label_as_often_as_the_masks_have_it(
         means[count] = np.abs(np.mean(probabilities, 0) - np.mean(shares, 0)).max()
     assert means[0] > 0.03
     assert means[100] < 0.005  # not 0: flips are averaged after the softmax
+
+
+def test_networks_are_calibrated_on_one_tile_of_a_large_image(
+    make_context: MakeContext, earlier_stages: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"MAX_PIXELS": 500, "CORE_SIDE": 32, "HALO": 4}.items():
+        monkeypatch.setattr(large_images, name, value)
+    seen = []
+
+    def spy(network: Segmenter, images: Tensor, *arguments: Any) -> Any:
+        seen.append(tuple(images.shape))
+        return class_probabilities(network, images, *arguments)
+
+    monkeypatch.setattr(tagmask.methods.segment, "class_probabilities", spy)
+    context = make_context("calibration", masks=earlier_stages["masks"], classifier=earlier_stages["classifier"])
+    network = make_network()
+    network.classes = context.images.classes
+    biases = Segment(**TOY, calibration_images=3).calibrated_biases(network, context)
+    assert biases.shape == (4,)
+    assert biases[0] == 0
+    assert biases[1:].abs().max() > 0.01
+    assert seen == 3 * [(1, 3, 12, 36)]  # images of 40 x 48: the lower left tile has rows 28 to 40, columns 0 to 36
 
 
 def test_the_loss_of_deeplab_pytorch() -> None:
