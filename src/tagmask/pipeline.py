@@ -85,7 +85,10 @@ def run_stages(
             compute.barrier()
             record = stage.record_with_key(key, redo=redo)
             storage = record.storage if record else _choose_storage(name, inputs, execution, images, has_shards)
-            is_open = stage.begin(key, compute, redo=redo, storage=storage)
+            keeps_network = record is None and _keeps_network(method, stage, key)
+            is_open = stage.begin(key, compute, redo=redo, storage=storage, keep_network=keeps_network)
+            if keeps_network:
+                reporter.info(f"{title}: its trained network stays, because only the use of the network changes")
         else:
             is_open = _is_open(stage, key)
         if not is_open:
@@ -116,6 +119,16 @@ def run_stages(
         if compute.is_main_process:  # so that the next command does not read all files again
             remember_files(folder, {name: makes}, images)
         time_left.finish(name, time.time() - start)
+
+
+def _keeps_network(method: Method, stage: StageFolder, key: Mapping[str, Any]) -> bool:
+    """Whether a stage that is made again can keep its network, which does not depend on what has changed."""
+    old, names = stage.read_key_if_any(), method.inference_settings()
+
+    def of_training(key: Mapping[str, Any]) -> dict[str, Any]:
+        return {**key, "settings": {name: value for name, value in key["settings"].items() if name not in names}}
+
+    return old is not None and stage.has_network and of_training(old) == of_training(key)
 
 
 def _choose_storage(

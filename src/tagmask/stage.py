@@ -193,6 +193,10 @@ class Method(BaseModel):
         """Return the kinds of artifacts that the method writes with these settings; by default `makes`."""
         return self.makes
 
+    def inference_settings(self) -> tuple[str, ...]:
+        """Return the settings on which the trained network does not depend; it stays if only these change."""
+        return ()
+
     def uses_reviewed_masks(self) -> bool:
         """Return whether the results depend on the reviewed masks of the images."""
         return self.learns_from_pixels or "masks" in (*self.required_inputs(), *self.made_artifacts())

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 MASKS_ENTRY, TAGS_ENTRY = "reviewed", "tags"
 """The entries of a key that say what people have reviewed. A stage in which only these change is made again."""
 
+_TRAINED_FILES = ("*.safetensors", "config.json", "history.json", "weights-license.txt", "training")
+"""What a training leaves in the folder of a stage."""
 
 Storage = Literal["files", "shards"]
 
@@ -239,7 +241,13 @@ class StageFolder:
         return self.path.is_dir() and any(path.name != self.record_path.name for path in self.path.iterdir())
 
     def begin(
-        self, key: dict[str, Any], processes: Processes, *, redo: bool = False, storage: Storage = "files"
+        self,
+        key: dict[str, Any],
+        processes: Processes,
+        *,
+        redo: bool = False,
+        storage: Storage = "files",
+        keep_network: bool = False,
     ) -> bool:
         """Prepare the folder to start or resume the stage; every process calls it.
 
@@ -251,6 +259,7 @@ class StageFolder:
             processes: this process.
             redo: remove results of another key.
             storage: recorded for a stage that begins; one that is resumed keeps its own.
+            keep_network: of the results of another key, only what the network made is removed.
 
         Returns:
             False if the stage with this key is done already, and there is nothing to do.
@@ -261,7 +270,10 @@ class StageFolder:
         record = self.record_with_key(key, redo=redo)
         processes.barrier()  # every process reads the record before the main process writes it
         if record is None and processes.is_main_process:
-            _remove_folder(self.path)
+            if keep_network:
+                self._remove_results_of_network()
+            else:
+                _remove_folder(self.path)
             versions = {"tagmask": tagmask.__version__, **_installed_versions("torch", "timm", "lightning", "numpy")}
             self._write(StageRecord(status="running", key=key, versions=versions, storage=storage))
         is_done = record is not None and record.status == "done"
@@ -269,6 +281,19 @@ class StageFolder:
             remove_unfinished(self.path)
         processes.barrier()
         return not is_done
+
+    @property
+    def has_network(self) -> bool:
+        """Whether the folder belongs to this run, and holds a network or an unfinished training."""
+        return not self.path.is_symlink() and any(map(_is_of_training, self.path.glob("*")))
+
+    def _remove_results_of_network(self) -> None:
+        """Remove all but the record and what the training left. After a kill, `begin` does the rest."""
+        for path in self.path.iterdir():
+            if path.is_dir() and not _is_of_training(path):
+                shutil.rmtree(path)
+            elif path != self.record_path and not _is_of_training(path):
+                path.unlink()
 
     def mark_done(self, processes: Processes, seconds: float, num_images: int) -> None:
         """Record that all processes have finished the stage; every process calls it.
@@ -298,6 +323,10 @@ class StageFolder:
 def without_reviews(key: dict[str, Any]) -> dict[str, Any]:
     """Return the key of a stage without what people have reviewed."""
     return {name: value for name, value in key.items() if name not in (MASKS_ENTRY, TAGS_ENTRY)}
+
+
+def _is_of_training(path: Path) -> bool:
+    return any(path.match(pattern) for pattern in _TRAINED_FILES)
 
 
 def _installed_versions(*packages: str) -> dict[str, str]:

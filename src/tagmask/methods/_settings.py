@@ -84,6 +84,9 @@ class InferenceSettings(Method):
     )
     inference_batch_size: int = Field(16, ge=1, description="largest number of images of equal size in a batch")
 
+    def inference_settings(self) -> tuple[str, ...]:
+        return ("scales", "inference_batch_size")
+
 
 class MapSettings(InferenceSettings):
     """How a classifier makes response maps."""
@@ -92,6 +95,9 @@ class MapSettings(InferenceSettings):
         None, description="output stride of the classifier when it makes the maps; null: the one it was saved with"
     )
     interpolation: Interpolation = INTERPOLATION
+
+    def inference_settings(self) -> tuple[str, ...]:
+        return (*super().inference_settings(), "inference_stride")
 
     def resize(self, backbone: Backbone) -> Resize:
         """Return how the images that a backbone gets are resized to the scales."""

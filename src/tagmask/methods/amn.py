@@ -81,6 +81,9 @@ class Amn(FeatureSettings, TrainingSettings, InferenceSettings):
         "paper's code), everywhere, or nowhere; at the others the probability stays",
     )
 
+    def inference_settings(self) -> tuple[str, ...]:
+        return (*super().inference_settings(), "renormalize")
+
     def run(self, context: StageContext) -> None:
         seeds = make_seeds(self.seeds, context)
         train_once(context, LabelConditionedNetwork, lambda: self.train(context, seeds))

@@ -60,6 +60,9 @@ class Cam(FeatureSettings, ClassifierSettings):
     dilation: Dilation = Field("full", description=DILATION)
     head_lr: float = Field(1.0, gt=0, description="learning rate of the weights W of the classes")
 
+    def inference_settings(self) -> tuple[str, ...]:
+        return () if self.frozen_stride == "all" else super().inference_settings()  # it learns from all views
+
     def run(self, context: StageContext) -> None:
         train_once(context, Classifier, lambda: self.train(context))
         context.make_files("maps", partial(prepare_cams, self))

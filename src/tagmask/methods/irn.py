@@ -99,6 +99,9 @@ class Irn(FeatureSettings, TrainingSettings):
             raise ValueError("instances are found by what the network learns: set boundaries to learned")
         return self
 
+    def inference_settings(self) -> tuple[str, ...]:
+        return ("walk", "instances", "instance_threshold")
+
     def run(self, context: StageContext) -> None:
         if self.boundaries == "none":
             context.make_files("maps", lambda stage: self.walk_without_boundaries)

@@ -138,8 +138,14 @@ class Segment(BackboneSettings, TrainingSettings, InferenceSettings):
     def made_artifacts(self) -> tuple[ArtifactKind, ...]:
         return self.makes if self.write_masks else ("segmenter",)
 
+    def inference_settings(self) -> tuple[str, ...]:
+        names = {"crf", *super().inference_settings()}
+        return tuple(names - {"scales"} if self.calibration_images else names)  # it is calibrated at these scales
+
     def run(self, context: StageContext) -> None:
         train_once(context, Segmenter, lambda: self.train(context))
+        if context.compute.is_main_process:
+            Segmenter.save_notes(context.folder.path, test=self.inference.model_dump(mode="json"))
         if not self.write_masks:
             context.reporter.info("write_masks is false: the network is trained, and segments no training images")
             return
@@ -192,7 +198,7 @@ class Segment(BackboneSettings, TrainingSettings, InferenceSettings):
                 network.add_to_logits(undo_label_weights(module.label_weights))
             if self.calibration_images:
                 network.add_to_logits(self.calibrated_biases(network, context))
-            network.save(context.folder.path, test=self.inference.model_dump())
+            network.save(context.folder.path)
 
     def calibrated_biases(self, network: Segmenter, context: StageContext) -> Tensor:
         """Return what to add to the logits [K + 1] so that whole images get each label as often as the masks have it.

@@ -100,6 +100,21 @@ class SavedNetwork(nn.Module):
         )
 
     @classmethod
+    def save_notes(cls, folder: Path, **notes: Any) -> None:
+        """Change entries of config.json which `load` ignores; the weights stay.
+
+        Args:
+            folder: where the network was saved.
+            **notes: the entries, which JSON can express.
+
+        Raises:
+            RunError: config.json is damaged, or cannot be written.
+        """
+        config = _read_config(folder / CONFIG_FILE)
+        if (changed := config | notes) != config:
+            write_json(folder / CONFIG_FILE, changed)
+
+    @classmethod
     def load(cls, folder: Path) -> Self:
         """Load the network that `save` wrote, on the CPU and in eval mode.
 
@@ -167,7 +182,11 @@ def read_weights_and_config(path: Path) -> tuple[dict[str, Tensor], dict[str, An
     Raises:
         RunError: a file is missing or damaged.
     """
-    weights, config = read_safetensors(load_torch_file, path), read_json(path.with_name(CONFIG_FILE))
+    return read_safetensors(load_torch_file, path), _read_config(path.with_name(CONFIG_FILE))
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    config = read_json(path)
     if not isinstance(config, dict):
-        raise RunError(f"{path.with_name(CONFIG_FILE)} is damaged (it is not a mapping): {RUN_AGAIN}.")
-    return weights, config
+        raise RunError(f"{path} is damaged (it is not a mapping): {RUN_AGAIN}.")
+    return config
