@@ -19,16 +19,18 @@ from tagmask.progress import Reporter, run_in_workers
 from tagmask.stage_folder import StageFolder
 from tagmask.stage_shards import FileKind
 
-ArtifactKind = Literal["classifier", "maps", "masks", "segmenter"]
+ArtifactKind = Literal["classifier", "maps", "masks", "segmenter", "boundary"]
 """What a stage makes, and what later stages may need:
 
 classifier: classifier.safetensors and config.json.
 maps: maps/<id>.safetensors, the `ResponseMaps` of each image; or in shards.
 masks: masks/<id>.png, the label map of each image; or in shards.
 segmenter: segmenter.safetensors and config.json.
+boundary: boundary.safetensors and config.json, IRN's network of boundaries.
 """
 ARTIFACT_NAMES: dict[ArtifactKind, str] = {
     "classifier": "a classifier", "maps": "response maps", "masks": "masks", "segmenter": "a segmentation network",
+    "boundary": "a network of boundaries",
 }  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from tagmask.execution import Execution
 from tagmask.label_map import read_label_map
 from tagmask.maps import ResponseMaps, grid_size
 from tagmask.methods.cam import Cam
+from tagmask.methods.irn import Irn
 from tagmask.methods.pseudo_masks import PseudoMasks
 from tagmask.models.classifier import Classifier
 from tagmask.progress import Reporter
@@ -42,13 +43,16 @@ MakeContext = Callable[..., StageContext]
 
 @pytest.fixture(scope="session")
 def earlier_stages(tmp_path_factory: pytest.TempPathFactory, toy_images: TaggedImages) -> dict[str, Path]:
-    """Run a toy CAM and cut pseudo-masks; returns the folder of the stage that made each kind of artifact."""
+    """Run toy stages; returns the folder of the stage that made each kind of artifact."""
     folder = tmp_path_factory.mktemp("earlier_stages")
-    cam, masks = StageFolder(folder / "cam"), StageFolder(folder / "pseudo_masks")
+    cam, masks, irn = (StageFolder(folder / name) for name in ("cam", "pseudo_masks", "irn"))
     context = StageContext(cam, toy_images, Compute(), Reporter(), {}, seed=0)
     Cam(**TOY_CAM).run(context)
     PseudoMasks(threshold=0.3).run(replace(context, folder=masks, inputs={"maps": cam}))
-    return {"classifier": cam.path, "maps": cam.path, "masks": masks.path}
+    Irn(epochs=1, batch_size=4, crop_size=64, pair_radius=4).run(
+        replace(context, folder=irn, inputs={"maps": cam, "classifier": cam})
+    )
+    return {"classifier": cam.path, "maps": cam.path, "masks": masks.path, "boundary": irn.path}
 
 
 class MethodContract:

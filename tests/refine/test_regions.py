@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagmask.refine.regions import RegionLayers, felzenszwalb_regions, layers_of_masks, slic_regions, vote
+from tagmask.refine.regions import (
+    RegionLayers,
+    boundary_regions,
+    felzenszwalb_regions,
+    layers_of_masks,
+    slic_regions,
+    vote,
+)
 
 
 def sepl(labels: np.ndarray, masks: list[np.ndarray], num_classes: int) -> np.ndarray:
@@ -92,3 +99,22 @@ def test_regions_follow_edges(make: Callable[..., RegionLayers], size: float) ->
     voted = vote(inside, regions[:1])
     assert (voted[10:30, 20:40] == 5).mean() > 0.8  # felzenszwalb smooths the image, and so shrinks its corners
     assert (voted == 5).sum() < 1.1 * 400
+
+
+def test_boundaries_divide_an_image_into_basins() -> None:
+    """Columns with floors 0.1, 0.2 and 0.15 between ridges of 0.6 and 0.23: the second ridge is 0.03 above a floor."""
+    profile = np.array([0.1, 0.1, 0.1, 0.6, 0.2, 0.2, 0.23, 0.15, 0.15, 0.15], np.float32)
+    boundary = np.tile(profile, (8, 1))
+    size = (31, 38)  # the last cells are cropped
+    (deep,) = boundary_regions(boundary, size, 0.05)
+    assert deep.shape == size
+    assert deep.dtype == np.int32
+    assert len(np.unique(deep)) == 2
+    assert (deep == deep[0]).all()  # the ridge is vertical
+    assert np.flatnonzero(np.diff(deep[0])).tolist() == [13]  # in the middle of the cell of columns 12 to 15
+    (shallow,) = boundary_regions(boundary, size, 0.02)
+    assert len(np.unique(shallow)) == 3
+    (whole,) = boundary_regions(boundary, size, 0.7)
+    assert (whole == 1).all()
+    (flat,) = boundary_regions(np.zeros((8, 10), np.float32), size, 0.05)
+    assert (flat == 1).all()

@@ -55,7 +55,7 @@ class Irn(FeatureSettings, TrainingSettings):
     """
 
     needs: ClassVar[tuple[ArtifactKind, ...]] = ("maps", "classifier")
-    makes: ClassVar[tuple[ArtifactKind, ...]] = ("maps",)
+    makes: ClassVar[tuple[ArtifactKind, ...]] = ("boundary", "maps")
     learns_from_pixels: ClassVar[bool] = True
     learning_rates: ClassVar[tuple[str, ...]] = ("lr", "displacement_lr")
 
@@ -98,6 +98,9 @@ class Irn(FeatureSettings, TrainingSettings):
         if self.instances and self.boundaries == "none":
             raise ValueError("instances are found by what the network learns: set boundaries to learned")
         return self
+
+    def made_artifacts(self) -> tuple[ArtifactKind, ...]:
+        return self.makes if self.boundaries == "learned" else ("maps",)
 
     def inference_settings(self) -> tuple[str, ...]:
         return ("walk", "instances", "instance_threshold")

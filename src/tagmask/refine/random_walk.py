@@ -81,7 +81,7 @@ def propagate(
         coarse_maps = _space_to_depth(maps, factor).mean(1)
         coarse_boundary = _space_to_depth(boundary[None], factor).max(1)[0]
         walked = propagate(coarse_maps, coarse_boundary, radius=radius, beta=beta, steps=steps, threads=threads)
-        return _enlarge(walked, factor, height, width)
+        return enlarge(walked, factor, height, width)
     from tagmask.refine.random_walk_kernels import walk_inplace  # here, because importing numba takes a while
 
     # The rows lie one after the other with a gap of zeros between them, so that a neighbor is at the same distance
@@ -155,8 +155,8 @@ def _space_to_depth(grids: Floats, factor: int) -> NDArray[np.float32]:
     return cells.reshape(k, factor * factor, rows, columns)
 
 
-def _enlarge(grids: Floats, factor: int, height: int, width: int) -> NDArray[np.float32]:
-    """Enlarge bilinearly (align_corners=False) and crop to [K, height, width]."""
+def enlarge(grids: Floats, factor: int, height: int, width: int) -> NDArray[np.float32]:
+    """Enlarge grids [K, h, w] bilinearly by a factor (align_corners=False), and crop them to [K, height, width]."""
     large = [zoom(grid, factor, order=1, mode="nearest", grid_mode=True) for grid in grids]
     return np.stack(large)[:, :height, :width].astype(np.float32)
 

@@ -10,11 +10,16 @@ there is none; regions overlap only if they are in different layers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from tagmask.errors import RecipeError
+from tagmask.maps import STRIDE
+from tagmask.refine.random_walk import enlarge
 
 RegionLayers = NDArray[np.int32]
 
@@ -94,7 +99,7 @@ def felzenszwalb_regions(image: np.ndarray, scales: Sequence[float], sigma: floa
     Raises:
         RecipeError: scikit-image is not installed.
     """
-    segmentation = _scikit_image_segmentation()
+    segmentation = _scikit_image("segmentation")
     layers = [
         segmentation.felzenszwalb(image, scale=scale, sigma=sigma, min_size=max(1, round(scale / 2))) + 1
         for scale in scales
@@ -113,7 +118,7 @@ def slic_regions(image: np.ndarray, region_sizes: Sequence[float], compactness: 
     Raises:
         RecipeError: scikit-image is not installed.
     """
-    segmentation = _scikit_image_segmentation()
+    segmentation = _scikit_image("segmentation")
     pixels = image.shape[0] * image.shape[1]
     layers = [
         segmentation.slic(image, n_segments=max(1, round(pixels / area)), compactness=compactness, start_label=1)
@@ -122,9 +127,30 @@ def slic_regions(image: np.ndarray, region_sizes: Sequence[float], compactness: 
     return np.stack(layers).astype(np.int32)
 
 
-def _scikit_image_segmentation():  # type: ignore[no-untyped-def]
+def boundary_regions(boundary: NDArray[np.float32], size: tuple[int, int], depth: float) -> RegionLayers:
+    """Return the basins between boundaries, one layer: a watershed, in which shallow basins are joined first.
+
+    Args:
+        boundary: [h, w] with h = ceil(H / 4), w = ceil(W / 4): probabilities in 0..1 that a cell lies on a boundary.
+        size: (H, W) of the image.
+        depth: basins are regions of their own if one has to climb by more than this to leave them for a deeper one.
+
+    Returns:
+        [1, H, W] int32.
+
+    Raises:
+        RecipeError: scikit-image is not installed.
+    """
+    segmentation, morphology = _scikit_image("segmentation"), _scikit_image("morphology")
+    heights = enlarge(boundary[None], STRIDE, *size)[0]
+    floors, count = ndimage.label(morphology.h_minima(heights, depth))
+    if count < 2:
+        return np.ones((1, *size), np.int32)
+    return segmentation.watershed(heights, floors)[None].astype(np.int32)
+
+
+def _scikit_image(module: str) -> Any:
     try:
-        from skimage import segmentation
+        return import_module(f"skimage.{module}")
     except ImportError as error:
         raise RecipeError('regions of an image need scikit-image: pip install "tagmask[regions]"') from error
-    return segmentation
