@@ -142,7 +142,7 @@ def test_held_out_images(tmp_path: Path, toy_images: TaggedImages) -> None:
         "training images": 8, "classes": 3, "held-out images": 6, "images without a tag": 1
     }  # fmt: skip
     examples = [example for example in report.examples if "held-out" in example.note]
-    assert [example.id for example in examples] == ["0", "2", "3", "5"]
+    assert [example.id for example in examples] == ["0", "1", "3", "4"]
     for example in examples:
         check_pictures(run, example, final=5)
         assert set(example.pictures) == {"image", "final", "ground truth"}
