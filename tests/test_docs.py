@@ -58,30 +58,31 @@ def test_relative_links_lead_to_a_file_and_a_heading(page: Path) -> None:
     assert not broken
 
 
-def commands(page: Path) -> list[list[str]]:
-    """Return the arguments of each `tagmask` command in a page's shell examples."""
+def commands(block: str) -> list[list[str]]:
+    """Return the arguments of each `tagmask` command in a shell example."""
     found = []
-    for block in fences(page, "sh"):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
-            if "tagmask" in words and "..." not in words and "install" not in words:
-                words = words[words.index("tagmask") + 1 :]
-                words = words[2:] if words[0] == "--import" else words
-                found.append(words[: words.index(">")] if ">" in words else words)
+    for line in block.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if "tagmask" in words and "..." not in words and "install" not in words:
+            words = words[words.index("tagmask") + 1 :]
+            words = words[2:] if words[0] == "--import" else words
+            found.append(words[: words.index(">")] if ">" in words else words)
     return found
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p.name != "cli.md"], ids=lambda p: str(p.relative_to(ROOT)))
 def test_commands_in_examples_are_valid(page: Path) -> None:
     group: Any = typer.main.get_command(app)
-    for name, *arguments in commands(page):
-        command = group.commands[name]
-        values = command.make_context(name, list(arguments)).params  # raises for a wrong option or a missing argument
-        settings = next((values[p.name] or [] for p in command.params if "--set" in p.opts), [])
-        if name == "run" and not values["recipe"].endswith(".yaml"):
-            load_recipe("small" if values["recipe"] == "auto" else values["recipe"], settings)
-        if name == "add-stage" and values["method"] in method_names():
-            recipe_with_stage(load_recipe("small"), values["method"], settings)
+    for block in fences(page, "sh"):
+        recipe = load_recipe("small")  # of the run to which the block adds stages
+        for name, *arguments in commands(block):
+            command = group.commands[name]
+            values = command.make_context(name, list(arguments)).params  # raises for a wrong or missing argument
+            settings = next((values[p.name] or [] for p in command.params if "--set" in p.opts), [])
+            if name == "run" and not values["recipe"].endswith(".yaml"):
+                load_recipe("small" if values["recipe"] == "auto" else values["recipe"], settings)
+            if name == "add-stage" and values["method"] in method_names():
+                recipe = recipe_with_stage(recipe, values["method"], settings)
 
 
 @parametrize_pages
