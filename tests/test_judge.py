@@ -147,6 +147,17 @@ def test_a_chain_of_networks_is_followed_to_the_first_good_masks(tmp_path: Path)
     assert recommend(tmp_path, over_the_whole_image, recipe).stage == "pseudo_masks"
 
 
+def test_changed_masks_of_a_network_stand_or_fall_with_it(tmp_path: Path) -> None:
+    recipe = recipe_with_stage(RECIPE, "regions", ["vote_on=masks"])
+    write_stage(RunFolder(tmp_path), "regions", with_halo)
+    good = recommend(tmp_path, slightly_moved, recipe)
+    assert good.stage == "regions"
+    assert good.reason.startswith("the network of segment agrees with pseudo_masks, from which it learned, in ")
+    bad = recommend(tmp_path, only_background, recipe)
+    assert (bad.stage, bad.undertrained) == ("pseudo_masks", True)
+    assert "the network of segment has not learned" in bad.reason
+
+
 def test_without_a_network_the_last_masks_are_recommended(tmp_path: Path) -> None:
     recipe = recipe_with_stage(RECIPE, "pseudo_masks", name="new_masks")
     write_stage(RunFolder(tmp_path), "new_masks", only_background)

@@ -93,7 +93,8 @@ def recommend_stage(
 ) -> Recommendation | None:
     """Recommend the stage of a finished run whose masks of the training images are best.
 
-    The last stage that makes masks is recommended, unless its network is worse than the masks that it learned from.
+    The last stage that makes masks is recommended, unless its network is worse than the masks that it learned from. If
+    it changes the masks of an earlier stage, as `regions` can, it stands or falls with that one.
     If nothing has changed since the last recommendation, it is returned. Images with a reviewed mask are not compared,
     because this is their mask in every stage.
 
@@ -117,20 +118,22 @@ def recommend_stage(
     if previous is not None and previous.keys == keys and not again:
         return previous
     samples = evenly_spaced([sample for sample in images.samples if not sample.reviewed_mask], MAX_IMAGES)
-    network, pairs = stage, []
-    while (teacher := _teacher(recipe.stages[stage])) is not None:
-        comparison = compare_masks(samples, folder.stage(stage), folder.stage(teacher), images.classes)
-        pairs.append((teacher, comparison))
+    comparisons = []
+    while (pair := _network_and_teacher(recipe, stage)) is not None:
+        network, teacher = pair
+        comparison = compare_masks(samples, folder.stage(network), folder.stage(teacher), images.classes)
+        comparisons.append((network, teacher, comparison))
         if not comparison.is_worse:
             break
         stage = teacher
-    if not pairs or math.isnan(pairs[0][1].agreement):
+    if not comparisons or math.isnan(comparisons[0][2].agreement):
         return Recommendation(stage=stage, reason="the last masks of the run", keys=keys)
-    teacher, comparison = pairs[0]
+    network, teacher, comparison = comparisons[0]
     if comparison.is_worse:
         reason = f"{_describe_lost(network, teacher, comparison.lost)}; {_advice(network, recipe.stages[network])}"
     else:
-        reason = f"its network agrees with {teacher}, from which it learned, in {_percent(comparison.agreement)}"
+        subject = "its network" if network == stage else f"the network of {network}"
+        reason = f"{subject} agrees with {teacher}, from which it learned, in {_percent(comparison.agreement)}"
     return Recommendation(
         stage=stage,
         reason=reason,
@@ -185,9 +188,16 @@ def mask_keys(recipe: Recipe, folder: RunFolder) -> dict[str, str]:
     return {name: digest([key, tagmask.__version__]) for name, key in keys.items()}
 
 
-def _teacher(method: Method) -> str | None:
-    """Return the stage whose masks a network was trained on; None if the method trains no network on masks."""
-    return method.inputs.get("masks") if "segmenter" in method.makes else None
+def _network_and_teacher(recipe: Recipe, stage: str) -> tuple[str, str] | None:
+    """Return the stage whose network made some masks, and the stage that made those from which it learned.
+
+    The masks of `stage` are those of this network, or were changed afterwards. None if no network made them.
+    """
+    method = recipe.stages[stage]
+    earlier = method.inputs.get("masks")
+    if earlier is None:
+        return None
+    return (stage, earlier) if "segmenter" in method.makes else _network_and_teacher(recipe, earlier)
 
 
 def _advice(stage: str, method: Method) -> str:

@@ -1,12 +1,14 @@
-"""Tests of `segment.write_masks: false`: a run that only trains the network."""
+"""Tests of runs that only train a network: `segment.write_masks: false`, and `irn.write_maps: false`."""
 
 from pathlib import Path
 
 import pytest
+import yaml
 
 import tagmask
 from tagmask.api import evaluate_predictions
-from tests.runs import toy_run, write_toy
+from tagmask.recipe import read_recipe_text
+from tests.runs import contents, toy_run, write_toy
 
 
 @pytest.fixture(scope="module")
@@ -38,3 +40,26 @@ def test_a_run_that_only_trains_the_network(data: Path, tmp_path: Path) -> None:
     assert len(list(stage.rglob("masks/*.png"))) == 8
     assert complete.latest_stage("masks").name == "segment"
     assert any(name.startswith("segment ") for name in complete.evaluation.scores)
+
+
+def test_a_run_that_only_learns_boundaries(data: Path, tmp_path: Path) -> None:
+    recipe = yaml.safe_load(read_recipe_text("scratch"))
+    recipe["stages"] |= {
+        "irn": {"epochs": 1, "batch_size": 4, "crop_size": 32, "pair_radius": 3, "write_maps": False},
+        "regions": {"vote_on": "masks", "source": ["felzenszwalb", "boundaries"], "region_sizes": [20]},
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    run = toy_run(data, tmp_path / "run", recipe=str(path))
+    assert run.recipe.stages["regions"].inputs == {"masks": "segment", "boundary": "irn"}
+    stage = tmp_path / "run" / "irn"
+    assert not (stage / "maps").exists()
+    assert run.latest_stage("maps").name == "cam"
+    assert run.latest_stage("masks").name == "regions"
+
+    network = (stage / "boundary.safetensors").stat()
+    masks = contents(tmp_path / "run" / "regions")
+    toy_run(data, tmp_path / "run", ["irn.write_maps=true"], recipe=str(path))
+    assert (stage / "boundary.safetensors").stat().st_mtime_ns == network.st_mtime_ns  # not trained again
+    assert len(list((stage / "maps").iterdir())) == 8
+    assert contents(tmp_path / "run" / "regions") == masks

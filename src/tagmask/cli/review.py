@@ -39,7 +39,7 @@ def review(
     ] = False,
 ) -> None:  # fmt: skip
     """Look through the masks of a run in the browser, and accept, correct or reject them (kept in review/)."""
-    missing = [name for name in ("starlette", "uvicorn", "skimage") if find_spec(name) is None]
+    missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
     if missing:
         raise RunError('the review page needs more packages: install them with pip install "tagmask[review]".')
 

@@ -58,6 +58,7 @@ class Irn(FeatureSettings, TrainingSettings):
     makes: ClassVar[tuple[ArtifactKind, ...]] = ("boundary", "maps")
     learns_from_pixels: ClassVar[bool] = True
     learning_rates: ClassVar[tuple[str, ...]] = ("lr", "displacement_lr")
+    free_settings: ClassVar[tuple[str, ...]] = (*TrainingSettings.free_settings, "write_maps")
 
     boundaries: Literal["learned", "none"] = Field(
         "learned",
@@ -78,6 +79,9 @@ class Irn(FeatureSettings, TrainingSettings):
     lr: float = Field(0.1, gt=0, description="learning rate of the boundary branch")
     displacement_lr: float = Field(1.0, gt=0, description="learning rate of the displacement branch")
     walk: RandomWalkSettings = Field(RandomWalkSettings(), description="the random walk")
+    write_maps: bool = Field(
+        True, description="make the maps after the walk; false: only train the network, for regions of boundaries"
+    )
     inference_batch_size: int = Field(8, ge=1, description="largest number of images of equal size in a batch")
     instances: bool = Field(False, description="also write instances.json: masks in the format of COCO, one per object")
     instance_threshold: GlobalThreshold = Field(
@@ -99,8 +103,15 @@ class Irn(FeatureSettings, TrainingSettings):
             raise ValueError("instances are found by what the network learns: set boundaries to learned")
         return self
 
+    @model_validator(mode="after")
+    def _maps_are_needed(self) -> Self:
+        if not self.write_maps and (self.instances or self.boundaries == "none"):
+            raise ValueError("write_maps must be true with instances or without learned boundaries")
+        return self
+
     def made_artifacts(self) -> tuple[ArtifactKind, ...]:
-        return self.makes if self.boundaries == "learned" else ("maps",)
+        learned: tuple[ArtifactKind, ...] = ("boundary",) if self.boundaries == "learned" else ()
+        return (*learned, "maps") if self.write_maps else learned
 
     def inference_settings(self) -> tuple[str, ...]:
         return ("walk", "instances", "instance_threshold")
@@ -111,6 +122,9 @@ class Irn(FeatureSettings, TrainingSettings):
             return
         seeds = make_seeds(self.seeds, context)
         train_once(context, BoundaryNetwork, lambda: self.train(context, seeds))
+        if not self.write_maps:
+            context.reporter.info("write_maps is false: the network is trained, and no maps are made")
+            return
         context.make_files("maps", self.prepare_maps)
         if self.instances:
             threshold = record_threshold(context, self.instance_threshold, context.folder)

@@ -10,14 +10,11 @@ there is none; regions overlap only if they are in different layers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from importlib import import_module
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from tagmask.errors import RecipeError
 from tagmask.maps import STRIDE
 from tagmask.refine.random_walk import enlarge
 
@@ -95,15 +92,10 @@ def felzenszwalb_regions(image: np.ndarray, scales: Sequence[float], sigma: floa
         image: [H, W, 3] uint8.
         scales: the larger, the larger the regions.
         sigma: standard deviation in pixels with which the image is smoothed before.
-
-    Raises:
-        RecipeError: scikit-image is not installed.
     """
-    segmentation = _scikit_image("segmentation")
-    layers = [
-        segmentation.felzenszwalb(image, scale=scale, sigma=sigma, min_size=max(1, round(scale / 2))) + 1
-        for scale in scales
-    ]
+    from skimage.segmentation import felzenszwalb
+
+    layers = [felzenszwalb(image, scale=scale, sigma=sigma, min_size=max(1, round(scale / 2))) + 1 for scale in scales]
     return np.stack(layers).astype(np.int32)
 
 
@@ -114,14 +106,12 @@ def slic_regions(image: np.ndarray, region_sizes: Sequence[float], compactness: 
         image: [H, W, 3] uint8.
         region_sizes: the mean area of a superpixel in pixels.
         compactness: the larger, the more the superpixels are squares.
-
-    Raises:
-        RecipeError: scikit-image is not installed.
     """
-    segmentation = _scikit_image("segmentation")
+    from skimage.segmentation import slic
+
     pixels = image.shape[0] * image.shape[1]
     layers = [
-        segmentation.slic(image, n_segments=max(1, round(pixels / area)), compactness=compactness, start_label=1)
+        slic(image, n_segments=max(1, round(pixels / area)), compactness=compactness, start_label=1)
         for area in region_sizes
     ]
     return np.stack(layers).astype(np.int32)
@@ -137,20 +127,12 @@ def boundary_regions(boundary: NDArray[np.float32], size: tuple[int, int], depth
 
     Returns:
         [1, H, W] int32.
-
-    Raises:
-        RecipeError: scikit-image is not installed.
     """
-    segmentation, morphology = _scikit_image("segmentation"), _scikit_image("morphology")
+    from skimage.morphology import h_minima
+    from skimage.segmentation import watershed
+
     heights = enlarge(boundary[None], STRIDE, *size)[0]
-    floors, count = ndimage.label(morphology.h_minima(heights, depth))
+    floors, count = ndimage.label(h_minima(heights, depth))
     if count < 2:
         return np.ones((1, *size), np.int32)
-    return segmentation.watershed(heights, floors)[None].astype(np.int32)
-
-
-def _scikit_image(module: str) -> Any:
-    try:
-        return import_module(f"skimage.{module}")
-    except ImportError as error:
-        raise RecipeError('regions of an image need scikit-image: pip install "tagmask[regions]"') from error
+    return watershed(heights, floors)[None].astype(np.int32)
