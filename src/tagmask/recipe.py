@@ -88,6 +88,10 @@ class Recipe(BaseModel):
             return inputs["maps"]
         return self.maps_behind(inputs["masks"]) if "masks" in inputs else None
 
+    def method_of(self, stage: str) -> str:
+        """Return the name by which recipes call the method of a stage, e.g. "cam"."""
+        return type(self.stages[stage]).__module__.removeprefix("tagmask.methods.")
+
     def backbone_of(self, stage: str) -> str | None:
         """Return the backbone of a stage's network, or of the classifier that it reads; None if neither names one."""
         method = self.stages[stage]
@@ -103,7 +107,7 @@ class Recipe(BaseModel):
             settings = method.model_dump(mode="json")
             if not settings["inputs"]:
                 del settings["inputs"]
-            stages[name] = {"method": type(method).__module__.removeprefix("tagmask.methods."), **settings}
+            stages[name] = {"method": self.method_of(name), **settings}
         head = {"description": self.description, "seed": self.seed}
         return dump_yaml({**head, "stages": stages})
 

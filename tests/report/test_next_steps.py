@@ -14,7 +14,7 @@ from tagmask.evaluate import Evaluation, MapScores
 from tagmask.measure import ActivationStats, SegmentationReport
 from tagmask.measure.image_score import ImageScore
 from tagmask.measure.metrics import SegmentationMetric, ThresholdCurveMetric
-from tagmask.recipe import Recipe
+from tagmask.recipe import Recipe, recipe_with_stage
 from tagmask.report.content import NextStep
 from tagmask.report.next_steps import next_steps
 from tagmask.report.training_section import is_loss_falling
@@ -112,9 +112,30 @@ def test_a_network_that_is_worse_than_its_pseudo_masks() -> None:
     assert "worse" not in steps_of(Evaluation(("cat", "cow"), scores=swapped))[-1].text
 
 
+def test_changed_masks_that_are_worse_than_before() -> None:
+    recipe = recipe_with_stage(RECIPE, "regions", ["vote_on=masks"])
+    scores = {"segment (toy)": measure(0), "regions (toy)": measure(3)}
+    step = steps_of(Evaluation(("cat", "cow"), scores=scores), recipe=recipe)[-1]
+    assert "The masks of regions are worse than those of segment from which it made them (" in step.text
+    assert "--stage segment" in step.command
+
+
+def test_a_stage_with_thresholds_per_image_needs_no_other_threshold() -> None:
+    recipe = recipe_with_stage(RECIPE, "pseudo_masks", ["threshold=per-image"], name="second_masks")
+    maps = {"cam (toy)": maps_best_at(0.7)}
+    steps = steps_of(Evaluation(("cat", "cow"), maps, {"segment (toy)": measure(0)}, {"cam (toy)": 0.3}), recipe=recipe)
+    assert [step.command for step in steps if "threshold" in step.text] == [
+        f"--set pseudo_masks.threshold={maps['cam (toy)'].curve.best_threshold:.2f} --redo"
+    ]
+
+
 def test_poor_maps() -> None:
     metric = ThresholdCurveMetric(3)
     metric.update(np.stack([TARGET == 2, TARGET == 0]).astype(np.float32), np.array([1, 2]), TARGET)
     maps = {"cam (toy)": MapScores(metric.compute(), 0.4, ActivationStats(1.0, 0.0, 0.5))}
     step = steps_of(Evaluation(("cat", "cow"), maps, {"segment (toy)": measure(0)}))[-1]
     assert "poor at any threshold" in step.text
+    assert step.command == "tagmask add-stage 'my run' amn"
+    with_amn = recipe_with_stage(RECIPE, "amn", [])
+    evaluation = Evaluation(("cat", "cow"), maps, {"segment (toy)": measure(0)})
+    assert steps_of(evaluation, recipe=with_amn)[-1].command == "tagmask add-stage 'my run' layercam"

@@ -127,8 +127,7 @@ def _describe_recommendation(recommendation: Recommendation | None) -> str:
 def _summarize_stages(recipe: Recipe, folder: RunFolder, held_out: TaggedImages | None) -> list[StageSummary]:
     summaries = []
     for name, method in recipe.stages.items():
-        method_name = type(method).__module__.removeprefix("tagmask.methods.")
-        summaries.append(_summarize(folder.stage(name), name, method_name, method.inputs))
+        summaries.append(_summarize(folder.stage(name), name, recipe.method_of(name), method.inputs))
     segmenter = recipe.latest("segmenter")
     if held_out is not None and segmenter:
         masks = held_out_folder(folder, held_out)

@@ -100,7 +100,11 @@ def _improvements(
 def _threshold_steps(recipe: Recipe, evaluation: Evaluation, set_name: str) -> list[NextStep]:
     """Return what to do if other thresholds give better masks."""
     steps = []
-    cutters = [name for name in recipe.stages_making("masks") if "maps" in recipe.stages[name].inputs]
+    cutters = [
+        name
+        for name in recipe.stages_making("masks")
+        if "maps" in recipe.stages[name].inputs and getattr(recipe.stages[name], "threshold", None) != "per-image"
+    ]
     rows = {row.name: row for row in map_rows(evaluation.maps, evaluation.thresholds)}
     for name in cutters:
         row = rows.get(f"{recipe.stages[name].inputs['maps']} ({set_name})")
@@ -128,19 +132,31 @@ def _stage_steps(recipe: Recipe, run: str, evaluation: Evaluation, set_name: str
     miou = {name: evaluation.scores[entry].miou for name in recipe.stages_making("masks")
             if (entry := f"{name} ({set_name})") in evaluation.scores}  # fmt: skip
     for name in miou:
-        teacher = recipe.stages[name].inputs.get("masks")
-        if teacher in miou and miou[teacher] - miou[name] > _NOTABLE:
+        earlier = recipe.stages[name].inputs.get("masks")
+        if earlier not in miou or miou[earlier] - miou[name] <= _NOTABLE:
+            continue
+        figures = f"({format_percent(miou[name])} and {format_percent(miou[earlier])} mIoU)"
+        if "segmenter" in recipe.stages[name].makes:
             text = (
-                f"The network of {name} is worse than the masks of {teacher} that it learned from "
-                f"({format_percent(miou[name])} and {format_percent(miou[teacher])} mIoU): use those masks, or train "
-                "the network longer."
+                f"The network of {name} is worse than the masks of {earlier} that it learned from {figures}: use those "
+                "masks, or train the network longer."
             )
-            steps.append(NextStep(text, f"tagmask export {run} --stage {teacher} --out exported"))
+        else:
+            text = (
+                f"The masks of {name} are worse than those of {earlier} from which it made them {figures}: use those."
+            )
+        steps.append(NextStep(text, f"tagmask export {run} --stage {earlier} --out exported"))
     best = max((maps.curve.best_miou for maps in evaluation.maps.values()), default=1.0)
     if best < _LOW_MIOU:
         text = (
             f"The response maps are poor at any threshold ({format_percent(best)} mIoU at best). Correct wrong tags, "
             "add images in which the classes occur without each other, or try another method, e.g.:"
         )
-        steps.append(NextStep(text, f"tagmask add-stage {run} amn"))
+        steps.append(NextStep(text, f"tagmask add-stage {run} {_untried_method(recipe)}"))
     return steps
+
+
+def _untried_method(recipe: Recipe) -> str:
+    """Return a method that makes maps, if possible one that the recipe does not have."""
+    used = {recipe.method_of(stage) for stage in recipe.stages}
+    return next((name for name in ("amn", "layercam", "infercam") if name not in used), "amn")
