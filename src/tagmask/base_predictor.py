@@ -66,6 +66,14 @@ class BasePredictor(ABC):
     def single_pass(self) -> Self:
         """Return the same network, but each image is seen once, at its own size: no scales, no flip, no CRF."""
 
+    def with_regions(self) -> Self:
+        """Return the same network, whose masks then follow regions, as those of the run's stage `regions` do.
+
+        Raises:
+            RunError: the network does not belong to a run with such a stage.
+        """
+        raise RunError("an exported network has no regions: use the folder of the run.")
+
     @abstractmethod
     def segment(self, image: np.ndarray, tags: Sequence[int] | None) -> np.ndarray:
         """Segment one image.
@@ -114,6 +122,7 @@ class BasePredictor(ABC):
         also: Iterable[str] = (),
         competition: Literal["comp5", "comp6"] = "comp6",
         single_pass: bool = False,
+        regions: bool = False,
         skip_bad: bool = False,
         redo: bool = False,
         quiet: bool = False,
@@ -129,6 +138,7 @@ class BasePredictor(ABC):
             also: further formats to write, see `Run.export`. They get the name of the list as the name of the set.
             competition: in the format "voc-server", see `ExportSettings`.
             single_pass: see each image once, at its own size: no scales, no flip, no CRF, as an ONNX file does.
+            regions: then let regions vote on each mask, see `with_regions`.
             skip_bad: leave out images that cannot be read.
             redo: replace masks in `out` that another network made, or that belong to other images or tags.
             quiet: print nothing.
@@ -138,10 +148,13 @@ class BasePredictor(ABC):
 
         Raises:
             DataError: an image, the list or the table cannot be read.
-            RunError: `out`/masks holds something else, or one of the formats cannot hold the masks.
+            RunError: `out`/masks holds something else, one of the formats cannot hold the masks, or there are no
+                regions.
         """
-        if single_pass:
-            return self.single_pass().predict_files(
+        if single_pass or regions:
+            chosen = self.single_pass() if single_pass else self
+            chosen = chosen.with_regions() if regions else chosen
+            return chosen.predict_files(
                 paths, out, tags=tags, split=split, also=also, competition=competition, skip_bad=skip_bad, redo=redo,
                 quiet=quiet,
             )  # fmt: skip

@@ -149,6 +149,14 @@ def random_window(size: tuple[int, int], rng: np.random.Generator) -> Window:
     return slice(top, top + sides[0]), slice(left, left + sides[1])
 
 
+def reduce_image(image: np.ndarray) -> np.ndarray:
+    """Reduce an image [H, W, 3] uint8 to `reduced_size` if it is large; otherwise return it as it is."""
+    size = reduced_size((image.shape[0], image.shape[1]))
+    if image.shape[:2] == size:
+        return image
+    return np.array(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+
+
 def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize a label map.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from tagmask.models.inference import prepare_for_inference_inplace
 from tagmask.models.saved_network import CONFIG_FILE
 from tagmask.models.segmenter import SINGLE_PASS, InferenceConfig, Segmenter, SegmenterConfig
 from tagmask.progress import Reporter
+from tagmask.region_vote import RegionVote
 from tagmask.stage import InferenceContext
 from tagmask.stage_folder import StageFolder
 
@@ -35,6 +36,8 @@ class Predictor(BasePredictor):
             the dense CRF.
         compute: device and processes.
         weights_key: identifies the weights.
+        regions: the vote that changes the network's masks; None: they stay as they are.
+        load_regions: loads the vote of the run; None: the network does not belong to a run.
 
     Example:
         >>> predictor = tagmask.load("run").predictor
@@ -48,15 +51,23 @@ class Predictor(BasePredictor):
     inference: InferenceConfig
     compute: Compute
     weights_key: str = ""
+    regions: RegionVote | None = None
+    load_regions: Callable[[], RegionVote] | None = None
 
     @classmethod
-    def load(cls, folder: Path, compute: Compute, weights_key: str = "") -> Predictor:
+    def load(
+        cls,
+        folder: Path,
+        compute: Compute,
+        weights_key: str = "",
+        load_regions: Callable[[], RegionVote] | None = None,
+    ) -> Predictor:
         """Load the network of a stage folder. Raises RunError if there is none."""
         network = prepare_for_inference_inplace(Segmenter.load(folder), compute)
         inference = read_model(folder / CONFIG_FILE, SegmenterConfig, remedy=RUN_AGAIN).test
         if inference is None:
             raise RunError(f"{folder / CONFIG_FILE} does not say how the network is applied: {REMOVE}.")
-        return cls(network, inference, compute, weights_key)
+        return cls(network, inference, compute, weights_key, load_regions=load_regions)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -65,7 +76,8 @@ class Predictor(BasePredictor):
 
     @property
     def network_key(self) -> str:
-        return digest([self.weights_key, "single pass"]) if self.inference == SINGLE_PASS else self.weights_key
+        key = digest([self.weights_key, "single pass"]) if self.inference == SINGLE_PASS else self.weights_key
+        return key if self.regions is None else digest([key, self.regions.key])
 
     @property
     def processes(self) -> Compute:
@@ -74,11 +86,19 @@ class Predictor(BasePredictor):
     def single_pass(self) -> Predictor:
         return replace(self, inference=SINGLE_PASS)
 
+    def with_regions(self) -> Predictor:
+        if self.load_regions is None:
+            return super().with_regions()
+        return replace(self, regions=self.load_regions())
+
     def segment(self, image: np.ndarray, tags: Sequence[int] | None) -> np.ndarray:
         with explain_out_of_memory("the segmentation network", self.compute.device, _MEMORY_ADVICE):
-            return segment_in_tiles(self.network, image, tags, self.inference, self.compute)
+            labels = segment_in_tiles(self.network, image, tags, self.inference, self.compute)
+            return labels if self.regions is None else self.regions.prepare(image)(labels)
 
     def write_missing_masks(self, folder: StageFolder, images: TaggedImages, reporter: Reporter) -> None:
         context = InferenceContext(folder, images, self.compute, reporter)
         with explain_out_of_memory("the segmentation network", self.compute.device, _MEMORY_ADVICE):
-            write_missing_masks(self.network, context, self.inference, BATCH_SIZE)
+            write_missing_masks(
+                self.network, context, self.inference, BATCH_SIZE, self.regions.prepare if self.regions else None
+            )

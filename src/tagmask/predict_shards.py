@@ -77,6 +77,7 @@ def predict_shards(
     part: tuple[int, int] | None = None,
     engine: Engine = "local",
     single_pass: bool = False,
+    regions: bool = False,
     skip_bad: bool = False,
     redo: bool = False,
     device: str = "auto",
@@ -95,6 +96,7 @@ def predict_shards(
             all shards.
         engine: "local": this process; "ray": actors on a Ray cluster.
         single_pass: see each image once, at its own size: no scales, no flip, no CRF.
+        regions: then let the regions of the run vote on each mask, see `BasePredictor.with_regions`.
         skip_bad: leave out images that cannot be read.
         redo: replace masks of another network or of other images.
         device, precision, workers: see `tagmask.load`; with Ray, `workers` is the number of actors.
@@ -122,7 +124,7 @@ def predict_shards(
         remove_unfinished(Path(folder), min_age=UNFINISHED_SECONDS)
     tasks = [ShardTask(file.url, join_url(out_root, file.name)) for file in files[number - 1 :: count]]
     settings = ShardSettings(skip_bad=skip_bad, redo=redo)
-    load = partial(_load_network, _absolute(str(network)), device, precision, single_pass)
+    load = partial(_load_network, _absolute(str(network)), device, precision, single_pass, regions)
     outcomes = list[ShardOutcome]()
     reporter = make_reporter(quiet)
     with reporter.progress("masks of the network", len(tasks), "shards") as advance:
@@ -157,13 +159,14 @@ def _killed(task: ShardTask) -> ShardOutcome:
 
 
 def _load_network(
-    network: str, device: str, precision: Precision, single_pass: bool, workers: int | None
+    network: str, device: str, precision: Precision, single_pass: bool, regions: bool, workers: int | None
 ) -> BasePredictor:
     """Load a network, in this process or in an actor."""
     if network.endswith(".onnx"):
         from tagmask.deploy.onnx_predictor import load_onnx
 
-        return load_onnx(network, device=device, workers=workers)
+        from_file = load_onnx(network, device=device, workers=workers)
+        return from_file.with_regions() if regions else from_file
     from tagmask.api import load
     from tagmask.results import Run
 
@@ -171,7 +174,8 @@ def _load_network(
     predictor = opened.predictor if isinstance(opened, Run) else opened
     if predictor.processes.world_size > 1:
         raise RunError("shards are not divided by torchrun or srun: start single processes with --shard i/n instead.")
-    return predictor.single_pass() if single_pass else predictor
+    predictor = predictor.single_pass() if single_pass else predictor
+    return predictor.with_regions() if regions else predictor
 
 
 def _absolute(path: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -139,9 +139,11 @@ class Run:
     def predictor(self) -> Predictor:
         """The final segmentation network. Raises RunError if the run has none, or not yet."""
         from tagmask.predict import Predictor
+        from tagmask.region_vote import RegionVote
 
         stage = self.latest_stage("segmenter")
-        return Predictor.load(stage.path, self.compute, digest(stage.read_key_if_any()))
+        load_regions = partial(RegionVote.load, self.recipe, self._files, stage.name, self.compute)
+        return Predictor.load(stage.path, self.compute, digest(stage.read_key_if_any()), load_regions)
 
     def predict(self, image: np.ndarray, tags: Sequence[str] | None = None) -> np.ndarray:
         """Segment one image with the final network: a label map [H, W] uint8. See `Predictor.predict`.
@@ -413,6 +415,7 @@ class Run:
         also: Iterable[str] = (),
         competition: Literal["comp5", "comp6"] = "comp6",
         single_pass: bool = False,
+        regions: bool = False,
         skip_bad: bool = False,
         redo: bool = False,
         quiet: bool = False,
@@ -428,7 +431,7 @@ class Run:
             make_reporter(quiet).info(f"warning: {recommendation.reason}")
         return self.predictor.predict_files(
             paths, out, tags=tags, split=split, also=also, competition=competition, single_pass=single_pass,
-            skip_bad=skip_bad, redo=redo, quiet=quiet,
+            regions=regions, skip_bad=skip_bad, redo=redo, quiet=quiet,
         )  # fmt: skip
 
     def __repr__(self) -> str:

@@ -153,6 +153,14 @@ def predict(
             "always so for ONNX files.",
         ),
     ] = False,
+    regions: Annotated[
+        bool,
+        typer.Option(
+            "--regions",
+            help="Then let regions of the image vote on each mask, as the stage `regions` does at the end of the run: "
+            "better outlines, and slower.",
+        ),
+    ] = False,
     redo: Annotated[
         bool,
         typer.Option(
@@ -184,7 +192,7 @@ def predict(
                 raise typer.BadParameter(f"{option} has no effect on shards: leave it out")
         _predict_shards(
             network, images[0], out, compute, output, split=split, part=shard, engine=engine, single_pass=single_pass,
-            skip_bad=skip_bad, redo=redo,
+            regions=regions, skip_bad=skip_bad, redo=redo,
         )  # fmt: skip
         return
     if engine != "local" or shard is not None:
@@ -192,7 +200,7 @@ def predict(
     formats = [name.strip() for names in also or () for name in names.split(",") if name.strip()]
     masks = _open_network(network, compute).predict_files(
         images, out, tags=tags, split=split, also=formats, competition=competition, single_pass=single_pass,
-        skip_bad=skip_bad, redo=redo, quiet=output.no_progress,
+        regions=regions, skip_bad=skip_bad, redo=redo, quiet=output.no_progress,
     )  # fmt: skip
     if not is_main_process():
         return

@@ -195,14 +195,19 @@ class Regions(Method):
         """Write the mask of an image from its maps, cut at the threshold, or without one from its mask."""
         image = sample.read_reduced_image()
         if threshold is None:
-            old = read_label_map(source_path)
-            size = (old.shape[0], old.shape[1])
-            labels = self.voted(sample, image, resize_labels(old, reduced_size(size)), boundary)
+            labels = self.changed_labels(sample, image, read_label_map(source_path), boundary)
         else:
             maps = ResponseMaps.load(source_path)
-            size = maps.size
-            labels = self.label_map(sample, image, maps.resized(reduced_size(size)), threshold, boundary)
-        write_label_map(mask_path, resize_labels(labels, size))
+            reduced = self.label_map(sample, image, maps.resized(reduced_size(maps.size)), threshold, boundary)
+            labels = resize_labels(reduced, maps.size)
+        write_label_map(mask_path, labels)
+
+    def changed_labels(
+        self, sample: Sample, image: np.ndarray, labels: np.ndarray, boundary: np.ndarray | None
+    ) -> np.ndarray:
+        """Return a label map [H, W] uint8 after the vote on its image, which is reduced if it is large."""
+        size = (labels.shape[0], labels.shape[1])
+        return resize_labels(self.voted(sample, image, resize_labels(labels, reduced_size(size)), boundary), size)
 
     def label_map(
         self,

@@ -56,6 +56,12 @@ from tagmask.training import ParameterGroup, ParameterGroups, Training, Training
 Prediction = tuple[Sample, np.ndarray, np.ndarray, np.ndarray]
 """A sample, its image [H, W, 3] uint8, and the ids [L] and probabilities [L, H, W] of its labels."""
 
+ChangeLabels = Callable[[np.ndarray], np.ndarray]
+"""Changes a label map [H, W] uint8; it can be pickled."""
+
+PrepareChange = Callable[[np.ndarray], ChangeLabels]
+"""Returns, for an image [H, W, 3] uint8, what changes its label map."""
+
 
 class Segment(BackboneSettings, TrainingSettings, InferenceSettings):
     """Train a segmentation network on the pseudo-masks, and segment the training images with it."""
@@ -428,11 +434,15 @@ def predict_pending_images(
 
 
 def write_missing_masks(
-    network: Segmenter, context: InferenceContext, inference: InferenceConfig, batch_size: int
+    network: Segmenter,
+    context: InferenceContext,
+    inference: InferenceConfig,
+    batch_size: int,
+    prepare_change: PrepareChange | None = None,
 ) -> None:
     """Write the network's label map of every image that has none yet; see `predict_pending_images`.
 
-    Large images follow one by one, see `segment_in_tiles`.
+    Large images follow one by one, see `segment_in_tiles`. `prepare_change` says what then happens to each label map.
     """
     small = context.images.select(lambda sample: not (sample.size and is_large(sample.size)))
     large = context.images.select(lambda sample: bool(sample.size and is_large(sample.size)))
@@ -441,7 +451,9 @@ def write_missing_masks(
     )
     jobs = (
         delayed(_write_mask)(
-            context.folder.mask_path(sample.id), prepare_most_probable_labels(image, ids, probabilities, inference.crf)
+            context.folder.mask_path(sample.id),
+            prepare_most_probable_labels(image, ids, probabilities, inference.crf),
+            prepare_change and prepare_change(image),
         )
         for sample, image, ids, probabilities in predictions
     )
@@ -453,10 +465,10 @@ def write_missing_masks(
     num_tiles = sum(len(tiles(sample.size)) for (sample,) in groups if sample.size)
     with context.reporter.progress("large images", num_tiles, "tiles") as advance:
         for (sample,) in groups:
-            labels = segment_in_tiles(
-                network, sample.read_image(), sample.tags, inference, context.compute, lambda: advance(1)
-            )
-            write_label_map(context.folder.mask_path(sample.id), labels)
+            image = sample.read_image()
+            labels = segment_in_tiles(network, image, sample.tags, inference, context.compute, lambda: advance(1))
+            change = prepare_change and prepare_change(image)
+            write_label_map(context.folder.mask_path(sample.id), change(labels) if change else labels)
 
 
 def segment_in_tiles(
@@ -491,5 +503,6 @@ def segment_in_tiles(
     return segment_tiles(image, segment, on_tile)
 
 
-def _write_mask(path: Path, make_labels: Callable[[], np.ndarray]) -> None:
-    write_label_map(path, make_labels())
+def _write_mask(path: Path, make_labels: Callable[[], np.ndarray], change: ChangeLabels | None) -> None:
+    labels = make_labels()
+    write_label_map(path, change(labels) if change else labels)
