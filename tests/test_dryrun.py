@@ -42,7 +42,7 @@ from tagmask.training_curves import read_history
 from tests.runs import SETTINGS, toy_run, write_toy
 
 # 5 steps are 3 epochs of 8 images in batches of 4. With an epoch of the 4 images of the subset, they would be 5.
-CHANGES = [*SETTINGS, "cam.epochs=1", "segment.epochs=null", "segment.steps=5"]
+CHANGES = [*SETTINGS, "cam.epochs=1", "segment.epochs=null", "segment.steps=5", "segment.calibration_images=6"]
 HALF = 4 * 40 * 48  # pixels of 4 of the 8 images
 
 
@@ -88,6 +88,7 @@ def test_counts_equal_those_of_the_run(result: DryRun, run_folder: Path) -> None
     assert steps == {"cam": 2, "segment": 6}
     assert counts["cam", "training 1 epoch"] == (steps["cam"], "steps")
     assert counts["segment", "training 3 epochs"] == (5, "steps")  # the last epoch ends at the number of steps
+    assert counts["segment", "calibrating"] == (6, "steps")
     loops = (("cam", "response maps"), ("pseudo_masks", "pseudo-masks"), ("segment", "masks of the network"))
     for stage, description in loops:
         num_files = len(list((run_folder / stage).glob("ma*s/*")))

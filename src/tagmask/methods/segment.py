@@ -215,7 +215,7 @@ class Segment(BackboneSettings, TrainingSettings, InferenceSettings):
         samples = evenly_spaced(context.images.samples, self.calibration_images)
         total = min(self.calibration_images, context.images_per_epoch)  # of a whole run; a dry run has fewer samples
         pixels = []
-        with context.reporter.progress("calibrating", total) as advance:
+        with context.reporter.progress("calibrating", total, "steps") as advance:
             for sample in samples:
                 image = sample.read_image()
                 window = middle_window((image.shape[0], image.shape[1]))
