@@ -51,7 +51,7 @@ def test_what_to_look_at_and_how_to_use_the_results() -> None:
     assert "without ground truth: b, a. Correct the tags" in first.text
     assert first.command == "tagmask scores 'my run'"
     assert second.command.startswith("tagmask export 'my run'")
-    assert third.command.startswith("tagmask predict 'my run'")
+    assert third.command == "tagmask predict 'my run' NEW_IMAGES --out predictions"
     assert (fourth.text[:17], fourth.command) == ("Measure the masks", "--masks FOLDER")
 
 
@@ -118,6 +118,8 @@ def test_changed_masks_that_are_worse_than_before() -> None:
     step = steps_of(Evaluation(("cat", "cow"), scores=scores), recipe=recipe)[-1]
     assert "The masks of regions are worse than those of segment from which it made them (" in step.text
     assert "--stage segment" in step.command
+    commands = [step.command for step in steps_of(Evaluation(("cat", "cow")), recipe=recipe)]
+    assert "tagmask predict 'my run' NEW_IMAGES --out predictions --regions" in commands
 
 
 def test_a_stage_with_thresholds_per_image_needs_no_other_threshold() -> None:

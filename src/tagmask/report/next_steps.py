@@ -13,6 +13,7 @@ from tagmask.formatting import format_percent
 from tagmask.image_scores import sort_scores
 from tagmask.measure.image_score import ImageScore
 from tagmask.recipe import Recipe
+from tagmask.region_vote import find_region_stage
 from tagmask.report.content import NextStep
 from tagmask.report.sections import map_rows
 from tagmask.report.training_section import is_loss_falling
@@ -60,8 +61,9 @@ def next_steps(
                 f"tagmask export {run} --format coco --out exported",
             )
         )
-    if recipe.latest("segmenter"):
-        steps.append(NextStep("Segment new images:", f"tagmask predict {run} NEW_IMAGES --out predictions"))
+    if segmenter := recipe.latest("segmenter"):
+        regions = " --regions" if find_region_stage(recipe, segmenter) else ""
+        steps.append(NextStep("Segment new images:", f"tagmask predict {run} NEW_IMAGES --out predictions{regions}"))
     return [*steps, *_improvements(recipe, run, evaluation, histories, set_name)]
 
 
