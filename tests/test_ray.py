@@ -95,7 +95,7 @@ class KillingPredictor:
 
 
 def load_killing(network: Path, folder: Path, times: int, workers: int) -> Any:
-    return KillingPredictor(_load_network(str(network), "cpu", "float32", False, workers), folder, times)  # type: ignore[arg-type]
+    return KillingPredictor(_load_network(str(network), "cpu", "float32", False, False, workers), folder, times)  # type: ignore[arg-type]
 
 
 def test_the_same_bytes(network: Path, shards: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_s3(network: Path, make_storage: MakeStorage, tmp_path: Path) -> None:
 
 def load_with_environment(variables: dict[str, str], network: Path, workers: int) -> Any:
     os.environ |= variables
-    return _load_network(str(network), "cpu", "float32", False, workers)
+    return _load_network(str(network), "cpu", "float32", False, False, workers)
 
 
 def test_a_network_that_cannot_be_loaded_is_one_sentence(shards: Path, tmp_path: Path) -> None:
