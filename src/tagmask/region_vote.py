@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import torch
 
 from tagmask.artifacts import digest
 from tagmask.compute import Compute
 from tagmask.data.samples import Sample
-from tagmask.data.transforms import normalize_images
 from tagmask.errors import RunError
 from tagmask.label_map import present_classes
 from tagmask.large_images import reduce_image
 from tagmask.methods.regions import Regions
-from tagmask.models.boundary_network import BoundaryNetwork, predict_boundaries
+from tagmask.models.boundary_network import BoundaryNetwork, predict_image_boundaries
 from tagmask.models.inference import prepare_for_inference_inplace
 from tagmask.recipe import Recipe
 from tagmask.run_folder import RunFolder
@@ -73,18 +71,9 @@ class RegionVote:
         Args:
             image: [H, W, 3] uint8 RGB. A large image is reduced, as in the stage.
         """
-        image = reduce_image(image)
-        return partial(_changed_labels, self.method, image, self._boundary(image))
-
-    def _boundary(self, image: np.ndarray) -> np.ndarray | None:
-        network = self.boundary_network
-        if network is None:
-            return None
-        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].to(self.compute.device)
-        with self.compute.autocast(network):
-            normalized = normalize_images(pixels, network.backbone.mean, network.backbone.std)
-            [boundary], _ = predict_boundaries(network, normalized)
-        return boundary.cpu().numpy()
+        image, network = reduce_image(image), self.boundary_network
+        boundary = None if network is None else predict_image_boundaries(network, image, self.compute)
+        return partial(_changed_labels, self.method, image, boundary)
 
 
 def find_region_stage(recipe: Recipe, segmenter: str) -> str | None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -19,16 +19,19 @@ from tagmask.artifacts import read_json, write_json
 from tagmask.compute import Compute
 from tagmask.data.images import read_image
 from tagmask.data.samples import TaggedImages
+from tagmask.data.transforms import normalize_images
 from tagmask.errors import RecipeError
 from tagmask.label_map import read_label_map
 from tagmask.maps import ResponseMaps, grid_size
 from tagmask.methods._threshold import Threshold, doubt_about, record_threshold
 from tagmask.methods.pseudo_masks import PseudoMasks
+from tagmask.methods.segment import class_probabilities
+from tagmask.models.boundary_network import BoundaryNetwork, predict_boundaries
 from tagmask.models.segmenter import Segmenter
 from tagmask.progress import Reporter
 from tagmask.recipe import load_recipe
 from tagmask.refine.dense_crf import dense_crf, unary_from_labels
-from tagmask.refine.image_threshold import choose_threshold
+from tagmask.refine.image_threshold import choose_threshold, expected_threshold, mean_root_num_tags
 from tagmask.refine.settings import CrfSettings
 from tagmask.stage import StageContext
 from tagmask.stage_folder import StageFolder, ThresholdRecord
@@ -72,6 +75,18 @@ class TestThresholdPerImageWithNetwork(MethodContract):
     @pytest.fixture
     def earlier_stages(self, earlier_stages: dict[str, Path], segmenter: Path) -> dict[str, Path]:
         return {**earlier_stages, "segmenter": segmenter}
+
+
+class TestThresholdPerImageWithBoundaries(MethodContract):
+    method = PseudoMasks
+    settings = {"threshold": "per-image", "cue": "none", "edges": "boundaries", "crf": {"steps": 2}}  # noqa: RUF012
+    trains = False
+
+
+class TestThresholdPerImageWithNetworkAndBoundaries(TestThresholdPerImageWithNetwork):
+    settings = {  # noqa: RUF012
+        "threshold": "per-image", "cue": "network", "edges": "boundaries", "crf": {"steps": 2}
+    }  # fmt: skip
 
 
 def constant_maps(size: tuple[int, int], *values: float, classes: tuple[int, ...] | None = None) -> ResponseMaps:
@@ -346,6 +361,46 @@ def test_a_network_as_cue_needs_an_earlier_segmentation_network(tmp_path: Path) 
     stages = "cam: , pseudo_masks: , segment: , again: {method: pseudo_masks, threshold: per-image, cue: network}"
     recipe.write_text(f"stages: {{{stages}}}", encoding="utf-8")
     assert load_recipe(str(recipe)).stages["again"].inputs == {"maps": "cam", "segmenter": "segment"}
+
+
+@pytest.mark.parametrize("cue", ["none", "network"])
+def test_masks_with_boundaries_are_chosen_with_those_of_each_image(
+    make_context: MakeContext, earlier_stages: dict[str, Path], segmenter: Path, cue: Literal["none", "network"]
+) -> None:
+    context = make_context(maps=earlier_stages["maps"], segmenter=segmenter, boundary=earlier_stages["boundary"])
+    method = PseudoMasks(threshold="per-image", cue=cue, edges="boundaries", crf=CrfSettings(steps=1))
+    method.run(context)
+    boundary_network = BoundaryNetwork.load(earlier_stages["boundary"]).eval()
+    network = Segmenter.load(segmenter).eval()
+    record = context.folder.read_threshold_if_any()
+    assert record is not None
+    typical = mean_root_num_tags(sample.tags for sample in context.images.samples)
+    for sample in context.images.samples:
+        image, maps = sample.read_image(), ResponseMaps.load(StageFolder(earlier_stages["maps"]).maps_path(sample.id))
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+        backbone = boundary_network.backbone
+        boundary = predict_boundaries(boundary_network, normalize_images(pixels, backbone.mean, backbone.std))[0][0]
+        foreground = None
+        if cue == "network":
+            images = normalize_images(pixels, network.mean, network.std)
+            foreground = 1 - class_probabilities(network, images, [sample.tags])[0][1][0]
+        expected = expected_threshold(record.threshold, len(sample.tags or ()), typical)
+        choice = choose_threshold(
+            image, maps, expected, CrfSettings(steps=1), foreground=foreground, boundary=boundary.numpy()
+        )
+        labels = choice.labels if sample.tags else np.zeros(sample.size or (0, 0), np.uint8)
+        np.testing.assert_array_equal(read_label_map(context.folder.mask_path(sample.id)), labels)
+
+
+def test_boundaries_come_from_an_earlier_stage(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    per_image = "{threshold: per-image, edges: boundaries}"
+    recipe.write_text(f"stages: {{cam: , pseudo_masks: {per_image}}}", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"needs a network of boundaries.* one of these methods: irn\.$"):
+        load_recipe(str(recipe))
+    assert PseudoMasks(edges="boundaries").required_inputs() == ("maps",)  # only a threshold per image uses them
+    recipe.write_text(f"stages: {{cam: , irn: {{write_maps: false}}, pseudo_masks: {per_image}}}", encoding="utf-8")
+    assert load_recipe(str(recipe)).stages["pseudo_masks"].inputs == {"maps": "cam", "boundary": "irn"}
 
 
 @pytest.mark.parametrize("cue", ["none", "saliency", "network"])

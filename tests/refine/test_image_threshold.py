@@ -115,6 +115,17 @@ def test_a_given_foreground_decides_on_an_image_of_one_color() -> None:
     assert choose_threshold(uniform, cone_maps(0.05), 0.4, None).threshold == pytest.approx(0.4)
 
 
+def test_learned_boundaries_decide_on_an_image_of_one_color() -> None:
+    """The outline lies on the ring of boundaries: at 1 − 0.05 · radius."""
+    uniform = np.full((*SIZE, 3), 90, np.uint8)
+    y, x = np.indices(grid_size(SIZE))
+    distance = np.hypot(4 * y + 1.5 - 24, 4 * x + 1.5 - 32)
+    for radius, threshold in ((9, 0.55), (16, 0.2)):
+        ring = np.exp(-(((distance - radius) / 3) ** 2)).astype(np.float32)
+        choice = choose_threshold(uniform, cone_maps(0.05), 0.4, None, boundary=ring)
+        assert choice.threshold == pytest.approx(threshold, abs=0.06)
+
+
 def test_the_labels_belong_to_the_chosen_threshold() -> None:
     crf = CrfSettings(steps=3)
     choice = choose_threshold(disc_image(12), cone_maps(0.04, (2, 9)), 0.35, crf, 0.6)

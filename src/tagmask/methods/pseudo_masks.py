@@ -7,7 +7,9 @@ are described in `tagmask.refine.image_threshold`). Dense CRF: Krähenbühl and 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import starmap
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -15,6 +17,7 @@ import numpy as np
 from joblib import delayed
 from pydantic import Field, model_validator
 
+from tagmask.data.loading import load_image_batches
 from tagmask.data.saliency import read_and_resize_saliency, saliency_fingerprint
 from tagmask.data.samples import Sample, TaggedImages
 from tagmask.label_map import write_label_map
@@ -23,6 +26,7 @@ from tagmask.maps import ResponseMaps
 from tagmask.methods._settings import InferenceSettings, Scales
 from tagmask.methods._threshold import Threshold, record_threshold
 from tagmask.methods.segment import predict_pending_images
+from tagmask.models.boundary_network import BoundaryNetwork, predict_image_boundaries
 from tagmask.models.inference import prepare_for_inference_inplace
 from tagmask.models.segmenter import Segmenter
 from tagmask.refine.dense_crf import compile_crf_kernels
@@ -30,6 +34,21 @@ from tagmask.refine.image_threshold import choose_threshold, expected_threshold,
 from tagmask.refine.map_cutting import confident_seeds, cut_maps, cut_maps_by_power, threshold_of_power
 from tagmask.refine.settings import CrfSettings, SeedSettings
 from tagmask.stage import ArtifactKind, MakeFiles, StageContext
+
+
+@dataclass(frozen=True)
+class View:
+    """What networks have computed of an image before its mask is made.
+
+    Attributes:
+        image: [H, W, 3] uint8, RGB, a large image at its reduced size; None: it is not read yet.
+        foreground: [H, W] float, 0..1, how likely a pixel is foreground.
+        boundary: [ceil(H / 4), ceil(W / 4)] float, 0..1, how likely a cell lies on a boundary.
+    """
+
+    image: np.ndarray | None = None
+    foreground: np.ndarray | None = None
+    boundary: np.ndarray | None = None
 
 
 class PseudoMasks(InferenceSettings):
@@ -77,6 +96,11 @@ class PseudoMasks(InferenceSettings):
         description="what helps to choose a threshold per image: saliency (the saliency map of the image, if it has "
         "one), network (the segmentation network of an earlier stage), or none",
     )
+    edges: Literal["image", "boundaries"] = Field(
+        "image",
+        description="where the outlines should lie for a threshold per image: image (on its edges) or boundaries (also "
+        "on those that the network of an earlier stage irn has learned)",
+    )
     scales: Scales = Field(
         (1.0,), description="if cue is network: factors by which an image is resized for the network"
     )
@@ -85,7 +109,8 @@ class PseudoMasks(InferenceSettings):
     )
 
     def required_inputs(self) -> tuple[ArtifactKind, ...]:
-        return ("maps", "segmenter") if self._uses_network else ("maps",)
+        network: tuple[ArtifactKind, ...] = ("segmenter",) if self._uses_network else ()
+        return ("maps", *network, "boundary") if self._uses_boundaries else ("maps", *network)
 
     def extra_fingerprint(self, images: TaggedImages) -> str | None:
         return saliency_fingerprint(images) if self._uses_saliency else None
@@ -105,6 +130,10 @@ class PseudoMasks(InferenceSettings):
     @property
     def _uses_network(self) -> bool:
         return self.threshold == "per-image" and self.cue == "network"
+
+    @property
+    def _uses_boundaries(self) -> bool:
+        return self.threshold == "per-image" and self.edges == "boundaries"
 
     @property
     def _crf(self) -> CrfSettings | None:
@@ -135,58 +164,60 @@ class PseudoMasks(InferenceSettings):
         return f"saliency maps help to choose the thresholds of {some}"
 
     def prepare_masks(self, threshold: float, typical: float, context: StageContext) -> MakeFiles:
-        """Load the network, if it is used, and return the function that makes the masks.
+        """Load the networks that are used, and return the function that makes the masks.
 
         Args:
             threshold: of the whole run.
             typical: see `mean_root_num_tags`.
             context: of the stage.
         """
-        network = None
+        network = boundary_network = None
         if self._uses_network:
             network = prepare_for_inference_inplace(Segmenter.load(context.inputs["segmenter"].path), context.compute)
-        return partial(self._write_missing_masks, threshold, typical, network)
+        if self._uses_boundaries:
+            boundary_network = BoundaryNetwork.load(context.inputs["boundary"].path)
+            boundary_network = prepare_for_inference_inplace(boundary_network, context.compute)
+        return partial(self._write_missing_masks, threshold, typical, network, boundary_network)
 
     def _write_missing_masks(
-        self, threshold: float, typical: float, network: Segmenter | None, context: StageContext
-    ) -> None:
-        if network is not None:
-            jobs, total = self._jobs_with_network(context, threshold, typical, network)
-        else:
-            groups = context.pending_shard([[sample] for sample in context.images.samples], context.folder.mask_path)
-            jobs = (self._job(context, sample, threshold, typical) for (sample,) in groups)
-            total = len(groups)
-        if total and self._crf:
-            compile_crf_kernels(context.reporter.info)
-        context.run_in_workers("pseudo-masks", jobs, total)
-
-    def _job(
         self,
-        context: StageContext,
-        sample: Sample,
         threshold: float,
         typical: float,
-        image: np.ndarray | None = None,
-        foreground: np.ndarray | None = None,
-    ) -> Any:
-        """Return a joblib job that writes the label map of one image."""
-        if self.threshold == "per-image":
-            threshold = expected_threshold(threshold, len(sample.tags or ()), typical)
-        maps_path = context.inputs["maps"].maps_path(sample.id)
-        return delayed(self._write_mask)(
-            context.folder.mask_path(sample.id), maps_path, sample, threshold, image, foreground
-        )
+        network: Segmenter | None,
+        boundary_network: BoundaryNetwork | None,
+        context: StageContext,
+    ) -> None:
+        views, total = self._pending_views(context, network, reads_images=boundary_network is not None)
+        if total and self._crf:
+            compile_crf_kernels(context.reporter.info)
 
-    def _jobs_with_network(
-        self, context: StageContext, threshold: float, typical: float, network: Segmenter
-    ) -> tuple[Iterator[Any], int]:
-        """Return the jobs of all images, with the foreground probabilities of the earlier network, and their number."""
-        predictions, total = predict_pending_images(network, context, self.scales, self.inference_batch_size)
-        jobs = (
-            self._job(context, sample, threshold, typical, image, 1 - probabilities[0])
-            for sample, image, _, probabilities in predictions
-        )
-        return jobs, total
+        def job(sample: Sample, view: View) -> Any:
+            expected = threshold
+            if self.threshold == "per-image":
+                expected = expected_threshold(threshold, len(sample.tags or ()), typical)
+            if boundary_network is not None and view.image is not None:
+                boundary = predict_image_boundaries(boundary_network, view.image, context.compute)
+                view = replace(view, boundary=boundary)
+            maps_path = context.inputs["maps"].maps_path(sample.id)
+            return delayed(self._write_mask)(context.folder.mask_path(sample.id), maps_path, sample, expected, view)
+
+        context.run_in_workers("pseudo-masks", starmap(job, views), total)
+
+    def _pending_views(
+        self, context: StageContext, network: Segmenter | None, *, reads_images: bool
+    ) -> tuple[Iterator[tuple[Sample, View]], int]:
+        """Return the images without a mask with what this process has computed of them, and their number."""
+        if network is not None:
+            predictions, total = predict_pending_images(network, context, self.scales, self.inference_batch_size)
+            return (
+                (sample, View(image, 1 - probabilities[0])) for sample, image, _, probabilities in predictions
+            ), total
+        groups = context.pending_shard([[sample] for sample in context.images.samples], context.folder.mask_path)
+        if not reads_images or not groups:
+            return ((sample, View()) for (sample,) in groups), len(groups)
+        loaded = load_image_batches(groups, context.compute)
+        images = ((sample, pixels[0].permute(1, 2, 0).contiguous().numpy()) for (sample,), pixels in loaded)
+        return ((sample, View(image)) for sample, image in images), len(groups)
 
     def _write_mask(
         self,
@@ -194,19 +225,24 @@ class PseudoMasks(InferenceSettings):
         maps_path: Path,
         sample: Sample,
         threshold: float,
-        image: np.ndarray | None,
-        foreground: np.ndarray | None,
+        view: View,
     ) -> None:
-        image = sample.read_reduced_image() if image is None else image
+        image = sample.read_reduced_image() if view.image is None else view.image
         maps = ResponseMaps.load(maps_path)
         reduced = maps.resized(reduced_size(maps.size))
+        foreground = view.foreground
         if self._uses_saliency and sample.saliency and len(maps.classes):
             foreground = read_and_resize_saliency(sample.saliency, reduced.size)
-        labels = self.label_map(image, reduced, threshold, foreground)
+        labels = self.label_map(image, reduced, threshold, foreground, view.boundary)
         write_label_map(mask_path, resize_labels(labels, maps.size))
 
     def label_map(
-        self, image: np.ndarray, maps: ResponseMaps, threshold: float, foreground: np.ndarray | None = None
+        self,
+        image: np.ndarray,
+        maps: ResponseMaps,
+        threshold: float,
+        foreground: np.ndarray | None = None,
+        boundary: np.ndarray | None = None,
     ) -> np.ndarray:
         """Make the label map of one image.
 
@@ -215,12 +251,15 @@ class PseudoMasks(InferenceSettings):
             maps: its response maps.
             threshold: where to cut them; with a threshold per image, the expected one.
             foreground: [H, W] float, 0..1, a cue for the threshold per image: how likely a pixel is foreground.
+            boundary: [ceil(H / 4), ceil(W / 4)] float, 0..1, another one: how likely a cell lies on a boundary.
 
         Returns:
             [H, W] uint8: 0 background, class ids, 255 ignored.
         """
         if self.threshold == "per-image" and len(maps.classes):
-            choice = choose_threshold(image, maps, threshold, self._crf, self.gt_prob, foreground=foreground)
+            choice = choose_threshold(
+                image, maps, threshold, self._crf, self.gt_prob, foreground=foreground, boundary=boundary
+            )
             if not self.margin and not self.color_weight:
                 return choice.labels
             threshold = choice.threshold

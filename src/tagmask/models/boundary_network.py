@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tagmask.data.transforms import normalize_images
 from tagmask.errors import RecipeError
 from tagmask.maps import STRIDE, grid_size
 from tagmask.models.backbone import Backbone
 from tagmask.models.inference import with_hflip
 from tagmask.models.saved_network import BackboneConfig, NetworkConfig, SavedNetwork
+
+if TYPE_CHECKING:
+    from tagmask.compute import Compute
 
 MAX_LEVELS = 5  # a ResNet has five; of a network with more (the blocks of a ViT), five evenly spaced levels are used
 
@@ -168,6 +173,25 @@ def predict_boundaries(network: BoundaryNetwork, images: Tensor) -> tuple[Tensor
     original, flipped = logits.float().chunk(2)
     boundary = ((original + flipped.flip(2)) / 2).sigmoid()
     return boundary[:, :height, :width], displacement[: len(images), :, :height, :width].float()
+
+
+def predict_image_boundaries(network: BoundaryNetwork, image: np.ndarray, compute: Compute) -> NDArray[np.float32]:
+    """Compute the boundary probabilities of one image.
+
+    Args:
+        network: prepared for inference.
+        image: [H, W, 3] uint8 RGB.
+        compute: device and precision.
+
+    Returns:
+        [ceil(H / 4), ceil(W / 4)] in 0..1.
+    """
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].to(compute.device)
+    with compute.autocast(network):
+        images = normalize_images(pixels, network.backbone.mean, network.backbone.std)
+        [boundary], _ = predict_boundaries(network, images)
+    probabilities: NDArray[np.float32] = boundary.cpu().numpy()
+    return probabilities
 
 
 def _reduction(channels: int, width: int, groups: int) -> nn.Module:

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from tagmask.label_map import label_boundaries
-from tagmask.maps import ResponseMaps
+from tagmask.maps import STRIDE, ResponseMaps
 from tagmask.refine.colors import color_bins
 from tagmask.refine.map_cutting import refine_labels
+from tagmask.refine.random_walk import enlarge
 from tagmask.refine.settings import CrfSettings
 
 # The candidates around the expected threshold, and the weights of the terms of the score, were chosen on 800
@@ -25,6 +26,7 @@ MIN_THRESHOLD, MAX_THRESHOLD = 0.02, 0.98  # of the candidates
 DISTANCE_WEIGHT, DISTANCE_WIDTH = 0.2, 0.2
 COLOR_WEIGHT = 0.5
 EDGE_WEIGHT = 0.1
+BOUNDARY_WEIGHT = 2.0
 # A weight of 1 is 0.8 points of mIoU better with good saliency, 0.8 worse with a network, 0.4 worse with weak saliency.
 AGREEMENT_WEIGHT = 0.5
 
@@ -53,12 +55,13 @@ def choose_threshold(
     gt_prob: float = 0.7,
     *,
     foreground: np.ndarray | None = None,
+    boundary: np.ndarray | None = None,
 ) -> ThresholdChoice:
     """Choose the threshold near the expected one whose foreground is most like an object.
 
-    The score of a threshold is the sum of four terms: how well its foreground agrees with `foreground`, before and
+    The score of a threshold is the sum of five terms: how well its foreground agrees with `foreground`, before and
     after the CRF; how much the colors of the foreground after the CRF differ from the rest; whether its outlines lie
-    on edges of the image; how near the threshold is to the expected one.
+    on edges of the image, and on `boundary`; how near the threshold is to the expected one.
 
     Args:
         image: [H, W, 3] uint8, RGB.
@@ -67,6 +70,7 @@ def choose_threshold(
         crf: settings of the CRF; None: no CRF.
         gt_prob: probability, in (0, 1), with which the CRF takes its input labels to be right.
         foreground: [H, W] float, 0..1, probability that a pixel is foreground, from saliency or a network.
+        boundary: [ceil(H / 4), ceil(W / 4)] float, 0..1, from IRN's network: whether a cell lies on a boundary.
 
     Returns:
         The threshold, its label map, and all candidates with their scores.
@@ -78,6 +82,7 @@ def choose_threshold(
         raise ValueError(f"image {list(image.shape)} does not fit maps of an image of {list(maps.size)}")
     thresholds = np.unique(np.clip(expected + OFFSETS, MIN_THRESHOLD, MAX_THRESHOLD))
     colors, gradient = color_bins(image), log_gradient(image)
+    boundaries = None if boundary is None else enlarge(boundary[None], STRIDE, *maps.size)[0]
     cut = np.stack([maps.label_map(threshold) for threshold in thresholds.tolist()])
     refined = cut if crf is None else refine_labels(image, cut, maps.classes, crf, gt_prob)
     scores = []
@@ -85,6 +90,8 @@ def choose_threshold(
         score = -DISTANCE_WEIGHT / 2 * ((threshold - expected) / DISTANCE_WIDTH) ** 2
         score += COLOR_WEIGHT * color_information(colors, labels > 0)
         score += EDGE_WEIGHT * edge_strength(gradient, labels)
+        if boundaries is not None:
+            score += BOUNDARY_WEIGHT * edge_strength(boundaries, labels)
         if foreground is not None:
             score += AGREEMENT_WEIGHT * (soft_iou(before > 0, foreground) + soft_iou(labels > 0, foreground))
         scores.append(score)
@@ -170,7 +177,7 @@ def edge_strength(gradient: NDArray[np.float32], labels: np.ndarray) -> float:
     """Return how much stronger the edges of an image are along the outlines of a label map than on average.
 
     Args:
-        gradient: [H, W] float32, see `log_gradient`.
+        gradient: [H, W] float32, see `log_gradient`, or probabilities of boundaries.
         labels: [H, W] uint8.
 
     Returns:
