@@ -24,7 +24,7 @@ from tagmask.label_map import read_label_map
 from tagmask.large_images import HALO, MAX_PIXELS, is_large, random_window, reduced_size, resize_labels, tiles
 from tagmask.maps import ResponseMaps, grid_size
 from tagmask.methods.cam import response_maps
-from tagmask.methods.pseudo_masks import PseudoMasks
+from tagmask.methods.pseudo_masks import PseudoMasks, View
 from tagmask.methods.segment import class_probabilities, segment_in_tiles
 from tagmask.models.segmenter import InferenceConfig
 from tagmask.pipeline import run_stages
@@ -273,6 +273,6 @@ def test_the_memory_for_25_megapixels_is_bounded(tmp_path: Path) -> None:
         assert predictor.predict(read_image(tmp_path / "a.jpg")).shape == size
         ResponseMaps(np.array([1, 2]), random, size).save(tmp_path / "a.safetensors")
         method = PseudoMasks(refine="none", threshold=0.5)
-        method._write_mask(tmp_path / "m.png", tmp_path / "a.safetensors", sample, 0.5, None, None)
+        method._write_mask(tmp_path / "m.png", tmp_path / "a.safetensors", sample, 0.5, View())
 
     assert peak_memory(predict_and_cut) < 0.7 * 2**30
